@@ -1,0 +1,3 @@
+"""MedSymmFlow: one velocity field that generates medical images and classifies them, with uncertainty."""
+
+__version__ = "0.1.0"

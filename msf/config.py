@@ -1,0 +1,322 @@
+"""What an experiment is made of: small frozen dataclasses that check themselves, and the named recipes.
+
+A field's `help` metadata is the text of the command-line flag generated from it. A checkpoint stores the whole
+`ExperimentConfig`; inference needs no architecture flags. Library functions take the values they need, never this
+configuration of everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
+TimeCoupling = Literal["shared", "independent"]
+TimeSampling = Literal["uniform", "logit_normal"]
+QkvOrder = Literal["legacy", "new"]
+Precision = Literal["fp32", "bf16"]
+FlowName = Literal["joint", "conditional"]
+MethodName = Literal["euler", "midpoint", "heun", "rk4", "rk4_38"]
+
+
+def _described(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+def _require(is_met: bool, name: str, wanted: str, got: object) -> None:
+    if not is_met:
+        raise ValueError(f"{name} must be {wanted}; got {got!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """Base of the configuration classes: literal fields hold a known name, numbers are finite."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            hint = hints[entry.name]
+            if typing.get_origin(hint) is Literal:
+                known = typing.get_args(hint)
+                _require(value in known, entry.name, "one of " + ", ".join(known), value)
+            elif hint is bool:
+                if not isinstance(value, bool):
+                    raise TypeError(f"{entry.name} must be a bool; got {value!r}")
+            elif hint in (int, float):
+                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                    raise TypeError(f"{entry.name} must be a number; got {value!r}")
+                if hint is int and not isinstance(value, int):
+                    raise TypeError(f"{entry.name} must be a whole number; got {value!r}")
+                _require(math.isfinite(value), entry.name, "finite", value)
+        self._check()
+
+    def _check(self) -> None:
+        """Check ranges and combinations; overridden by the classes that have any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeConfig(_Checked):
+    """How a label becomes a semantic map (method: label codes)."""
+
+    name: CodeName = _described("rgb", "label code: what the semantic channels mean")
+    beta: float = _described(4.0, "rgb: width of the dequantisation noise in colour levels; grey: scale of the labels")
+
+    def _check(self) -> None:
+        _require(self.beta >= 0, "beta", ">= 0", self.beta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathConfig(_Checked):
+    """The symmetric probability path and how times are drawn on it in training."""
+
+    time_coupling: TimeCoupling = _described(
+        "shared", "shared: one time for both streams (published); independent: one per stream"
+    )
+    sigma_min: float = _described(1e-4, "smallest noise of the path, in training only")
+    image_weight: float = _described(0.7, "lambda: weight of the image part of the loss")
+    time_sampling: TimeSampling = _described("uniform", "distribution of the training times")
+    end_share: float = _described(
+        0.0, "share of the training items at exactly t = 1, where one-step classification starts"
+    )
+
+    def _check(self) -> None:
+        _require(0 <= self.sigma_min < 1, "sigma_min", "in [0, 1)", self.sigma_min)
+        _require(0 <= self.image_weight <= 1, "image_weight", "in [0, 1]", self.image_weight)
+        _require(0 <= self.end_share <= 1, "end_share", "in [0, 1]", self.end_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(_Checked):
+    """The ADM U-Net without its input and output widths, which follow from the data and the code."""
+
+    base_channels: int = _described(64, "channels of the first level; a multiple of 32")
+    channel_multipliers: tuple[int, ...] = _described((1, 2, 2, 2), "channels of each level, as multiples of the base")
+    n_res_blocks: int = _described(2, "residual blocks per level")
+    attention_down_rates: tuple[int, ...] = _described(
+        (2,),
+        "down-sampling rates (powers of two) at which attention runs; the middle always has it",
+    )
+    head_channels: int | None = _described(64, "channels per attention head")
+    n_heads: int | None = _described(None, "attention heads; instead of head channels")
+    qkv_order: QkvOrder = _described(
+        "legacy", "packing of queries, keys and values: legacy (per head) or new (q | k | v)"
+    )
+    use_scale_shift_norm: bool = _described(False, "time enters as scale and shift after the norm")
+    use_residual_updown: bool = _described(False, "residual blocks change the resolution")
+    dropout: float = _described(0.0, "dropout inside residual blocks, in training")
+
+    def _check(self) -> None:
+        _require(
+            self.base_channels > 0 and self.base_channels % 32 == 0,
+            "base_channels", "a positive multiple of 32 (GroupNorm has 32 groups)", self.base_channels,
+        )  # fmt: skip
+        multipliers = self.channel_multipliers
+        _require(
+            len(multipliers) > 0 and all(m >= 1 for m in multipliers),
+            "channel_multipliers", "one whole number >= 1 per level", multipliers,
+        )  # fmt: skip
+        _require(self.n_res_blocks >= 1, "n_res_blocks", ">= 1", self.n_res_blocks)
+        known = tuple(2**level for level in range(len(multipliers)))
+        _require(
+            all(rate in known for rate in self.attention_down_rates),
+            "attention_down_rates", f"among {known} for {len(multipliers)} levels",
+            self.attention_down_rates,
+        )  # fmt: skip
+        if (self.head_channels is None) == (self.n_heads is None):
+            raise ValueError(
+                "exactly one of head_channels and n_heads must be given; got "
+                f"head_channels={self.head_channels!r}, n_heads={self.n_heads!r}"
+            )
+        _require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width that the network takes are multiples of this."""
+        return 1 << (len(self.channel_multipliers) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Checked):
+    """Which images, and at which working size."""
+
+    dataset: str = _described("phantoms", "name of a known data set, or the path of an .npz in MedMNIST layout")
+    image_size: int = _described(32, "height and width that the network sees; images are resized")
+    flips: bool | None = _described(
+        None, "random horizontal and vertical flips in training; default: as published per data set"
+    )
+
+    def _check(self) -> None:
+        _require(self.image_size > 0, "image_size", "positive", self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Checked):
+    """Optimiser, schedule, weight averaging and precision."""
+
+    epochs: int = _described(1000, "passes over the training split")
+    batch_size: int = _described(64, "pictures per step")
+    learning_rate: float = _described(4e-4, "largest learning rate of the one-cycle cosine schedule")
+    min_learning_rate: float = _described(1e-6, "first and last learning rate of the schedule")
+    warmup_share: float = _described(0.1, "share of the steps in which the rate rises")
+    weight_decay: float = _described(0.0, "decoupled weight decay of AdamW")
+    gradient_clip: float = _described(1.0, "largest gradient norm; 0 switches clipping off")
+    ema_decay: float = _described(0.7, "decay of the exponential moving average, per step")
+    precision: Precision = _described("bf16", "arithmetic of the network in training")
+    seed: int = _described(0, "seed of weights, order, times and noise")
+
+    def _check(self) -> None:
+        _require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
+        _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
+        _require(
+            0 < self.min_learning_rate <= self.learning_rate,
+            "min_learning_rate", f"in (0, learning_rate = {self.learning_rate}]",
+            self.min_learning_rate,
+        )  # fmt: skip
+        _require(0 <= self.warmup_share < 1, "warmup_share", "in [0, 1)", self.warmup_share)
+        _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
+        _require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
+        _require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        _require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(_Checked):
+    """Pixel space, or the latent space of a pretrained autoencoder."""
+
+    name: Literal["identity", "kl"] = _described(
+        "identity", "identity: the flow runs on pixels; kl: on the latents of an AutoencoderKL"
+    )
+    source: str | None = _described(None, "hub id or local folder of the autoencoder's weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig(_Checked):
+    """How predictions and pictures are made unless the caller says otherwise."""
+
+    flow: FlowName = _described("joint", "joint (published) or conditional (independent times)")
+    classify_method: MethodName = _described("euler", "solver of the classification")
+    classify_steps: int = _described(1, "solver steps of the classification")
+    n_samples: int = _described(16, "noise draws per picture")
+    generate_method: MethodName = _described("euler", "solver of the generation")
+    generate_steps: int = _described(25, "solver steps of the generation")
+
+    def _check(self) -> None:
+        for name in ("classify_steps", "n_samples", "generate_steps"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(_Checked):
+    """What the data decides: never a flag, always stored with a checkpoint."""
+
+    n_classes: int
+    image_channels: int
+    class_names: tuple[str, ...] = ()
+    is_ordinal: bool = False
+
+    def _check(self) -> None:
+        _require(self.n_classes >= 2, "n_classes", ">= 2", self.n_classes)
+        _require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
+        _require(
+            len(self.class_names) in (0, self.n_classes),
+            "class_names", f"empty or one per class ({self.n_classes})", self.class_names,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(_Checked):
+    """Everything that a checkpoint remembers."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    code: CodeConfig = field(default_factory=CodeConfig)
+    path: PathConfig = field(default_factory=PathConfig)
+    network: UNetConfig = field(default_factory=UNetConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    def _check(self) -> None:
+        if self.autoencoder.name != "identity" and self.code.name == "grey":
+            raise ValueError(
+                "code 'grey' cannot be used with an autoencoder: its one channel has no latents; "
+                "use rgb, or a code at latent resolution (one_hot, simplex, thermometer)"
+            )
+        multiple = self.network.size_multiple
+        if self.autoencoder.name == "identity" and self.data.image_size % multiple:
+            levels = len(self.network.channel_multipliers)
+            raise ValueError(
+                f"image_size must be a multiple of {multiple} for {levels} network levels; got {self.data.image_size}"
+            )
+        if self.inference.flow == "conditional" and self.path.time_coupling == "shared":
+            raise ValueError(
+                "flow 'conditional' needs a network trained with time_coupling='independent'; got 'shared'"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values, as stored in `config.json`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from nested plain values; missing fields take their defaults.
+
+        Raises:
+            ValueError: Unknown fields (the text lists the known ones) or values out of range.
+            TypeError: A value of the wrong type.
+        """
+        return typing.cast(Self, _from_dict(cls, values, "config"))
+
+
+def _from_dict(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{where} must be a mapping of fields; got {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    known = {entry.name for entry in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    _require(not unknown, where, "made of " + ", ".join(sorted(known)), unknown)
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            read[name] = _from_dict(hint, value, name)  # type: ignore[arg-type]
+        elif typing.get_origin(hint) is tuple and isinstance(value, list):
+            read[name] = tuple(value)
+        else:
+            read[name] = value
+    return cls(**read)
+
+
+def optional_base(hint: Any) -> Any:
+    """Return `X` for the type hint `X | None`, and the hint itself otherwise."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+_PUBLISHED_28 = ExperimentConfig(
+    data=DataConfig(dataset="bloodmnist", image_size=32),
+)
+
+RECIPES: dict[str, ExperimentConfig] = {
+    # Minutes on two cores. Half of the items are at t = 1: with uniform times only, a one-step classifier is still at
+    # the majority class after six epochs.
+    "cpu-small": ExperimentConfig(
+        data=DataConfig(dataset="phantoms", image_size=32),
+        path=PathConfig(end_share=0.5),
+        network=UNetConfig(base_channels=32, head_channels=32),
+        train=TrainConfig(epochs=8, ema_decay=0.99),
+    ),
+    "published-28": _PUBLISHED_28,
+    "published-224": dataclasses.replace(
+        _PUBLISHED_28,
+        data=DataConfig(dataset="bloodmnist", image_size=256),
+        network=UNetConfig(base_channels=128),
+        autoencoder=AutoencoderConfig(name="kl", source="stabilityai/sd-vae-ft-mse"),
+    ),
+}

@@ -1,0 +1,176 @@
+"""Which implementation serves a call, and why the others do not.
+
+An operator is a table of backends. Each backend can say, for the machine and for given inputs, why it cannot serve;
+the list of reasons is empty when it can. `backend="auto"` takes the first backend of the operator's measured order
+without a reason; an explicit backend is served or refused, never replaced. A check that raises is a bug and is not
+swallowed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from msf_kernels.errors import BackendUnavailableError
+
+BACKEND_ENV = "MSF_KERNELS_BACKEND"
+
+_log = logging.getLogger(__name__)
+_registry: dict[str, Operator] = {}
+# A plain list, not a context variable: torch.compile traces and guards it.
+_override: list[str] = []
+
+
+def _no_reasons(*_args: Any, **_kwargs: Any) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run an operator.
+
+    Args:
+        name: `reference`, `native`, `triton`, or a library's name.
+        run: Callable with the operator's own arguments (without the selector).
+        machine_reasons: Why it cannot run here, whatever the input; called without arguments.
+        input_reasons: Why it cannot serve these inputs; called with the operator's own arguments. Host-only: shapes,
+            dtypes, devices and strides, never tensor values.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    machine_reasons: Callable[[], list[str]] = _no_reasons
+    input_reasons: Callable[..., list[str]] = _no_reasons
+
+
+class Operator:
+    """A public operation with its backends, in the order in which `auto` tries them."""
+
+    def __init__(self, name: str, backends: Sequence[Backend]) -> None:
+        """Register the operator under its name for `backends()`."""
+        self.name = name
+        self.backends = {backend.name: backend for backend in backends}
+        self._logged = False
+        _registry[name] = self
+
+    def __call__(self, backend: str, *args: Any, **kwargs: Any) -> Any:
+        """Run on the chosen backend; `args` and `kwargs` are already validated."""
+        return self.choose(backend, *args, **kwargs).run(*args, **kwargs)
+
+    def reasons(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
+        """Return, per backend, why it cannot serve these inputs here (empty: it can)."""
+        return {
+            name: backend.machine_reasons() or backend.input_reasons(*args, **kwargs)
+            for name, backend in self.backends.items()
+        }
+
+    def choose(self, backend: str, *args: Any, **kwargs: Any) -> Backend:
+        """Return the backend that serves the call.
+
+        Raises:
+            ValueError: The name is not one of this operator's backends.
+            BackendUnavailableError: The named backend, or every backend under `auto`, refuses.
+        """
+        wanted = _resolve(backend, self.backends)
+        if wanted == "auto":
+            for candidate in self.backends.values():
+                if not candidate.machine_reasons() and not candidate.input_reasons(*args, **kwargs):
+                    self._log_choice(candidate.name)
+                    return candidate
+        else:
+            if wanted not in self.backends:
+                known = ", ".join(["auto", *self.backends])
+                raise ValueError(f"{self.name}: backend must be one of {known}; got {wanted!r}")
+            named = self.backends[wanted]
+            if not named.machine_reasons() and not named.input_reasons(*args, **kwargs):
+                return named
+        raise BackendUnavailableError(self.name, wanted, self.reasons(*args, **kwargs), _describe(args, kwargs))
+
+    def _log_choice(self, chosen: str) -> None:
+        if not self._logged and not torch.compiler.is_compiling():
+            self._logged = True
+            _log.debug("%s: auto chose %s", self.name, chosen)
+
+
+def backends() -> dict[str, dict[str, list[str]]]:
+    """Return `{operator: {backend: [reasons it cannot serve on this machine]}}`; an empty list means that it can."""
+    return {
+        name: {b.name: b.machine_reasons() for b in operator.backends.values()}
+        for name, operator in sorted(_registry.items())
+    }
+
+
+def explain(operator: str, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
+    """Return, per backend of one operator, why it cannot serve the given inputs, without running anything.
+
+    Args:
+        operator: Name of a public operator, such as `"group_norm_silu"`.
+        *args: The operator's own positional arguments.
+        **kwargs: The operator's own keyword arguments, without `backend`.
+
+    Raises:
+        ValueError: Unknown operator; the text lists the known ones.
+    """
+    if operator not in _registry:
+        raise ValueError(f"operator must be one of {', '.join(sorted(_registry))}; got {operator!r}")
+    return _registry[operator].reasons(*args, **kwargs)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Make `backend="auto"` mean `name` inside the block.
+
+    An operator whose backend of that name refuses raises: a forced backend is never replaced. Operators that have no
+    backend of that name at all (`"sdpa"` exists for attention only) stay on `auto`. The setting belongs to the
+    process, not to a thread. It comes before the environment variable `MSF_KERNELS_BACKEND`; an explicit `backend=`
+    argument of a call comes before both.
+
+    Args:
+        name: `"reference"`, `"native"`, `"triton"`, `"auto"` or a library backend's name.
+
+    Raises:
+        ValueError: No operator has a backend of that name.
+    """
+    _check_known(name, "backend")
+    _override.append(name)
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def _resolve(backend: str, available: Mapping[str, Backend]) -> str:
+    if backend != "auto":
+        return backend
+    if _override:
+        forced = _override[-1]
+    else:
+        forced = os.environ.get(BACKEND_ENV) or "auto"
+        if forced != "auto" and forced not in available:
+            _check_known(forced, BACKEND_ENV)
+    return forced if forced in available else "auto"
+
+
+def _check_known(name: str, argument: str) -> None:
+    known = {"auto"}.union(*(operator.backends for operator in _registry.values()))
+    if name not in known:
+        raise ValueError(f"{argument} must be one of {', '.join(sorted(known))}; got {name!r}")
+
+
+def _describe(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    named = [("", value) for value in args] + [(f"{k}=", value) for k, value in kwargs.items()]
+    return ", ".join(name + _describe_one(value) for name, value in named if value is not None)
+
+
+def _describe_one(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {list(value.shape)} on {value.device} with strides {value.stride()}"
+    if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
+        return "[" + "; ".join(_describe_one(v) for v in value) + "]"
+    return repr(value)
