@@ -1,0 +1,409 @@
+"""The velocity network: a residual U-Net with attention in the ADM layout, and nothing about flows or labels.
+
+Modules stand at the positions of the authors' key layout (`input_blocks.i.j`, `in_layers.0`, `out.2`, ...), so that
+their state dict loads as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from msf.config import QkvOrder, UNetConfig
+from msf_kernels import group_norm_silu, spatial_attention
+from msf_kernels.shapes import FeatureMap, JointState, TimeBatch
+
+N_GROUPS = 32
+EMBEDDING_EXPANSION = 4
+# Meant for step counts in the hundreds and used on t in [0, 1]: most frequencies barely move. Kept, because released
+# weights depend on it.
+MAX_PERIOD = 10_000.0
+
+Resample = Literal["down", "up"]
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class UNet(nn.Module):
+    """Evaluate the velocity field v(z, t) of a joint state.
+
+    Args:
+        config: Widths, depths, attention and normalisation.
+        in_channels: Channels of the state z.
+        out_channels: Channels of the velocity; equal to `in_channels` for a flow.
+        n_times: 1: one time for both streams. 2: one time per stream, each with its own embedding; the embeddings
+            are summed.
+
+    Raises:
+        ValueError: Channels below 1, another `n_times`, or a width under attention that the heads do not divide.
+
+    Numerics:
+        The sinusoid of t is computed in fp32 (fp64 for an fp64 network), whatever dtype the weights have. The last
+        convolution, and the last layer of every residual and attention block, start at zero: a fresh network returns
+        v = 0. Initial weights follow `torch.manual_seed`.
+
+    Source:
+        Dhariwal and Nichol, arXiv 2105.05233 (ADM), as used by MedSymmFlow, arXiv 2507.19098. Two time embeddings:
+        the idea of UniDiffuser, arXiv 2303.06555.
+    """
+
+    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int, *, n_times: int = 1) -> None:
+        """Build the network with fresh weights."""
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1; got {value}")
+        if n_times not in (1, 2):
+            raise ValueError(f"n_times must be 1 or 2; got {n_times}")
+        self.config = config
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.n_times = n_times
+
+        base = config.base_channels
+        embedding = EMBEDDING_EXPANSION * base
+        self.time_embed = _time_mlp(base, embedding)
+        self.time_embed_semantic = _time_mlp(base, embedding) if n_times == 2 else None
+
+        widths = [multiplier * base for multiplier in config.channel_multipliers]
+        last_level = len(widths) - 1
+        channels = widths[0]
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels, channels, 3, padding=1)])])
+        skip_channels = [channels]
+        for level, width in enumerate(widths):
+            for _ in range(config.n_res_blocks):
+                self.input_blocks.append(Stage(self._layers(channels, width, embedding, level)))
+                channels = width
+                skip_channels.append(channels)
+            if level < last_level:
+                self.input_blocks.append(Stage([self._resampling(channels, embedding, "down")]))
+                skip_channels.append(channels)
+
+        self.middle_block = Stage(
+            [
+                self._res_block(channels, channels, embedding),
+                AttentionBlock(channels, config),
+                self._res_block(channels, channels, embedding),
+            ]
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for i in range(config.n_res_blocks + 1):
+                layers = self._layers(channels + skip_channels.pop(), widths[level], embedding, level)
+                channels = widths[level]
+                if level > 0 and i == config.n_res_blocks:
+                    layers.append(self._resampling(channels, embedding, "up"))
+                self.output_blocks.append(Stage(layers))
+        self.out = NormConv(channels, out_channels, starts_at_zero=True)
+
+    def _layers(self, in_channels: int, out_channels: int, embedding: int, level: int) -> list[nn.Module]:
+        layers: list[nn.Module] = [self._res_block(in_channels, out_channels, embedding)]
+        if 2**level in self.config.attention_down_rates:
+            layers.append(AttentionBlock(out_channels, self.config))
+        return layers
+
+    def _res_block(
+        self, in_channels: int, out_channels: int, embedding: int, resample: Resample | None = None
+    ) -> ResBlock:
+        return ResBlock(
+            in_channels,
+            out_channels,
+            embedding,
+            dropout=self.config.dropout,
+            use_scale_shift_norm=self.config.use_scale_shift_norm,
+            resample=resample,
+        )
+
+    def _resampling(self, channels: int, embedding: int, direction: Resample) -> nn.Module:
+        if self.config.use_residual_updown:
+            return self._res_block(channels, channels, embedding, direction)
+        return Downsample(channels) if direction == "down" else Upsample(channels)
+
+    def forward(self, z: JointState, t: float | TimeBatch) -> JointState:
+        """Return the velocity at the state z and time t.
+
+        Args:
+            z: Joint state; [N, in_channels, H, W], H and W multiples of 2^(levels - 1). Converted to the dtype of the
+                weights.
+            t: Time in [0, 1]. A number, or a tensor [], is one embedding for the whole batch; [N] is one per item.
+                With `n_times=2` these mean both streams at that time, and [1, 2] or [N, 2] is (t_image, t_semantic).
+
+        Returns:
+            Velocity; [N, out_channels, H, W], in the dtype of the weights (under autocast: the autocast dtype).
+
+        Raises:
+            TypeError: `t` is neither a number nor a floating tensor.
+            ValueError: Shape of z or t.
+        """
+        self._check_state(z)
+        embedding = self.embed_time(t, z.shape[0])
+        h = z.to(self.out.conv.weight.dtype)
+        skips = []
+        for stage in self.input_blocks:
+            h = stage(h, embedding)
+            skips.append(h)
+        h = self.middle_block(h, embedding)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
+        return cast(Tensor, self.out(h))
+
+    def embed_time(self, t: float | TimeBatch, n_items: int) -> Tensor:
+        """Return the time embedding that every residual block projects.
+
+        Args:
+            t: As in `forward`.
+            n_items: Items N of the batch, which a `t` per item must match.
+
+        Returns:
+            Embedding; [1, 4 * base_channels] if all items share the time, else [N, 4 * base_channels].
+
+        Raises:
+            TypeError: `t` is neither a number nor a floating tensor.
+            ValueError: Shape of t.
+        """
+        weight = self.out.conv.weight
+        times = _time_rows(t, n_items, self.n_times, weight)  # [1|N, n_times]
+        rows = sinusoid(times, self.config.base_channels).to(weight.dtype)  # [1|N, n_times, base]
+        embedding = self.time_embed(rows[:, 0])
+        if self.time_embed_semantic is not None:
+            embedding = embedding + self.time_embed_semantic(rows[:, 1])
+        return cast(Tensor, embedding)
+
+    def _check_state(self, z: Tensor) -> None:
+        if z.ndim != 4 or z.shape[1] != self.in_channels:
+            raise ValueError(f"z must be [N, {self.in_channels}, H, W]; got {list(z.shape)}")
+        multiple = self.config.size_multiple
+        if z.shape[2] % multiple or z.shape[3] % multiple:
+            levels = len(self.config.channel_multipliers)
+            raise ValueError(
+                f"z must have H and W that are multiples of {multiple} for {levels} levels; got {list(z.shape)}"
+            )
+
+
+def sinusoid(t: Tensor, n_channels: int) -> Tensor:
+    """Return cosines, then sines, of t at geometrically spaced frequencies.
+
+    `[cos(t w_0), ..., sin(t w_0), ...]` with `w_i = MAX_PERIOD ** (-i / (n_channels / 2))`.
+
+    Args:
+        t: Times; any shape, fp32 or fp64.
+        n_channels: Length of the new last axis; even.
+
+    Returns:
+        [*t.shape, n_channels], in the dtype of t.
+
+    Source:
+        Vaswani et al., arXiv 1706.03762, section 3.5, with all cosines first.
+    """
+    half = n_channels // 2
+    exponents = torch.arange(half, device=t.device, dtype=t.dtype) / half
+    angles = t[..., None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+class NormConv(nn.Sequential):
+    """GroupNorm, SiLU and a 3x3 convolution, which a residual block enters between the two.
+
+    Args:
+        in_channels: Channels of the input; a multiple of 32.
+        out_channels: Channels of the output.
+        dropout: Share of the convolution's inputs zeroed in training; None: no such layer in the key layout.
+        starts_at_zero: Whether the convolution's weights and bias start at zero.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, dropout: float | None = None, starts_at_zero: bool = False
+    ) -> None:
+        """Build the layers in the order of the key layout."""
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        drop = [] if dropout is None else [nn.Dropout(dropout)]
+        super().__init__(
+            nn.GroupNorm(N_GROUPS, in_channels), nn.SiLU(), *drop, _zeroed(conv) if starts_at_zero else conv
+        )
+
+    @property
+    def norm(self) -> nn.GroupNorm:
+        """The normalisation."""
+        return cast(nn.GroupNorm, self[0])
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution."""
+        return cast(nn.Conv2d, self[-1])
+
+    def activate(
+        self, h: FeatureMap, *, add: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> FeatureMap:
+        """Return silu(norm(h + add) * (1 + scale) + shift); `add`, `scale`, `shift` are [1|N, in_channels]."""
+        h = group_norm_silu(h, N_GROUPS, self.norm.weight, self.norm.bias, add=add, scale=scale, shift=shift)
+        return cast(Tensor, self[2](h)) if isinstance(self[2], nn.Dropout) else h
+
+    def forward(self, h: FeatureMap) -> FeatureMap:
+        """Return conv(silu(norm(h))); [N, out_channels, H, W]."""
+        return cast(Tensor, self.conv(self.activate(h)))
+
+
+class ResBlock(nn.Module):
+    """Residual block that the time embedding enters.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output; if they differ, a 1x1 convolution carries the input over.
+        embedding_channels: Length of the time embedding.
+        dropout: Dropout before the second convolution, in training.
+        use_scale_shift_norm: The embedding scales and shifts the second norm's output instead of being added to its
+            input.
+        resample: Halve or double height and width inside the block.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        *,
+        dropout: float,
+        use_scale_shift_norm: bool,
+        resample: Resample | None = None,
+    ) -> None:
+        """Build the layers; the second convolution starts at zero."""
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resample = resample
+        self.in_layers = NormConv(in_channels, out_channels)
+        projected = 2 * out_channels if use_scale_shift_norm else out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, projected))
+        self.out_layers = NormConv(out_channels, out_channels, dropout=dropout, starts_at_zero=True)
+        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: FeatureMap, embedding: Tensor) -> FeatureMap:
+        """Return the block's output; `embedding` is [1|N, embedding_channels]."""
+        h = self.in_layers.activate(x)
+        if self.resample is not None:
+            h, x = _resized(h, self.resample), _resized(x, self.resample)
+        h = self.in_layers.conv(h)
+        projected = self.emb_layers(embedding)  # [1|N, out_channels], or twice as many
+        if self.use_scale_shift_norm:
+            scale, shift = projected.chunk(2, dim=1)
+            h = self.out_layers.activate(h, scale=scale, shift=shift)
+        else:
+            h = self.out_layers.activate(h, add=projected)
+        return cast(Tensor, self.skip_connection(x) + self.out_layers.conv(h))
+
+
+class AttentionBlock(nn.Module):
+    """Residual multi-head self-attention over the pixels.
+
+    Args:
+        channels: Channels of input and output.
+        config: Gives the heads and the order of queries, keys and values.
+
+    Raises:
+        ValueError: The heads do not divide the channels.
+    """
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        """Build the layers; the output projection starts at zero."""
+        super().__init__()
+        self.n_heads = _head_count(channels, config)
+        self.order: QkvOrder = config.qkv_order
+        self.norm = nn.GroupNorm(N_GROUPS, channels)
+        # Convolutions over one pixel only in the key layout; they are applied as matrix products below.
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Return x plus the attention's output; [N, channels, H, W]."""
+        n, channels, height, width = x.shape
+        h = group_norm_silu(x, N_GROUPS, self.norm.weight, self.norm.bias, silu=False)
+        tokens = h.permute(0, 2, 3, 1).reshape(n, height * width, channels)  # [N, T, C]
+        qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)  # [N, T, 3C]
+        mixed = spatial_attention(qkv, self.n_heads, order=self.order)  # [N, T, C]
+        h = F.linear(mixed, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return x + h.reshape(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        """Build the convolution."""
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, h: FeatureMap) -> FeatureMap:
+        """Return [N, channels, H / 2, W / 2]."""
+        return cast(Tensor, self.op(h))
+
+
+class Upsample(nn.Module):
+    """Double height and width by nearest neighbours, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        """Build the convolution."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h: FeatureMap) -> FeatureMap:
+        """Return [N, channels, 2 H, 2 W]."""
+        return cast(Tensor, self.conv(_resized(h, "up")))
+
+
+class Stage(nn.ModuleList):
+    """Layers between two skip connections; the residual blocks among them get the time embedding."""
+
+    def forward(self, h: FeatureMap, embedding: Tensor) -> FeatureMap:
+        """Return the last layer's output."""
+        for layer in self:
+            h = layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
+        return h
+
+
+def _time_mlp(base_channels: int, embedding_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(base_channels, embedding_channels),
+        nn.SiLU(),
+        nn.Linear(embedding_channels, embedding_channels),
+    )
+
+
+def _time_rows(t: float | Tensor, n_items: int, n_times: int, like: Tensor) -> Tensor:
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if not isinstance(t, Tensor):
+        if isinstance(t, bool) or not isinstance(t, (int, float)):
+            raise TypeError(f"t must be a number or a floating tensor; got {type(t).__name__}")
+        return torch.full((1, n_times), float(t), dtype=dtype, device=like.device)
+    if not t.is_floating_point():
+        raise TypeError(f"t must be a number or a floating tensor; got {t.dtype}")
+    rows = (1, n_items)
+    if t.ndim == 0 or (t.ndim == 1 and t.shape[0] in rows):
+        t = t.reshape(-1, 1).expand(-1, n_times)
+    elif not (n_times == 2 and t.ndim == 2 and t.shape[0] in rows and t.shape[1] == 2):
+        pairs = ", [1, 2] or [N, 2]" if n_times == 2 else ""
+        raise ValueError(f"t must be a number, [], [N]{pairs} for a batch of N = {n_items}; got {list(t.shape)}")
+    return t.to(dtype)
+
+
+def _head_count(channels: int, config: UNetConfig) -> int:
+    if config.n_heads is not None:
+        if channels % config.n_heads:
+            raise ValueError(f"n_heads must divide the {channels} channels under attention; got {config.n_heads}")
+        return config.n_heads
+    head_channels = cast(int, config.head_channels)
+    if channels % head_channels:
+        raise ValueError(f"head_channels must divide the {channels} channels under attention; got {head_channels}")
+    return channels // head_channels
+
+
+def _resized(h: Tensor, resample: Resample) -> Tensor:
+    return F.avg_pool2d(h, 2) if resample == "down" else F.interpolate(h, scale_factor=2.0, mode="nearest")
+
+
+def _zeroed(layer: Layer) -> Layer:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
