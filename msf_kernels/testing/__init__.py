@@ -1,0 +1,21 @@
+"""What tests of kernels and solvers need: error budgets, poisoned memory and an exact velocity field."""
+
+from msf_kernels.testing.budget import (
+    ErrorReport,
+    assert_operator_within_budget,
+    assert_within_budget,
+    error_report,
+    poison_empty,
+    promote,
+    quantise,
+)
+
+__all__ = [
+    "ErrorReport",
+    "assert_operator_within_budget",
+    "assert_within_budget",
+    "error_report",
+    "poison_empty",
+    "promote",
+    "quantise",
+]
