@@ -9,9 +9,11 @@ from msf_kernels.testing.budget import (
     promote,
     quantise,
 )
+from msf_kernels.testing.exact_field import GaussianMixtureFlow
 
 __all__ = [
     "ErrorReport",
+    "GaussianMixtureFlow",
     "assert_operator_within_budget",
     "assert_within_budget",
     "error_report",
