@@ -20,6 +20,7 @@ TimeCoupling = Literal["shared", "independent"]
 TimeSampling = Literal["uniform", "logit_normal"]
 QkvOrder = Literal["legacy", "new"]
 Precision = Literal["fp32", "bf16"]
+Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
 FlowName = Literal["joint", "conditional"]
 MethodName = Literal["euler", "midpoint", "heun", "rk4", "rk4_38"]
 
@@ -58,6 +59,20 @@ class _Checked:
 
     def _check(self) -> None:
         """Check ranges and combinations; overridden by the classes that have any."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values, as stored in `config.json`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from nested plain values; missing fields take their defaults.
+
+        Raises:
+            ValueError: Unknown fields (the text lists the known ones) or values out of range.
+            TypeError: A value of the wrong type, or a field without default that is missing.
+        """
+        return typing.cast(Self, _from_dict(cls, values, "config"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +183,9 @@ class TrainConfig(_Checked):
     gradient_clip: float = _described(1.0, "largest gradient norm; 0 switches clipping off")
     ema_decay: float = _described(0.7, "decay of the exponential moving average, per step")
     precision: Precision = _described("bf16", "arithmetic of the network in training")
+    selection: Selection = _described("auc_macro_ovr", "validation figure that chooses the kept checkpoint")
+    validation_samples: int = _described(2, "noise draws per picture in validation")
+    checkpoint_seconds: float = _described(60.0, "longest time between two saved training states")
     seed: int = _described(0, "seed of weights, order, times and noise")
 
     def _check(self) -> None:
@@ -182,6 +200,8 @@ class TrainConfig(_Checked):
         _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
         _require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
         _require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        _require(self.validation_samples >= 1, "validation_samples", ">= 1", self.validation_samples)
+        _require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
         _require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
 
 
@@ -257,20 +277,6 @@ class ExperimentConfig(_Checked):
             raise ValueError(
                 "flow 'conditional' needs a network trained with time_coupling='independent'; got 'shared'"
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values, as stored in `config.json`."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from nested plain values; missing fields take their defaults.
-
-        Raises:
-            ValueError: Unknown fields (the text lists the known ones) or values out of range.
-            TypeError: A value of the wrong type.
-        """
-        return typing.cast(Self, _from_dict(cls, values, "config"))
 
 
 def _from_dict(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:

@@ -1,0 +1,202 @@
+"""Checkpoints: a folder with `config.json` and `model.safetensors`, read and written as a whole.
+
+The folder may hold other files; they are left alone. Two files cannot be replaced in one step, so one of them decides:
+`model.safetensors` is written last, and repeats in its header the configuration that it was saved with. A kill
+between the two leaves a new `config.json` beside old weights; both carry a digest of the saved configuration, so the
+reader sees that they do not belong together and takes the configuration beside the weights. Where they do belong
+together `config.json` counts, so that it can be edited by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from msf.atomic import write_atomically
+from msf.config import ExperimentConfig, TaskConfig
+from msf.unet import UNet
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+N_LISTED = 4  # tensors named per kind of mismatch
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    task: TaskConfig,
+    experiment: ExperimentConfig,
+    state_dict: Mapping[str, Tensor],
+) -> None:
+    """Write a checkpoint, or replace one; a kill at any moment leaves the old one or the new one.
+
+    Args:
+        folder: Created if missing, with its parents. Other files in it stay.
+        task: What the data decided.
+        experiment: Configuration of the run.
+        state_dict: Tensors of the velocity network, on any device, as `UNet.state_dict()` names them.
+
+    Raises:
+        ValueError: The tensors do not fit the network of `experiment`; nothing is written then.
+        OSError: The disk is full or not writable; the old checkpoint then stays.
+    """
+    require_matching_tensors(_expected_tensors(experiment, state_dict), state_dict, "state_dict")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "task": task.to_dict(), "experiment": experiment.to_dict()}
+    content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(content, indent=2) + "\n"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    metadata = {"format": "pt", "config": text}
+    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path, metadata=metadata))
+
+
+def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[TaskConfig, ExperimentConfig, dict[str, Tensor]]:
+    """Read a checkpoint.
+
+    Args:
+        folder: What `save_checkpoint` wrote.
+
+    Returns:
+        Task, experiment and the network's tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: The folder or one of its two files is missing.
+        ValueError: Not a checkpoint, an unknown format, corrupt files, or tensors that do not fit the network of
+            the configuration; the text lists some of each kind.
+        TypeError: A configuration value of the wrong type.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"a checkpoint is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}; got {str(folder)!r}")
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{str(folder)!r} is not a checkpoint: {' and '.join(missing)} missing")
+    state_dict, metadata = read_safetensors(folder / WEIGHTS_FILE)
+    content = _read_config((folder / CONFIG_FILE).read_bytes(), folder / CONFIG_FILE)
+    if "config" in metadata:
+        beside_weights = _read_config(metadata["config"], folder / WEIGHTS_FILE)
+        if "digest" in content and content["digest"] != beside_weights.get("digest"):
+            content = beside_weights
+    task = TaskConfig.from_dict(content["task"])
+    experiment = ExperimentConfig.from_dict(content["experiment"])
+    require_matching_tensors(_expected_tensors(experiment, state_dict), state_dict, str(folder / WEIGHTS_FILE))
+    return task, experiment, state_dict
+
+
+def find_checkpoint(folder_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """Return the local folder of a checkpoint, fetching it from the Hugging Face hub if it is not one already.
+
+    Args:
+        folder_or_hub_id: Existing folder, or `owner/name` of a model repository that holds the two files.
+        revision: Branch, tag or commit of the repository; default: its main branch.
+
+    Raises:
+        FileNotFoundError: Neither a folder nor the form of a hub id; or a hub id that cannot be fetched, because
+            huggingface_hub is missing, the network is down, or there is no such repository. A repository that was
+            fetched before is found without network.
+    """
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    name = os.fspath(folder_or_hub_id)
+    if not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"checkpoint must be an existing folder or a hub id owner/name; got {name!r}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{name!r} is no folder here, and fetching it from the hub needs: pip install huggingface_hub"
+        ) from error
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except Exception as error:  # the hub client's exceptions have no common base, and differ between its versions
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"{name!r} is no folder here, and the hub did not deliver it ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors, on the CPU, and the metadata of a safetensors file.
+
+    Raises:
+        ValueError: The file is corrupt, or of another format.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as reader:
+            return {name: reader.get_tensor(name) for name in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{str(path)!r} must be an intact safetensors file; got: {error}") from error
+
+
+def require_matching_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Check names and shapes of tensors against those of a network.
+
+    Args:
+        expected: The network's state dict; values may be on the meta device.
+        found: The tensors that came.
+        where: Name for the message: an argument or a file.
+
+    Raises:
+        ValueError: They differ; the text counts and lists missing, unexpected and differently shaped tensors.
+    """
+    different = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and found[name].shape != tensor.shape
+        ],
+    }
+    parts = [
+        f"{len(names)} {kind}: {', '.join(names[:N_LISTED])}{', ...' if len(names) > N_LISTED else ''}"
+        for kind, names in different.items()
+        if names
+    ]
+    if parts:
+        raise ValueError(f"{where} must hold the tensors of the configured network; got {'; '.join(parts)}")
+
+
+def _expected_tensors(experiment: ExperimentConfig, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Input and output widths are no part of the configuration (they follow from data, code and autoencoder).
+    first, last = found.get("input_blocks.0.0.weight"), found.get("out.2.bias")
+    with torch.device("meta"):
+        network = UNet(
+            experiment.network,
+            in_channels=1 if first is None or first.ndim != 4 else first.shape[1],
+            out_channels=1 if last is None or last.ndim != 1 else last.shape[0],
+            n_times=2 if experiment.path.time_coupling == "independent" else 1,
+        )
+    return network.state_dict()
+
+
+def _read_config(text: str | bytes, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:  # JSON or UTF-8
+        raise ValueError(f"{str(path)!r} must hold a configuration in JSON; got: {error}") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{str(path)!r} is not the configuration of a checkpoint: it has no field 'format'")
+    if content["format"] != FORMAT:
+        raise ValueError(
+            f"{str(path)!r} must have format {FORMAT}; got {content['format']!r}, written by another version"
+        )
+    missing = [name for name in ("task", "experiment") if name not in content]
+    if missing:
+        raise ValueError(f"{str(path)!r} must have the fields task and experiment; missing: {', '.join(missing)}")
+    return content
