@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from msf.config import CodeConfig
+from msf.data.images import HALF_RANGE
 from msf_kernels.class_distance import class_distance
 from msf_kernels.shapes import ClassDistances, Codes, Labels, SemanticBatch
 
 PALETTE_LEVELS = (0, 75, 150, 225)
-HALF_RANGE = 127.5  # colour levels 0..255 become value / HALF_RANGE - 1
 
 
 @dataclass(frozen=True, eq=False)

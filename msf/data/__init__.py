@@ -1,0 +1,23 @@
+"""Data: one table of data sets, one loader, pictures transformed in batches."""
+
+from msf.data.batches import epoch_batches, epoch_order, seeded_generator
+from msf.data.dataset import ImageDataset, Split, known_datasets, load_dataset
+from msf.data.images import flip_images, prepare_images
+from msf.data.phantoms import make_phantoms, phantom_bayes_accuracy
+from msf.data.table import MEDMNIST, DatasetInfo
+
+__all__ = [
+    "MEDMNIST",
+    "DatasetInfo",
+    "ImageDataset",
+    "Split",
+    "epoch_batches",
+    "epoch_order",
+    "flip_images",
+    "known_datasets",
+    "load_dataset",
+    "make_phantoms",
+    "phantom_bayes_accuracy",
+    "prepare_images",
+    "seeded_generator",
+]

@@ -1,0 +1,215 @@
+"""A data set with its splits, loaded by path or by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from msf.data.archive import SPLITS, read_archive
+from msf.data.download import download_medmnist
+from msf.data.phantoms import PHANTOM_CLASSES, make_phantoms
+from msf.data.table import MEDMNIST, MEDMNIST_SIZES, DatasetInfo, split_size
+from msf_kernels.shapes import Labels
+
+DATA_ENV = "MSF_DATA"
+PHANTOMS = "phantoms"
+_PHANTOM_INFO = DatasetInfo(
+    PHANTOM_CLASSES, channels=3, flips=True, licence="Apache-2.0", citation="procedural, made by this project"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Pictures and their classes, kept as one tensor each.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        labels: int64 [N].
+    """
+
+    images: Tensor
+    labels: Labels
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Three splits and what is known of them.
+
+    Args:
+        name: Name in the table, or the file's.
+        train: To fit on.
+        val: To choose on.
+        test: To report once.
+        class_names: One per class.
+        flips: Whether training mirrors pictures at random unless told otherwise.
+        is_ordinal: Whether the classes are grades in ascending order.
+        licence: Licence of the pictures; empty if unknown.
+        citation: Where they come from; empty if unknown.
+        fingerprint: SHA-256 in hexadecimal: of the file's bytes, or of all pictures and labels where there is no file.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    class_names: tuple[str, ...]
+    flips: bool
+    is_ordinal: bool
+    licence: str
+    citation: str
+    fingerprint: str
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def n_channels(self) -> int:
+        """Number of image channels, 1 or 3."""
+        return self.train.images.shape[3]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the stored pictures."""
+        return self.train.images.shape[1]
+
+    def split(self, name: str) -> Split:
+        """Return a split by name.
+
+        Raises:
+            ValueError: Not one of train, val and test.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {name!r}")
+        split: Split = getattr(self, name)
+        return split
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike[str],
+    data_root: str | os.PathLike[str] | None = None,
+    *,
+    size: int | None = None,
+) -> ImageDataset:
+    """Load a data set in MedMNIST layout.
+
+    A path (anything that ends in .npz or holds a separator) is read. `phantoms` is made on the spot. Another name is
+    looked for as `<name>.npz` in `data_root`, in the folder that the environment variable MSF_DATA names, and in
+    ~/.medmnist; a MedMNIST name that is found nowhere is downloaded into the first of these that is given, with its md5
+    checked.
+
+    Args:
+        name_or_path: `phantoms`, a name such as `bloodmnist` or `bloodmnist_224`, the name of any archive in those
+            folders, or a path.
+        data_root: Folder to look in first.
+        size: Picture size of a MedMNIST name without suffix: 28, 64, 128 or 224.
+
+    Returns:
+        The data set. What the table knows of a name (classes, flips, grades, licence) goes with a file of that name;
+        any other file has as many classes as its labels say, with numbers for names.
+
+    Raises:
+        TypeError: Arrays of another type than pictures and labels have.
+        ValueError: Unknown name (the text lists the known ones), an archive that is missing, unreadable or not in that
+            layout, labels outside the classes, or a download that failed.
+    """
+    text = os.fspath(name_or_path)
+    is_path = text.endswith(".npz") or os.sep in text
+    if size is not None:
+        if is_path or text == PHANTOMS or split_size(text)[0] != text:
+            raise ValueError(f"size goes with a plain name such as 'bloodmnist'; got size={size} with {text!r}")
+        text = text if size == MEDMNIST_SIZES[0] else f"{text}_{size}"
+    if text == PHANTOMS:
+        return _make_phantom_dataset()
+    path = Path(text).expanduser() if is_path else _find(text, data_root)
+    tensors = read_archive(path)
+    info = MEDMNIST.get(split_size(path.stem)[0])
+    n_classes = _check_labels(tensors, path, info)
+    if info is None:
+        info = DatasetInfo(
+            tuple(str(k) for k in range(n_classes)), tensors["train_images"].shape[3], licence="", citation=""
+        )
+    elif tensors["train_images"].shape[3] != info.channels:
+        raise ValueError(
+            f"{path} must have {info.channels} image channel(s) as {split_size(path.stem)[0]} has; "
+            f"got {tensors['train_images'].shape[3]}"
+        )
+    with path.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    return _assemble(path.stem, tensors, info, fingerprint)
+
+
+def known_datasets() -> tuple[str, ...]:
+    """Return the names that `load_dataset` takes without a file at hand."""
+    return (PHANTOMS, *MEDMNIST)
+
+
+def _make_phantom_dataset() -> ImageDataset:
+    tensors = make_phantoms()
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(tensors[key].numpy().tobytes())
+    for split in SPLITS:
+        tensors[f"{split}_labels"] = tensors[f"{split}_labels"][:, 0].long()
+    return _assemble(PHANTOMS, tensors, _PHANTOM_INFO, digest.hexdigest())
+
+
+def _assemble(name: str, tensors: dict[str, Tensor], info: DatasetInfo, fingerprint: str) -> ImageDataset:
+    splits = {split: Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in SPLITS}
+    return ImageDataset(
+        name=name,
+        **splits,
+        class_names=info.class_names,
+        flips=info.flips,
+        is_ordinal=info.is_ordinal,
+        licence=info.licence,
+        citation=info.citation,
+        fingerprint=fingerprint,
+    )
+
+
+def _find(name: str, data_root: str | os.PathLike[str] | None) -> Path:
+    named = [data_root, os.environ.get(DATA_ENV)]
+    folders = [Path(folder).expanduser() for folder in named if folder] + [Path.home() / ".medmnist"]
+    for folder in folders:
+        path = folder / f"{name}.npz"
+        if path.is_file():
+            return path
+    base, size = split_size(name)
+    if base not in MEDMNIST:
+        found = sorted({path.stem for folder in folders for path in folder.glob("*.npz")})
+        at_hand = f"; archives at hand: {', '.join(found)}" if found else ""
+        raise ValueError(
+            f"data set must be one of {', '.join(known_datasets())}, or the path of an .npz; got {name!r}{at_hand}"
+        )
+    if size not in MEDMNIST_SIZES:
+        raise ValueError(f"size of {base} must be one of {', '.join(map(str, MEDMNIST_SIZES))}; got {size}")
+    return download_medmnist(base, size, folders[0])
+
+
+def _check_labels(tensors: dict[str, Tensor], path: Path, info: DatasetInfo | None) -> int:
+    """Return the number of classes: the table's, or what the labels say."""
+    labels = {split: tensors[f"{split}_labels"] for split in SPLITS}
+    found = 1 + max(int(values.max()) for values in labels.values())
+    n_classes = found if info is None else len(info.class_names)
+    for split, values in labels.items():
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= n_classes:
+            raise ValueError(f"{split}_labels of {path} must be in [0, {n_classes}); got values from {low} to {high}")
+    if info is None:
+        absent = (labels["train"].bincount(minlength=n_classes) == 0).nonzero().flatten().tolist()
+        if absent or n_classes < 2:
+            raise ValueError(
+                f"train_labels of {path} must count two or more classes from 0 without gaps; "
+                f"got {n_classes} class(es), without training pictures: {absent or 'none'}"
+            )
+    return n_classes

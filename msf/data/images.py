@@ -1,0 +1,106 @@
+"""Pictures on their way to the network: range, size, channels and flips, a whole batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from msf_kernels.shapes import ImageBatch
+
+HALF_RANGE = 127.5  # levels 0..255 become value / HALF_RANGE - 1
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_RANGE_SLACK = 1e-5  # rounding of a caller's own normalisation
+
+
+def prepare_images(images: Tensor, size: int, channels: int, *, allow_grey: bool = False) -> ImageBatch:
+    """Return pictures as the network takes them.
+
+    uint8 levels become `level / 127.5 - 1`; another size is resized (bilinear, antialiased); one channel is repeated
+    to make three; three become luminance only where that is allowed.
+
+    Args:
+        images: uint8 [N, H, W] or [N, H, W, C], or floating point [N, C, H, W] in [-1, 1]; H = W, C = 1 or 3.
+        size: Height and width of the result, >= 1.
+        channels: Channels of the result, 1 or 3.
+        allow_grey: Permit three channels to become one, which loses the colour.
+
+    Returns:
+        float32 [N, channels, size, size] in [-1, 1], on the device of `images`.
+
+    Raises:
+        TypeError: Not a tensor, or neither uint8 nor floating point.
+        ValueError: Wrong shape; values outside [-1, 1], NaN or infinite; three channels where one is wanted.
+
+    Numerics:
+        float32 throughout; a picture's result does not depend on the batch.
+    """
+    if size < 1 or channels not in (1, 3):
+        raise ValueError(f"size must be >= 1 and channels 1 or 3; got {size} and {channels}")
+    images = _as_float(images)
+    n_given = images.shape[1]
+    if n_given == 1 and channels == 3:
+        images = images.expand(-1, 3, -1, -1)
+    elif n_given == 3 and channels == 1:
+        if not allow_grey:
+            raise ValueError(
+                "images have 3 channels and the network takes 1; give grey pictures, or allow_grey=True for luminance"
+            )
+        weights = torch.tensor(LUMINANCE, device=images.device)
+        images = torch.einsum("nchw,c->nhw", images, weights)[:, None]
+    if images.shape[-1] != size and images.shape[0]:
+        images = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    elif images.shape[-1] != size:
+        images = images.new_empty(0, channels, size, size)
+    return images.clamp(-1, 1).contiguous()
+
+
+def flip_images(images: ImageBatch, generator: torch.Generator, *, horizontal: bool, vertical: bool) -> ImageBatch:
+    """Return the pictures, each mirrored or not, left-right and upside down, with probability 1/2 each.
+
+    Args:
+        images: [N, C, H, W], any dtype.
+        generator: Source of the choices; may live on another device than the images.
+        horizontal: Mirror left-right at random.
+        vertical: Mirror upside down at random.
+
+    Returns:
+        Like `images`.
+    """
+    for is_wanted, axis in ((horizontal, 3), (vertical, 2)):
+        if is_wanted:
+            choice = torch.rand(images.shape[0], generator=generator, device=generator.device) < 0.5
+            images = torch.where(choice.to(images.device)[:, None, None, None], images.flip(axis), images)
+    return images
+
+
+def _as_float(images: Tensor) -> Tensor:
+    """Return float32 [N, C, H, W] in [-1, 1]."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch tensor; got {type(images).__name__}")
+    if images.dtype == torch.uint8:
+        return _planes(images).float() / HALF_RANGE - 1
+    if not images.is_floating_point():
+        raise TypeError(f"images must be uint8, or floating point in [-1, 1]; got {images.dtype}")
+    _check_shape(images, images.shape[1:2], images.shape[2:], "floating-point images must be [N, C, H, W]")
+    if images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        if not (low >= -1 - _RANGE_SLACK and high <= 1 + _RANGE_SLACK):
+            raise ValueError(f"floating-point images must be finite and in [-1, 1]; got values from {low} to {high}")
+    return images.float()
+
+
+def _planes(images: Tensor) -> Tensor:
+    """Return uint8 [N, C, H, W] from [N, H, W] or [N, H, W, C]."""
+    if images.ndim == 3:
+        images = images[..., None]
+    _check_shape(images, images.shape[3:], images.shape[1:3], "uint8 images must be [N, H, W] or [N, H, W, C]")
+    return images.permute(0, 3, 1, 2)
+
+
+def _check_shape(images: Tensor, channels: Sequence[int], pixels: Sequence[int], wanted: str) -> None:
+    is_square = len(pixels) == 2 and pixels[0] == pixels[1] > 0
+    if images.ndim != 4 or not is_square or tuple(channels) not in ((1,), (3,)):
+        raise ValueError(f"{wanted} with H = W and C = 1 or 3; got {list(images.shape)}")
