@@ -31,11 +31,11 @@ _APPEARANCE = {
     "cytoplasm_blue": (118.0, 224.0, 196.0, 96.0, 218.0),
     "pallor": (0.75, 0.0, 0.0, 0.0, 0.0),  # of the middle of the cell
     "nucleus_opacity": (0.0, 1.0, 1.0, 1.0, 1.0),
-    "lobe_distance": (0.0, 0.0, 0.36, 0.46, 0.48),  # from the centre
-    "lobe_angle": (90.0, 90.0, 82.0, 90.0, 120.0),  # of the side lobes, degrees
-    "side_radius": (0.40, 0.72, 0.34, 0.36, 0.28),
-    "middle_radius": (0.40, 0.72, 0.38, -0.20, 0.28),
-    "joint": (0.05, 0.05, 0.22, 0.05, 0.05),  # width over which lobes melt together
+    "lobe_distance": (0.0, 0.0, 0.42, 0.46, 0.48),  # from the centre
+    "lobe_angle": (80.0, 80.0, 88.0, 90.0, 120.0),  # of the side lobes, degrees
+    "side_radius": (0.40, 0.72, 0.29, 0.36, 0.28),
+    "middle_radius": (0.40, 0.72, 0.27, -0.20, 0.28),
+    "joint": (0.05, 0.05, 0.45, 0.05, 0.05),  # width over which lobes melt together
 }
 _NUCLEUS = (84.0, 44.0, 128.0)
 _BACKGROUND = (244.0, 226.0, 222.0)
@@ -131,14 +131,14 @@ def draw_phantoms(morph: Tensor, generator: torch.Generator) -> Tensor:
     nucleus = _coverage(_smooth_min(_smooth_min(lobes[0], lobes[1], joint), lobes[2], joint))
     nucleus = nucleus * cell * look["nucleus_opacity"][:, None, None]
 
-    tint = 7 * normal(3)
+    tint = 5 * normal(3)
     background = torch.tensor(_BACKGROUND) + tint
     cytoplasm = torch.stack([look[f"cytoplasm_{name}"] for name in ("red", "green", "blue")], dim=1)
-    cytoplasm = cytoplasm + tint + 7 * normal(3)
+    cytoplasm = cytoplasm + tint + 6 * normal(3)
     pallor = look["pallor"][:, None, None] * torch.exp(-((r / (0.55 * scale)) ** 2))
     picture = _paint(background[:, :, None, None], cytoplasm, cell * (1 - pallor))
-    picture = _paint(picture, torch.tensor(_NUCLEUS) + tint + 9 * normal(3), nucleus)
-    picture = picture + 4 * normal(3, PHANTOM_SIZE, PHANTOM_SIZE)
+    picture = _paint(picture, torch.tensor(_NUCLEUS) + tint + 7 * normal(3), nucleus)
+    picture = picture + 3 * normal(3, PHANTOM_SIZE, PHANTOM_SIZE)
     return picture.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
