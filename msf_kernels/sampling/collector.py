@@ -1,0 +1,95 @@
+"""What becomes of evaluated samples: statistics, kept samples, decisions to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from msf_kernels.sampling.blocks import BlockBuffer, CompleteBlocks
+from msf_kernels.sampling.schedule import Chunk, Schedule
+from msf_kernels.sampling.statistics import Moments, Statistic
+from msf_kernels.sampling.stopping import StopRule
+
+
+class Collector:
+    """State of one draw that grows with the number of inputs but, unless samples are kept, not of samples."""
+
+    def __init__(
+        self,
+        readout: Mapping[str, Tensor],
+        n_inputs: int,
+        bounds: Sequence[int],
+        *,
+        statistics: Mapping[str, Statistic] | None,
+        keep_samples: bool | Sequence[str],
+        stop: StopRule | None,
+        samples_device: torch.device,
+    ) -> None:
+        """Set everything up from the first micro-batch's readout (for names, shapes and devices)."""
+        n_samples = bounds[-1]
+        if statistics is None:
+            statistics = {name: Moments(name) for name, value in readout.items() if value.is_floating_point()}
+        kept = list(readout) if keep_samples is True else list(keep_samples or ())
+        reads = {name: statistic.reads for name, statistic in statistics.items()}
+        _check_names(readout, reads.values(), "statistics read")
+        _check_names(readout, kept, "keep_samples names")
+        if stop is not None:
+            _check_names(readout, [stop.reads], "stop reads")
+        self.accumulators = {
+            name: statistic.start(n_inputs, readout[statistic.reads]) for name, statistic in statistics.items()
+        }
+        self.samples = {name: _empty_samples(readout[name], n_inputs, n_samples, samples_device) for name in kept}
+        self.n_samples = torch.zeros(n_inputs, dtype=torch.int64)
+        self.settled = torch.zeros(n_inputs, dtype=torch.bool)
+        self.n_done = 0
+        self._reads = reads
+        self._bounds = bounds
+        self._stop_reads = stop.reads if stop is not None else None
+        self._decision = stop.start(n_inputs, readout[stop.reads], n_samples) if stop is not None else None
+        buffered = dict.fromkeys([*reads.values(), *kept, *([stop.reads] if stop is not None else [])])
+        self._buffer = BlockBuffer(bounds, list(buffered))
+        self._n_evaluated: dict[int, int] = {}
+
+    def add(self, chunks: Sequence[Chunk], readout: Mapping[str, Tensor], schedule: Schedule) -> None:
+        """Take in one micro-batch (its padding comes last and is ignored) and tell the schedule what follows."""
+        for chunk in chunks:
+            self._n_evaluated[chunk.row] = self._n_evaluated.get(chunk.row, 0) + chunk.count
+            self.n_done += chunk.count
+        self._buffer.store(chunks, readout)
+        for blocks in self._buffer.complete():
+            self._consume(blocks, schedule)
+
+    def _consume(self, blocks: CompleteBlocks, schedule: Schedule) -> None:
+        for name, accumulator in self.accumulators.items():
+            accumulator.update(blocks.rows, blocks.values[self._reads[name]])
+        for name, samples in self.samples.items():
+            values = blocks.values[name].to(samples.device)
+            places = torch.tensor(blocks.first).unsqueeze(1) + torch.arange(values.shape[1])
+            samples[torch.tensor(blocks.row).unsqueeze(1), places] = values
+        ends = [self._bounds[block + 1] for block in blocks.block]
+        self.n_samples[torch.tensor(blocks.row)] = torch.tensor(ends)
+        decisions = [False] * len(ends)
+        if self._decision is not None and self._stop_reads is not None:
+            decisions = self._decision.update(blocks.rows, blocks.values[self._stop_reads]).tolist()
+        for row, block, end, is_settled in zip(blocks.row, blocks.block, ends, decisions, strict=True):
+            if is_settled:
+                self.settled[row] = True
+                schedule.settled(row)
+                self._buffer.drop(row)
+            elif end < self._bounds[-1]:
+                schedule.passed(row, block)
+                continue
+            self.n_done += self._bounds[-1] - self._n_evaluated.pop(row)
+
+
+def _check_names(readout: Mapping[str, Tensor], names: Iterable[str], what: str) -> None:
+    for name in names:
+        if name not in readout:
+            raise ValueError(f"{what} {name!r}, which is not a readout; the trajectory returns {', '.join(readout)}")
+
+
+def _empty_samples(readout: Tensor, n_inputs: int, n_samples: int, device: torch.device) -> Tensor:
+    fill = torch.nan if readout.is_floating_point() else 0
+    return torch.full((n_inputs, n_samples, *readout.shape[1:]), fill, dtype=readout.dtype, device=device)
