@@ -169,7 +169,7 @@ def require_matching_tensors(expected: Mapping[str, Tensor], found: Mapping[str,
         if names
     ]
     if parts:
-        raise ValueError(f"{where} must hold the tensors of the configured network; got {'; '.join(parts)}")
+        raise ValueError(f"{where} must hold the tensors of the network; got {'; '.join(parts)}")
 
 
 def _expected_tensors(experiment: ExperimentConfig, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
