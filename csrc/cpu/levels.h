@@ -1,0 +1,39 @@
+// The instruction-set levels that the CPU loops are compiled for, and the choice of one when the library is first used.
+//
+// Every file of this folder is compiled once per level into the namespace msf::cpu::<level>. It must define nothing with
+// external linkage outside that namespace and include no standard header that does.
+#pragma once
+
+#include <cstdint>
+
+namespace msf::cpu {
+
+enum class Level { kBaseline, kAvx2, kAvx512 };
+
+// The best level of this machine, or the one that the environment variable MSF_CPU_LEVEL names.
+Level level();
+
+}  // namespace msf::cpu
+
+#if defined(MSF_X86_LEVELS)
+#define MSF_DECLARE_LEVELS(name, ...)                                  \
+  namespace msf::cpu::baseline {                                       \
+  void name(__VA_ARGS__);                                              \
+  }                                                                    \
+  namespace msf::cpu::avx2 {                                           \
+  void name(__VA_ARGS__);                                              \
+  }                                                                    \
+  namespace msf::cpu::avx512 {                                         \
+  void name(__VA_ARGS__);                                              \
+  }
+#define MSF_AT_LEVEL(name)                                             \
+  (::msf::cpu::level() == ::msf::cpu::Level::kAvx512                   \
+       ? &::msf::cpu::avx512::name                                     \
+       : ::msf::cpu::level() == ::msf::cpu::Level::kAvx2 ? &::msf::cpu::avx2::name : &::msf::cpu::baseline::name)
+#else
+#define MSF_DECLARE_LEVELS(name, ...) \
+  namespace msf::cpu::baseline {      \
+  void name(__VA_ARGS__);             \
+  }
+#define MSF_AT_LEVEL(name) (&::msf::cpu::baseline::name)
+#endif
