@@ -14,13 +14,13 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def require_tensor(name: str, value: object, axes: str, dtypes: Sequence[torch.dtype] = FLOATING) -> None:
+def require_tensor(name: str, value: object, axes: str | None, dtypes: Sequence[torch.dtype] = FLOATING) -> None:
     """Check type, dtype and number of axes.
 
     Args:
         name: Argument name for the message.
         value: What came.
-        axes: Wanted axes such as `"[N, C, H, W]"`; their number is checked.
+        axes: Wanted axes such as `"[N, C, H, W]"`; their number is checked. None: any number.
         dtypes: Allowed dtypes.
 
     Raises:
@@ -28,11 +28,12 @@ def require_tensor(name: str, value: object, axes: str, dtypes: Sequence[torch.d
         ValueError: Another number of axes.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor {axes}; got {type(value).__name__}")
+        wanted = "a tensor" if axes is None else f"a tensor {axes}"
+        raise TypeError(f"{name} must be {wanted}; got {type(value).__name__}")
     if value.dtype not in dtypes:
         allowed = " or ".join(str(dtype) for dtype in dtypes)
         raise TypeError(f"{name} must have dtype {allowed}; got {value.dtype}")
-    if value.dim() != axes.count(",") + 1:
+    if axes is not None and value.dim() != axes.count(",") + 1:
         raise ValueError(f"{name} must be {axes}; got shape {list(value.shape)}")
 
 
@@ -99,6 +100,19 @@ def require_positive(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be finite and > 0; got {value}")
+
+
+def require_finite(name: str, value: object) -> None:
+    """Check for a finite Python number.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: Not finite.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite; got {value}")
 
 
 def require_bool(name: str, value: object) -> None:

@@ -1,0 +1,3 @@
+from msf_kernels.rk_combine.api import rk_combine
+
+__all__ = ["rk_combine"]

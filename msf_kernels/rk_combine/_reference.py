@@ -1,0 +1,41 @@
+"""The Runge-Kutta combination in plain PyTorch: the definition, and the fallback on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from msf_kernels.memory_format import output_memory_format
+
+
+def rk_combine_reference(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float | Tensor,
+    *,
+    out: Tensor | None = None,
+    cast_to: torch.dtype | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Compute what `msf_kernels.rk_combine` documents; shapes as `state`."""
+    combined = combine(state, slopes, weights, dt)
+    cast = None if cast_to is None else combined.to(cast_to, copy=True)
+    combined = combined.to(state.dtype)
+    if out is not None:
+        combined = out.copy_(combined)
+    return combined if cast is None else (combined, cast)
+
+
+def combine(state: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], dt: float | Tensor) -> Tensor:
+    """Return the unrounded combination, fp32 or fp64, in the output's memory format."""
+    dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
+    memory_format = output_memory_format(state)
+    if not slopes:
+        return state.to(dtype, copy=True).contiguous(memory_format=memory_format)
+    direction = slopes[0].to(dtype) * weights[0]
+    for slope, weight in zip(slopes[1:], weights[1:], strict=True):
+        direction = direction + slope.to(dtype) * weight
+    step = dt.to(dtype).reshape(-1, *[1] * (state.dim() - 1)) if isinstance(dt, Tensor) else dt
+    return (state.to(dtype) + direction * step).contiguous(memory_format=memory_format)

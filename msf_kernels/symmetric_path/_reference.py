@@ -1,0 +1,42 @@
+"""The symmetric probability path in plain PyTorch: the definition, and the fallback on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msf_kernels.memory_format import output_memory_format
+from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal
+
+
+def symmetric_path_reference(
+    image: Tensor,
+    semantic: Tensor,
+    t: Tensor,
+    *,
+    sample_index: Tensor,
+    seed: int,
+    sigma_min: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """Compute what `msf_kernels.symmetric_path` documents; [N, C, H, W], [N, K, H, W] -> two of [N, C + K, H, W]."""
+    memory_format = output_memory_format(image, semantic)
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    noise_image, noise_semantic = (
+        philox_normal(sample_index, part.shape[1:], seed, stream=stream, dtype=dtype, backend="reference")
+        for part, stream in ((image, IMAGE_STREAM), (semantic, SEMANTIC_STREAM))
+    )
+    t_image, t_semantic = _time_per_stream(t.to(dtype))  # [N, 1, 1, 1] each
+    keep, out_dtype = 1 - sigma_min, image.dtype
+    image, semantic = image.to(dtype), semantic.to(dtype)
+    z_image = (1 - keep * t_image) * noise_image + t_image * image
+    z_semantic = (1 - keep * t_semantic) * semantic + t_semantic * noise_semantic
+    dz_image = image - keep * noise_image
+    dz_semantic = noise_semantic - keep * semantic
+    z_t, dz_t = torch.cat([z_image, z_semantic], dim=1), torch.cat([dz_image, dz_semantic], dim=1)  # [N, C + K, H, W]
+    z_t, dz_t = z_t.to(out_dtype), dz_t.to(out_dtype)
+    return z_t.contiguous(memory_format=memory_format), dz_t.contiguous(memory_format=memory_format)
+
+
+def _time_per_stream(t: Tensor) -> tuple[Tensor, Tensor]:
+    t_image, t_semantic = (t, t) if t.dim() == 1 else t.unbind(1)
+    return t_image[:, None, None, None], t_semantic[:, None, None, None]
