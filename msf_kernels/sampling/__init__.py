@@ -1,5 +1,6 @@
 from msf_kernels.sampling.capture import CapturedTrajectory
 from msf_kernels.sampling.engine import draw
+from msf_kernels.sampling.flow import FlowTrajectory, sample_flow
 from msf_kernels.sampling.memory import default_micro_batch
 from msf_kernels.sampling.result import SamplingResult
 from msf_kernels.sampling.statistics import Accumulator, Mean, MeanEntropy, Moments, Statistic, Votes
@@ -8,6 +9,7 @@ from msf_kernels.sampling.stopping import SettledVote, StopDecision, StopRule
 __all__ = [
     "Accumulator",
     "CapturedTrajectory",
+    "FlowTrajectory",
     "Mean",
     "MeanEntropy",
     "Moments",
@@ -19,4 +21,5 @@ __all__ = [
     "Votes",
     "default_micro_batch",
     "draw",
+    "sample_flow",
 ]

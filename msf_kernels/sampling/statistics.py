@@ -146,9 +146,8 @@ class Votes:
 def tree_sum(values: Tensor, dim: int) -> Tensor:
     """Sum over one axis by a tree of pairwise additions that is a function of the axis' length alone."""
     while (length := values.shape[dim]) > 1:
-        half = length // 2
-        paired = values.narrow(dim, 0, half) + values.narrow(dim, half, half)
-        values = torch.cat([paired, values.narrow(dim, length - 1, 1)], dim) if length % 2 else paired
+        first, second, *odd_one = values.split(length // 2, dim)
+        values = torch.cat([first + second, *odd_one], dim) if odd_one else first + second
     return values.squeeze(dim)
 
 
