@@ -1,0 +1,41 @@
+"""ODE solvers for velocity fields: fixed step, adaptive per sample, and a torchdiffeq-shaped `odeint`."""
+
+from msf_kernels.solvers.integrate import integrate
+from msf_kernels.solvers.solution import AdaptiveSolution, Solution, SolveStatus
+from msf_kernels.solvers.tableau import (
+    BOSH3,
+    DOPRI5,
+    EULER,
+    FEHLBERG2,
+    HEUN,
+    HEUN3,
+    HEUN_EULER,
+    MIDPOINT,
+    RK4,
+    RK4_38,
+    Tableau,
+    get_tableau,
+)
+from msf_kernels.solvers.time_grid import check_time_grid, grid_from_step_size, uniform_grid
+
+__all__ = [
+    "BOSH3",
+    "DOPRI5",
+    "EULER",
+    "FEHLBERG2",
+    "HEUN",
+    "HEUN3",
+    "HEUN_EULER",
+    "MIDPOINT",
+    "RK4",
+    "RK4_38",
+    "AdaptiveSolution",
+    "Solution",
+    "SolveStatus",
+    "Tableau",
+    "check_time_grid",
+    "get_tableau",
+    "grid_from_step_size",
+    "integrate",
+    "uniform_grid",
+]

@@ -1,0 +1,163 @@
+"""Fixed-step integration of any velocity field on any monotone time grid, forward or backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from msf_kernels.rk_combine import rk_combine
+from msf_kernels.solvers.solution import Solution, SolveStatus
+from msf_kernels.solvers.tableau import EULER, Stage, Tableau
+from msf_kernels.solvers.time_grid import TimeGridLike, check_time_grid
+
+VelocityField: TypeAlias = Callable[..., Tensor]
+
+# Time of each evaluation of one step, and the step itself: floats on a shared grid, [N] tensors on per-sample grids.
+_Step: TypeAlias = tuple[Sequence["float | Tensor"], "float | Tensor"]
+
+
+def integrate(
+    velocity_field: VelocityField,
+    z_start: Tensor,
+    time_grid: TimeGridLike,
+    tableau: Tableau = EULER,
+    *,
+    return_trajectory: bool = False,
+    cast_to: torch.dtype | None = None,
+    reuse_buffers: bool = False,
+    backend: str = "auto",
+) -> Solution:
+    """Solve `dz/dt = velocity_field(z, t)` from `z(time_grid[0]) = z_start` with one explicit step per interval.
+
+    Per step, `k_i = velocity_field(z + dt sum_j matrix_ij k_j, t + nodes_i dt)` and `z + dt sum_i weights_i k_i`, each
+    sum in one fused pass.
+
+    Args:
+        velocity_field: Callable `(z, t) -> v`; v has the shape of z and any floating dtype. `t` is a Python float on
+            a shared grid and a tensor [N] in the grid's dtype on per-sample grids. It must not change z in place.
+            Its exceptions arrive unchanged.
+        z_start: [N, ...] floating; dtype and memory format of the solution. Not modified.
+        time_grid: [S + 1] numbers shared by all items (see `uniform_grid`, `grid_from_step_size`), or a floating
+            tensor [N, S + 1] with one grid per item; strictly monotone, both ends included.
+        tableau: Explicit method. Evaluations that only serve its error estimate are not made.
+        return_trajectory: Also return the states at all grid times.
+        cast_to: Floating dtype in which the velocity field receives z, for a network in lower precision under a
+            float32 state; default that of the state. The copy is written by the pass that makes the state.
+        reuse_buffers: Write states into the same few buffers at every step. Saves allocations; the velocity field
+            must then not keep z after it returns (its result may be z or a view of it). Not while gradients are
+            recorded.
+        backend: Backend of `rk_combine`.
+
+    Returns:
+        `Solution`; `state` is a new tensor, also where the velocity field is zero.
+
+    Raises:
+        TypeError: `z_start` is not a floating tensor, the velocity is not one, or the grid does not hold numbers.
+        ValueError: The grid is not monotone, or a shape does not fit.
+
+    Numerics: the state stays in its dtype and times in theirs: a float64 grid does not promote a float32 state, and a
+    bfloat16 state does not round the times. Arithmetic and rounding are those of `rk_combine`. No value is read back
+    to the host, whatever the device. Gradients flow through every evaluation by autograd, to the start, to per-sample
+    times and to whatever the velocity field uses. An item's result depends on other items only through the velocity
+    field.
+
+    Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.1.
+    """
+    if not isinstance(z_start, Tensor):
+        raise TypeError(f"z_start must be a tensor [N, ...]; got {type(z_start).__name__}")
+    if not z_start.is_floating_point():
+        raise TypeError(f"z_start must have a floating dtype; got {z_start.dtype}")
+    grid = check_time_grid(time_grid)
+    if isinstance(grid, Tensor):
+        if z_start.ndim == 0 or grid.shape[0] != z_start.shape[0]:
+            raise ValueError(
+                f"time_grid must be [S + 1] or [N, S + 1] for z_start {list(z_start.shape)}; got {list(grid.shape)}"
+            )
+        steps = _per_sample_steps(grid, tableau.fixed_step_stages)
+    else:
+        steps = _shared_steps(grid, tableau.fixed_step_stages)
+
+    solver = _FixedStep(velocity_field, z_start, tableau, cast_to, reuse_buffers, backend)
+    state, z = z_start, z_start if cast_to is None else z_start.to(cast_to)
+    trajectory = [z_start] if return_trajectory else []
+    for times, dt in steps:
+        state, z = solver.advance(state, z, times, dt)
+        if return_trajectory:
+            trajectory.append(state.clone() if reuse_buffers else state)
+    return Solution(
+        state=state,
+        trajectory=torch.stack(trajectory) if return_trajectory else None,
+        nfe=solver.nfe,
+        status=SolveStatus.SUCCESS,
+    )
+
+
+def _shared_steps(grid: tuple[float, ...], stages: Sequence[Stage]) -> Iterator[_Step]:
+    for start, end in zip(grid[:-1], grid[1:], strict=True):
+        dt = end - start
+        # A node at the end is the grid's own number, not one that rounding moved.
+        yield [end if stage.node == 1.0 else start + stage.node * dt for stage in stages], dt
+
+
+def _per_sample_steps(grid: Tensor, stages: Sequence[Stage]) -> Iterator[_Step]:
+    starts, ends = grid[:, :-1].T, grid[:, 1:].T
+    dt = (ends - starts).contiguous()  # [S, N]
+    times = [(ends if stage.node == 1.0 else starts + stage.node * dt).contiguous() for stage in stages]
+    yield from zip(zip(*(t.unbind(0) for t in times), strict=True), dt.unbind(0), strict=True)
+
+
+class _FixedStep:
+    """Takes steps and counts evaluations."""
+
+    def __init__(
+        self,
+        velocity_field: VelocityField,
+        z_start: Tensor,
+        tableau: Tableau,
+        cast_to: torch.dtype | None,
+        reuse_buffers: bool,
+        backend: str,
+    ) -> None:
+        self.velocity_field = velocity_field
+        self.stages = tableau.fixed_step_stages
+        self.solution = tableau.solution
+        self.cast_to = cast_to
+        self.backend = backend
+        self.nfe = 0
+        # One buffer per inner evaluation, because its slope may be a view of it, and two that take turns as the state.
+        n_buffers = len(self.stages) - 1 + 2 if reuse_buffers else 0
+        self.buffers = [torch.empty_like(z_start) for _ in range(n_buffers)]
+
+    def advance(
+        self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the state after one step, and the copy of it that the velocity field reads."""
+        slopes = [self.evaluate(z, times[0])]
+        for i in range(1, len(self.stages)):
+            _, stage_z = self.combine(state, slopes, self.stages[i], dt, i - 1)
+            slopes.append(self.evaluate(stage_z, times[i]))
+        if self.buffers:
+            self.buffers[-2], self.buffers[-1] = self.buffers[-1], self.buffers[-2]
+        return self.combine(state, slopes, self.solution, dt, -1)
+
+    def evaluate(self, z: Tensor, t: float | Tensor) -> Tensor:
+        velocity = self.velocity_field(z, t)
+        self.nfe += 1
+        if not isinstance(velocity, Tensor):
+            raise TypeError(f"velocity_field must return a tensor; got {type(velocity).__name__}")
+        if velocity.shape != z.shape:
+            raise ValueError(f"velocity_field must return the shape of z, {list(z.shape)}; got {list(velocity.shape)}")
+        return velocity
+
+    def combine(
+        self, state: Tensor, slopes: Sequence[Tensor], stage: Stage, dt: float | Tensor, buffer: int
+    ) -> tuple[Tensor, Tensor]:
+        out = self.buffers[buffer] if self.buffers else None
+        used = [slopes[j] for j in stage.sources]
+        if self.cast_to is None:
+            combined = rk_combine(state, used, stage.weights, dt, out=out, backend=self.backend)
+            return combined, combined
+        return rk_combine(state, used, stage.weights, dt, out=out, cast_to=self.cast_to, backend=self.backend)

@@ -1,0 +1,150 @@
+"""Time grids: where a solve starts, steps and ends.
+
+A shared grid is a tuple of Python floats. It lives on the host, so a step never waits for a device to learn how long
+it is; and the velocity field receives its times as Python floats, so they are never rounded to the state's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+TimeGridLike: TypeAlias = "Sequence[float] | Tensor"
+
+# A last step shorter than this share of the others is rounding, not a step: 1 / 0.1 is ten steps, not eleven.
+_SLIVER = 1e-6
+
+
+def uniform_grid(n_steps: int, start: float = 0.0, end: float = 1.0) -> tuple[float, ...]:
+    """Return `n_steps + 1` equally spaced times, both ends exact.
+
+    `t_i = start + (end - start) i / n_steps`.
+
+    Args:
+        n_steps: Number of steps; >= 1.
+        start: First time.
+        end: Last time; before `start` for a solve that runs backward.
+
+    Returns:
+        Python floats, length n_steps + 1.
+
+    Raises:
+        TypeError: `n_steps` is not an integer.
+        ValueError: `n_steps` < 1, or the ends are equal or not finite.
+    """
+    if not isinstance(n_steps, int) or isinstance(n_steps, bool):
+        raise TypeError(f"n_steps must be an integer; got {type(n_steps).__name__}")
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be >= 1; got {n_steps}")
+    start, end = _check_ends(start, end)
+    inner = (start + (end - start) * (i / n_steps) for i in range(1, n_steps))
+    return (start, *inner, end)
+
+
+def grid_from_step_size(step_size: float, start: float = 0.0, end: float = 1.0) -> tuple[float, ...]:
+    """Return the times `start, start +- step_size, ...` and `end`, whatever the step size.
+
+    The last step is shorter when the step size does not divide the interval; step 0.3 from 0 to 1 gives
+    0, 0.3, 0.6, 0.9, 1.
+
+    Args:
+        step_size: Length of a step; > 0 in both directions of time.
+        start: First time.
+        end: Last time; before `start` for a solve that runs backward.
+
+    Returns:
+        Python floats, at least two.
+
+    Raises:
+        ValueError: `step_size` is not a finite number > 0, or the ends are equal or not finite.
+    """
+    if not (math.isfinite(step_size) and step_size > 0):
+        raise ValueError(f"step_size must be finite and > 0, also backward in time; got {step_size}")
+    start, end = _check_ends(start, end)
+    n_steps = max(1, math.ceil(abs(end - start) / step_size - _SLIVER))
+    step = math.copysign(step_size, end - start)
+    return (start, *(start + i * step for i in range(1, n_steps)), end)
+
+
+def check_time_grid(time_grid: TimeGridLike) -> tuple[float, ...] | Tensor:
+    """Return a checked grid: a tuple of floats when it is shared, the tensor itself when it is per sample.
+
+    Args:
+        time_grid: [S + 1] numbers or tensor shared by all items (a tensor's values are read to the host, once), or
+            [N, S + 1] floating tensor with one grid per item. Strictly monotone and finite, S >= 1; items may run in
+            different directions.
+
+    Returns:
+        The shared grid as Python floats, or the per-sample grid.
+
+    Raises:
+        TypeError: Not numbers, or a per-sample grid of another dtype than float.
+        ValueError: Too short, not finite, not strictly monotone, or of another shape.
+
+    Numerics: the values of a per-sample grid are checked where that costs no wait for a device, on the CPU and
+    outside of tracing; on a device they are taken as they are.
+    """
+    if not isinstance(time_grid, Tensor):
+        return _check_shared([_number(value, i) for i, value in enumerate(time_grid)])
+    if time_grid.ndim == 1:
+        return _check_shared([float(value) for value in time_grid.tolist()])
+    if time_grid.ndim != 2 or time_grid.shape[1] < 2:
+        raise ValueError(
+            f"time_grid must be [S + 1] or [N, S + 1] with both ends of at least one step; got {list(time_grid.shape)}"
+        )
+    if not time_grid.is_floating_point():
+        raise TypeError(f"time_grid must be floating when it is per sample; got {time_grid.dtype}")
+    if _has_readable_values(time_grid):
+        _check_per_sample(time_grid)
+    return time_grid
+
+
+def _check_shared(times: list[float]) -> tuple[float, ...]:
+    if len(times) < 2:
+        raise ValueError(f"time_grid must hold at least two times, the start and the end; got {len(times)}")
+    for i, value in enumerate(times):
+        if not math.isfinite(value):
+            raise ValueError(f"time_grid must be finite; got {value} at index {i}")
+    sign = times[1] - times[0]
+    for i in range(1, len(times)):
+        if not (times[i] - times[i - 1]) * sign > 0:
+            raise ValueError(
+                "time_grid must be strictly increasing or strictly decreasing; "
+                f"got {times[i - 1]} followed by {times[i]} at index {i}"
+            )
+    return tuple(times)
+
+
+def _check_per_sample(time_grid: Tensor) -> None:
+    if not bool(time_grid.isfinite().all()):
+        raise ValueError("time_grid must be finite; got a NaN or an infinity")
+    steps = time_grid.diff(dim=1)
+    is_monotone = ((steps > 0).all(dim=1) | (steps < 0).all(dim=1)).tolist()
+    if not all(is_monotone):
+        row = is_monotone.index(False)
+        raise ValueError(
+            "time_grid must be strictly increasing or strictly decreasing for every item; "
+            f"item {row} has {time_grid[row].tolist()}"
+        )
+
+
+def _has_readable_values(tensor: Tensor) -> bool:
+    is_plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return is_plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_ends(start: float, end: float) -> tuple[float, float]:
+    start, end = float(start), float(end)
+    if not (math.isfinite(start) and math.isfinite(end)) or start == end:
+        raise ValueError(f"start and end must be finite and differ; got {start} and {end}")
+    return start, end
+
+
+def _number(value: object, index: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"time_grid must hold numbers; got {type(value).__name__} at index {index}")
+    return float(value)
