@@ -31,6 +31,10 @@ def _no_reasons(*_args: Any, **_kwargs: Any) -> list[str]:
     return []
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to run an operator.
@@ -41,12 +45,15 @@ class Backend:
         machine_reasons: Why it cannot run here, whatever the input; called without arguments.
         input_reasons: Why it cannot serve these inputs; called with the operator's own arguments. Host-only: shapes,
             dtypes, devices and strides, never tensor values.
+        in_auto: Whether `auto` may choose it now; by name it always serves (an interpreter for tests is right but
+            slow).
     """
 
     name: str
     run: Callable[..., Any]
     machine_reasons: Callable[[], list[str]] = _no_reasons
     input_reasons: Callable[..., list[str]] = _no_reasons
+    in_auto: Callable[[], bool] = _always
 
 
 class Operator:
@@ -80,6 +87,8 @@ class Operator:
         wanted = _resolve(backend, self.backends)
         if wanted == "auto":
             for candidate in self.backends.values():
+                if not candidate.in_auto():
+                    continue
                 if not candidate.machine_reasons() and not candidate.input_reasons(*args, **kwargs):
                     self._log_choice(candidate.name)
                     return candidate

@@ -1,0 +1,1 @@
+"""What Triton kernels of several operators share; importing this package does not import Triton."""

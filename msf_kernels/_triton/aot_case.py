@@ -1,0 +1,58 @@
+"""One compilation of one kernel, so that every kernel can be checked without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+
+@dataclass(frozen=True)
+class AotCase:
+    """A kernel with the types, constants and launch options of a real call.
+
+    Args:
+        label: Operator, dtype and configuration, for a table.
+        kernel: `triton.jit` function.
+        signature: Triton type of every run-time argument by name, such as `"*fp32"`, `"i64"`.
+        constexprs: Value of every compile-time argument by name.
+        num_warps: Warps per program.
+        num_stages: Depth of the load pipeline.
+        unaligned: Names of run-time arguments that are *not* multiples of 16 (pointers and sizes usually are).
+        is_matmul: Whether the kernel multiplies matrices and must show tensor-core instructions.
+    """
+
+    label: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 1
+    unaligned: frozenset[str] = field(default_factory=frozenset)
+    is_matmul: bool = False
+
+    def compile(self, compute_capability: int) -> Any:
+        """Compile for a CUDA architecture without a device.
+
+        Args:
+            compute_capability: Such as 80, 90 or 100.
+
+        Returns:
+            Triton's compiled kernel; `asm` holds `ptx` and `cubin`, `metadata` the shared memory.
+        """
+        names = self.kernel.arg_names
+        signature = {name: "constexpr" if name in self.constexprs else self.signature[name] for name in names}
+        aligned = {
+            (position,): [["tt.divisibility", 16]]
+            for position, name in enumerate(names)
+            if signature[name][0] in "*i" and signature[name] != "i1" and name not in self.unaligned
+        }
+        source = ASTSource(self.kernel, signature, constexprs=dict(self.constexprs), attrs=aligned)
+        target = GPUTarget("cuda", compute_capability, 32)
+        return triton.compile(
+            source, target=target, options={"num_warps": self.num_warps, "num_stages": self.num_stages}
+        )

@@ -1,0 +1,73 @@
+"""Launching a kernel in one of its few configurations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.testing
+
+from msf_kernels._triton.machine import is_interpreting
+
+TUNE_ENV = "MSF_KERNELS_TUNE"
+
+_fastest: dict[Hashable, KernelConfig] = {}
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """One way to cut a kernel's work.
+
+    Args:
+        blocks: Values of the kernel's block-size parameters, by name.
+        num_warps: Warps per program.
+        num_stages: Depth of the load pipeline of loops.
+    """
+
+    blocks: Mapping[str, int]
+    num_warps: int = 4
+    num_stages: int = 1
+
+
+def launch(
+    kernel: Any,
+    configs: Sequence[KernelConfig],
+    grid: Callable[[Mapping[str, int]], tuple[int, ...]],
+    *,
+    tuning_key: Hashable | None = None,
+    **arguments: Any,
+) -> None:
+    """Run a kernel, in its first configuration unless tuning is switched on.
+
+    With the environment variable `MSF_KERNELS_TUNE=1`, the first call for a `tuning_key` times every configuration and
+    the process keeps the fastest. That is never done while a CUDA graph is captured.
+
+    Args:
+        kernel: `triton.jit` function.
+        configs: At most six; the first is valid everywhere. All must give the same bits.
+        grid: Number of programs per axis, from the configuration's block sizes. No program: nothing is launched.
+        tuning_key: What the best configuration depends on (dtypes, sizes). None where a second run of the kernel would
+            change its result: then the first configuration is used.
+        **arguments: The kernel's arguments by name, without block sizes.
+    """
+
+    def run(config: KernelConfig) -> None:
+        programs = grid(config.blocks)
+        if all(programs):
+            kernel[programs](**arguments, **config.blocks, num_warps=config.num_warps, num_stages=config.num_stages)
+
+    config = configs[0]
+    if tuning_key is not None and len(configs) > 1 and _is_tuning():
+        key = (kernel, torch.cuda.current_device(), tuning_key)
+        if key not in _fastest and not torch.cuda.is_current_stream_capturing():
+            _fastest[key] = min(configs, key=lambda candidate: triton.testing.do_bench(lambda: run(candidate)))
+        config = _fastest.get(key, config)
+    run(config)
+
+
+def _is_tuning() -> bool:
+    return os.environ.get(TUNE_ENV) == "1" and not is_interpreting()

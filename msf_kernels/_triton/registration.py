@@ -1,0 +1,41 @@
+"""Operators of the `msf_triton` namespace: schema, fake, CUDA kernel, and a CPU body without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from msf_kernels._triton.machine import is_interpreting
+
+NAMESPACE = "msf_triton"
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def register(
+    schema: str, *, kernel: Callable[..., Any], formula: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Register `msf_triton::<name>` and return a callable that runs it.
+
+    Args:
+        schema: Name and signature, such as `"scale_fwd(Tensor x, float factor) -> Tensor"`.
+        kernel: Runs the Triton kernel, for CUDA tensors and for CPU tensors in the interpreter. Imports Triton in its
+            body, so that registration works without it.
+        formula: The same in plain PyTorch, for CPU tensors outside the interpreter: registration, fakes, autograd and
+            compilation can be tested on any machine. Its outputs must not alias its inputs.
+        fake: Allocates the outputs as `kernel` does, strides included.
+    """
+    name = schema.partition("(")[0]
+    # Strides of the outputs follow from strides of the inputs, so a compiler must not change those.
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+
+    def run_on_cpu(*args: Any) -> Any:
+        return kernel(*args) if is_interpreting() else formula(*args)
+
+    _library.impl(name, kernel, "CUDA")
+    _library.impl(name, run_on_cpu, "CPU")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return operator
