@@ -136,7 +136,8 @@ def sample_times(n: int, path_config: PathConfig, generator: torch.Generator) ->
 def _stratified_uniform(n: int, generator: torch.Generator) -> Tensor:
     device = generator.device
     inside = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
-    return (torch.randperm(n, generator=generator, device=device) + inside) / max(n, 1)
+    uniform: Tensor = (torch.randperm(n, generator=generator, device=device) + inside) / max(n, 1)
+    return uniform.clamp(max=1 - 2**-53)  # rounding must not make a 1, which lies in no interval
 
 
 def _warp(uniform: Tensor, path_config: PathConfig) -> Tensor:
