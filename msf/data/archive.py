@@ -56,14 +56,20 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 def _load(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if not path.is_file():
         raise ValueError(f"the data set must be an existing .npz file; there is none at {path}")
+    arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            # Reading needs only what is wanted, but a message about missing keys names all that there is.
-            return {key: archive[key] if key in KEYS else np.empty(0) for key in archive.files}
+            for key in archive.files:
+                # Only what is wanted is read, but a message about missing keys names all that there is.
+                arrays[key] = archive[key] if key in KEYS else np.empty(0)
+                if not isinstance(arrays[key], np.ndarray):
+                    raise ValueError(f"{key} is no array")
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as an .npz archive of plain arrays: {error}") from error
+    return arrays
 
 
 def _images(array: np.ndarray[Any, Any], name: str) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def seeded_generator(*words: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator whose stream depends on all the words, such as (seed, epoch) or (seed, step).
 
-    Neighbouring words give unrelated streams (the words are hashed by numpy's `SeedSequence`).
+    Neighbouring words give unrelated streams: the words are hashed (SHA-256).
 
     Args:
         *words: Whole numbers >= 0.
@@ -23,8 +23,8 @@ def seeded_generator(*words: int, device: torch.device | str = "cpu") -> torch.G
     """
     if not words or min(words) < 0:
         raise ValueError(f"seed words must be whole numbers >= 0, at least one; got {words}")
-    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state) >> 1)
+    digest = hashlib.sha256(",".join(map(str, words)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
