@@ -59,9 +59,11 @@ def save_checkpoint(
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     text = json.dumps(content, indent=2) + "\n"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    metadata = {"format": "pt", "config": text}
+    # Serialised in memory, since `save_file` makes a temporary file of its own, which a kill would leave behind. One
+    # entry of metadata only: several come out in a random order, and equal checkpoints should be equal files.
+    weights = safetensors.torch.save(tensors, metadata={"config": text})
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-    write_atomically(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path, metadata=metadata))
+    write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[TaskConfig, ExperimentConfig, dict[str, Tensor]]:
@@ -155,8 +157,8 @@ def require_matching_tensors(expected: Mapping[str, Tensor], found: Mapping[str,
         ValueError: They differ; the text counts and lists missing, unexpected and differently shaped tensors.
     """
     different = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
         "of another shape": [
             f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
             for name, tensor in expected.items()
