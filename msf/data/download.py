@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
+import http.client
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
+
+from msf.atomic import write_atomically
 
 _TIMEOUT_SECONDS = 60
 _CHUNK = 1 << 20
@@ -28,8 +27,8 @@ def download_medmnist(name: str, size: int, folder: Path) -> Path:
         Path of the archive.
 
     Raises:
-        ValueError: The package `medmnist` is not installed, the download fails, or the checksum is wrong. The text
-            says what to do.
+        ValueError: The package `medmnist` is not installed or does not know the archive, the download fails, or the
+            checksum is wrong. The text says what to do.
     """
     suffix = "" if size == 28 else f"_{size}"
     target = folder / f"{name}{suffix}.npz"
@@ -38,33 +37,29 @@ def download_medmnist(name: str, size: int, folder: Path) -> Path:
         from medmnist import INFO
     except ImportError as error:
         raise ValueError(
-            f"data set {name + suffix!r} is not on this machine, and downloading it needs the package medmnist: "
+            f"data set {target.stem!r} is not on this machine, and downloading it needs the package medmnist: "
             f"pip install 'medsymmflow[data]', {by_hand}"
         ) from error
-    url, md5 = INFO[name][f"url{suffix}"], INFO[name][f"MD5{suffix}"]
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=folder)
     try:
-        with os.fdopen(handle, "wb") as file:
-            received = _fetch(url, file.write)
-        if received != md5:
-            raise ValueError(f"the download of {url} must have md5 {md5}; got {received}: try again, {by_hand}")
-        os.replace(partial, target)
-    except OSError as error:
+        url, md5 = INFO[name][f"url{suffix}"], INFO[name][f"MD5{suffix}"]
+    except KeyError as error:
         raise ValueError(
-            f"data set {name + suffix!r} could not be downloaded from {url} ({error}): {by_hand}"
+            f"the installed medmnist knows no address of {target.stem!r}: pip install --upgrade medmnist, {by_hand}"
         ) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, lambda partial: _fetch(url, md5, partial))
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"data set {target.stem!r} could not be downloaded from {url} ({error}): {by_hand}") from error
     return target
 
 
-def _fetch(url: str, write: Callable[[bytes], object]) -> str:
-    """Hand a resource on in chunks; return its md5."""
-    digest = hashlib.md5(usedforsecurity=False)  # MedMNIST publishes md5; it guards against damage, not malice
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+def _fetch(url: str, md5: str, path: Path) -> None:
+    """Write a resource to a file, in chunks; raise if its md5 is another one."""
+    digest = hashlib.md5(usedforsecurity=False)  # what MedMNIST publishes; guards against damage, not malice
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response, path.open("wb") as file:
         while chunk := response.read(_CHUNK):
             digest.update(chunk)
-            write(chunk)
-    return digest.hexdigest()
+            file.write(chunk)
+    if digest.hexdigest() != md5:
+        raise ValueError(f"the download of {url} must have md5 {md5}; got {digest.hexdigest()}: nothing was kept")

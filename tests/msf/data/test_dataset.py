@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import io
 import zipfile
@@ -160,6 +161,20 @@ def test_a_corrupt_file_is_a_value_error_that_names_it(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.npz cannot be read as an \.npz archive"):
         load_dataset(path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_is_either_harmless_or_a_value_error(archive, seed):
+    path = archive()
+    rng = np.random.default_rng(seed)
+    content = bytearray(path.read_bytes())
+    if seed % 4 == 0:
+        content = content[: rng.integers(len(content))]
+    else:
+        content[rng.integers(len(content))] = rng.integers(256)
+    path.write_bytes(content)
+    with contextlib.suppress(ValueError):
+        assert load_dataset(path).n_classes == 3
 
 
 def test_a_missing_file_is_a_value_error_that_names_it(tmp_path):
