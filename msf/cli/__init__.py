@@ -1,0 +1,38 @@
+"""Command line: `msf demo | train | evaluate | classify | generate | import-official | info`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from msf.cli import classify, demo, evaluate, generate, import_official, info, train
+
+app = typer.Typer(
+    name="msf",
+    help="MedSymmFlow: train a flow that classifies medical images with uncertainty and generates them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("classify")(classify.classify)
+app.command("generate")(generate.generate)
+app.command("import-official")(import_official.import_official)
+app.command("info")(info.info)
+
+
+def main() -> None:
+    """Run a command; bad input ends with one line and exit code 2."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        print(f"msf: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("msf: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,38 @@
+"""Which trained network a command works on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msf.cli import console
+
+if TYPE_CHECKING:
+    from msf.medsymmflow import MedSymmFlow
+
+RUNS = Path("runs")
+
+
+def load_flow(checkpoint: str | None, device: str | None) -> MedSymmFlow:
+    """Load the named checkpoint, or the newest one under `runs/`, on the device.
+
+    Raises:
+        FileNotFoundError: None was named and there is none; or the named one is not to be had.
+        ValueError: It is not a checkpoint.
+    """
+    import torch
+
+    from msf.medsymmflow import MedSymmFlow
+
+    if checkpoint is None:
+        found = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise FileNotFoundError(
+                f"no checkpoint was named and there is none under {str(RUNS)!r}: "
+                "train one with 'msf train', or name one with --checkpoint"
+            )
+        checkpoint = str(found[-1].parent)
+        console.err.print(f"using the newest checkpoint, {checkpoint}")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return MedSymmFlow.from_pretrained(checkpoint).to(device)

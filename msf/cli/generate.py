@@ -1,0 +1,75 @@
+"""`msf generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msf.cli import console, flags
+from msf.cli.checkpoints import load_flow
+from msf.config import FlowName, MethodName
+
+
+def generate(
+    *,
+    checkpoint: flags.Checkpoint = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="LABEL,...", help="Classes by number or name. Default: every class.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures per class.")] = 8,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the pictures.")] = Path("generated"),
+    n_steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
+    method: Annotated[MethodName | None, typer.Option(help="Solver.")] = None,
+    flow: Annotated[FlowName | None, typer.Option(help="Flow that generates.")] = None,
+    seed: flags.Seed = 0,
+    device: flags.Device = None,
+    micro_batch: flags.MicroBatch = None,
+    json_file: flags.JsonFile = None,
+) -> None:
+    """Generate pictures of given classes: one PNG each, and a grid with one row per class."""
+    import torch
+
+    from msf.report import class_grid, write_figure, write_pictures
+
+    network = load_flow(checkpoint, device)
+    names = network.task.class_names or tuple(str(label) for label in range(network.task.n_classes))
+    wanted = _label_numbers(labels, names)
+    inference = network.config.inference
+    with console.progress_bar("generating") as advance:
+        pictures = network.generate(
+            torch.tensor(wanted).repeat_interleave(n),
+            n_steps=n_steps or inference.generate_steps,
+            method=method or inference.generate_method,
+            flow=flow or inference.flow,
+            seed=seed,
+            micro_batch=micro_batch,
+            progress=advance,
+        ).cpu()
+    out.mkdir(parents=True, exist_ok=True)
+    files = write_pictures(
+        pictures, [out / f"{label:02d}-{number:04d}.png" for label in wanted for number in range(n)]
+    )
+    rows = {names[label]: pictures[i * n : (i + 1) * n] for i, label in enumerate(wanted)}
+    write_figure(out / "grid.png", class_grid(rows))
+    console.out.print(f"{len(files)} pictures and grid.png in {out}")
+    console.write_json(
+        json_file,
+        [{"file": str(file), "label": wanted[i // n], "label_name": names[wanted[i // n]]} for i, file in enumerate(files)],
+    )
+
+
+def _label_numbers(labels: str | None, names: tuple[str, ...]) -> list[int]:
+    if labels is None:
+        return list(range(len(names)))
+    numbers = []
+    for part in (part.strip() for part in labels.split(",")):
+        if part in names:
+            numbers.append(names.index(part))
+        elif part.isdecimal() and int(part) < len(names):
+            numbers.append(int(part))
+        else:
+            known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
+            raise ValueError(f"labels must be among {known}; got {part!r}")
+    return numbers

@@ -1,0 +1,54 @@
+"""`msf info`."""
+
+from __future__ import annotations
+
+import platform
+from typing import Annotated, Any
+
+import typer
+
+from msf.cli import console, flags
+
+
+def info(
+    *,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Also describe this trained network.")
+    ] = None,
+    seed: flags.Seed = 0,
+    device: flags.Device = None,
+    json_file: flags.JsonFile = None,
+) -> None:
+    """Show versions, devices, and which kernels can run here (and why others cannot)."""
+    del seed  # every command takes one; nothing is random here
+    import torch
+
+    import msf
+    import msf_kernels
+
+    report: dict[str, Any] = {
+        "msf": msf.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "device": str(torch.device(device)) if device else "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    console.print_figures("Installation", report)
+    report["backends"] = msf_kernels.backends()
+    for operator, reasons in report["backends"].items():
+        states = {name: "; ".join(texts) or "available" for name, texts in reasons.items()}
+        console.print_figures(f"\n{operator}", states)
+    if checkpoint is not None:
+        from msf.cli.checkpoints import load_flow
+
+        network = load_flow(checkpoint, device)
+        report["checkpoint"] = {
+            "task": vars(network.task),
+            "n_parameters": sum(p.numel() for p in network.network.parameters()),
+            "experiment": network.config.to_dict(),
+        }
+        console.print_figures(f"\n{checkpoint}", {"n_parameters": report["checkpoint"]["n_parameters"]})
+        for group, values in report["checkpoint"]["experiment"].items():
+            console.print_figures(f"\n{group}", values)
+    console.write_json(json_file, report)

@@ -1,0 +1,59 @@
+"""`msf train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from msf.cli import console, flags
+
+
+@flags.with_config_flags("data", "code", "path", "network", "autoencoder", "train", "inference")
+def train(
+    *,
+    recipe: Annotated[
+        str, typer.Option(help="Named configuration to start from: cpu-small, published-28 or published-224.")
+    ] = "cpu-small",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the run. Default: runs/<dataset>-<recipe>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    data_root: flags.DataRoot = None,
+    device: flags.Device = None,
+    json_file: flags.JsonFile = None,
+    **config: Any,
+) -> None:
+    """Train a network and keep the epoch that is best on the validation split.
+
+    A killed run goes on with the same command and --resume. The flags of the configuration change the recipe.
+    """
+    experiment = flags.configured(recipe, config)
+
+    from msf.data import load_dataset
+    from msf.train import TrainingProgress
+    from msf.train import train as run_training
+
+    dataset = load_dataset(experiment.data.dataset, data_root)
+    folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"
+    selection = experiment.train.selection
+    with console.progress_bar(f"training on {dataset.name}") as advance:
+
+        def show(progress: TrainingProgress) -> None:
+            note = f"loss {progress.loss:.3f}"
+            if progress.validation is not None:
+                note += f", val {selection} {progress.validation[selection]:.3f}"
+            advance(progress.step, progress.n_steps, note)
+
+        result = run_training(experiment, dataset, folder, device=device, resume=resume, progress=show)
+    figures = {
+        "folder": str(result.folder),
+        "best_epoch": result.best_epoch,
+        f"val_{selection}": result.best_value,
+        "n_epochs": len(result.history),
+        "seconds": result.seconds,
+    }
+    console.print_figures(f"Trained on {dataset.name}", figures)
+    console.out.print(f"Next: msf evaluate --checkpoint {folder} --split test")
+    console.write_json(json_file, {**figures, "history": result.history})

@@ -1,0 +1,335 @@
+"""Training: a loop that can be killed at any moment and goes on where it was.
+
+Everything random in a step is a function of (seed, step) alone: order, flips, times, dequantisation and noise. A
+resumed run therefore sees what the uninterrupted run would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from msf.atomic import write_atomically
+from msf.checkpoint import save_checkpoint
+from msf.config import ExperimentConfig, TaskConfig
+from msf.data import ImageDataset, epoch_batches, flip_images, prepare_images, seeded_generator
+from msf.ema import weight_average
+from msf.evaluate import evaluate
+from msf.losses import symmetric_loss
+from msf.medsymmflow import MedSymmFlow
+from msf.path import sample_times
+from msf_kernels import symmetric_path
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+STATE_FILE = "training_state.pt"
+HISTORY_FILE = "history.json"
+# A loss is read from the device only this often, so that a step does not wait for it.
+REPORT_EVERY = 10
+# Keeps the draws of a step apart from those of an epoch's order.
+STEP_STREAM = 1
+VALIDATION_FIGURES = ("accuracy", "balanced_accuracy", "auc_macro_ovr")
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """What a progress callback is told.
+
+    Args:
+        step: Optimiser steps done, of `n_steps`.
+        n_steps: Steps of the whole run.
+        epoch: Current epoch, from 0.
+        loss: Mean training loss since the last report.
+        validation: Figures of the last validation, None before the first.
+    """
+
+    step: int
+    n_steps: int
+    epoch: int
+    loss: float
+    validation: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Args:
+        folder: Holds the checkpoint of the best epoch.
+        best_epoch: From 0.
+        best_value: Its value of the selection figure, on the validation split.
+        history: One dictionary per epoch.
+        seconds: Training time of all parts of the run, validation included.
+    """
+
+    folder: Path
+    best_epoch: int
+    best_value: float
+    history: list[dict[str, float]]
+    seconds: float
+
+
+@dataclass
+class _Position:
+    """Where a run stands; saved as plain values."""
+
+    step: int = 0
+    epoch_loss: float = 0.0  # sum over the steps of the unfinished epoch
+    best_epoch: int = -1
+    best_value: float = -math.inf
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    experiment: ExperimentConfig,
+    dataset: ImageDataset,
+    folder: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    resume: bool = False,
+    progress: Callable[[TrainingProgress], None] | None = None,
+) -> TrainingResult:
+    """Train a velocity network on the `train` split and keep the epoch that is best on `val`.
+
+    The test split is never read. `folder` gets `config.json` and `model.safetensors` (the averaged weights of the best
+    epoch), `training_state.pt` (for `resume`) and `history.json`.
+
+    Args:
+        experiment: What to train and how.
+        dataset: Pictures and labels.
+        folder: Created if missing.
+        device: Device of the run; default: CUDA if there is any, else the CPU.
+        resume: Go on from the folder's training state, or start if it has none.
+        progress: Called every few steps.
+
+    Returns:
+        The best epoch and the history.
+
+    Raises:
+        ValueError: The folder holds a run and `resume` is false; or it holds a run of another configuration or other
+            data; or the data do not fit the configuration.
+        FloatingPointError: The loss is not finite; the last saved state stays.
+
+    Numerics:
+        Weights, optimiser and averages in float32; the network runs under bfloat16 autocast if the configuration says
+        so. On one device and thread count the run is reproducible bit for bit, resumed or not.
+
+    Source:
+        MedSymmFlow, arXiv 2507.19098.
+    """
+    from accelerate import Accelerator
+
+    wants_cpu = device is not None and torch.device(device).type == "cpu"
+    precision = "bf16" if experiment.train.precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=wants_cpu)
+    # Dropout draws from the global generator, which is seeded per step; the caller's state comes back.
+    with torch.random.fork_rng():
+        return _Run(experiment, dataset, Path(folder), accelerator, resume).train(progress)
+
+
+class _Run:
+    def __init__(
+        self,
+        experiment: ExperimentConfig,
+        dataset: ImageDataset,
+        folder: Path,
+        accelerator: Accelerator,
+        resume: bool,
+    ) -> None:
+        self.experiment = experiment
+        self.settings = experiment.train
+        self.dataset = dataset
+        self.folder = folder
+        self.accelerator = accelerator
+        self.device = accelerator.device
+        self.task = TaskConfig(
+            n_classes=dataset.n_classes,
+            image_channels=dataset.n_channels,
+            class_names=dataset.class_names,
+            is_ordinal=dataset.is_ordinal,
+        )
+        self.flips = dataset.flips if experiment.data.flips is None else experiment.data.flips
+        self.steps_per_epoch = math.ceil(len(dataset.train) / self.settings.batch_size)
+        self.n_steps = self.steps_per_epoch * self.settings.epochs
+        self.position = _Position()
+
+        torch.manual_seed(self.settings.seed)
+        flow = MedSymmFlow(self.task, experiment).to(self.device)
+        self.code = flow.code
+        # Averaged before `prepare`, which replaces the network's forward pass by one under autocast.
+        self.average = weight_average(flow.network, self.settings.ema_decay)
+        self.averaged_flow = MedSymmFlow(self.task, experiment, network=self.average.module)
+        optimizer = torch.optim.AdamW(
+            flow.network.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
+        self.network, self.optimizer = accelerator.prepare(flow.network, optimizer)
+        self._restore(resume)
+
+    def train(self, progress: Callable[[TrainingProgress], None] | None) -> TrainingResult:
+        position = self.position
+        started = time.monotonic() - position.seconds
+        saved = time.monotonic()
+        first_epoch, first_batch = divmod(position.step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.settings.epochs):
+            self.network.train()
+            loss_sum = torch.tensor(position.epoch_loss, dtype=torch.float64, device=self.device)
+            batches = epoch_batches(
+                len(self.dataset.train), self.settings.batch_size, self.settings.seed, epoch, first_batch=first_batch
+            )
+            for batch, rows in enumerate(batches, start=first_batch + 1):
+                loss_sum += self._step(rows)
+                position.step += 1
+                ends_epoch = batch == self.steps_per_epoch
+                if ends_epoch or batch % REPORT_EVERY == 0:
+                    position.epoch_loss = self._finite(loss_sum)
+                    self._report(progress, epoch, position.epoch_loss / batch)
+                    position.seconds = time.monotonic() - started
+                    if not ends_epoch and time.monotonic() - saved > self.settings.checkpoint_seconds:
+                        self._save_state()
+                        saved = time.monotonic()
+            self._finish_epoch(epoch, position.epoch_loss / self.steps_per_epoch)
+            first_batch, position.epoch_loss = 0, 0.0
+            position.seconds = time.monotonic() - started
+            self._save_state()
+            saved = time.monotonic()
+        return TrainingResult(self.folder, position.best_epoch, position.best_value, position.history, position.seconds)
+
+    def _step(self, rows: Tensor) -> Tensor:
+        """Take one optimiser step on the pictures of a batch; return its loss, 0-dim, on the device."""
+        settings, step = self.settings, self.position.step
+        learning_rate = self._learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        torch.manual_seed(settings.seed + step)  # dropout
+
+        # Flips, times and dequantisation are drawn for the whole batch on the host, so that they do not depend on
+        # how many processes share it; each then works on its own rows.
+        generator = seeded_generator(settings.seed, STEP_STREAM, step)
+        shape = (self.experiment.data.image_size,) * 2
+        split = self.dataset.train
+        image = prepare_images(split.images[rows], shape[0], self.task.image_channels)
+        if self.flips:
+            image = flip_images(image, generator, horizontal=True, vertical=True)
+        semantic = self.code.encode(split.labels[rows], *shape, generator=generator)
+        t = sample_times(len(rows), self.experiment.path, generator)
+        sample_index = step * settings.batch_size + torch.arange(len(rows))
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        image, semantic, t, sample_index = (
+            part[mine].to(self.device, non_blocking=True) for part in (image, semantic, t, sample_index)
+        )
+        z_t, dz_t = symmetric_path(
+            image,
+            semantic,
+            t,
+            sample_index=sample_index,
+            seed=settings.seed,
+            sigma_min=self.experiment.path.sigma_min,
+        )
+        velocity = self.network(z_t, t)
+        loss = symmetric_loss(velocity, dz_t, self.task.image_channels, self.experiment.path.image_weight).total
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        if settings.gradient_clip:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
+        self.optimizer.step()
+        self.average.update_parameters(self.accelerator.unwrap_model(self.network))
+        return loss.detach()
+
+    def _learning_rate(self, step: int) -> float:
+        """Return the rate of a one-cycle schedule: a half cosine up, a half cosine down."""
+        settings = self.settings
+        low, high = settings.min_learning_rate, settings.learning_rate
+        n_rising = settings.warmup_share * self.n_steps
+        n_falling = max(self.n_steps - 1 - n_rising, 1)
+        share = 1 - step / n_rising if step < n_rising else (step - n_rising) / n_falling
+        return low + (high - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+    def _finite(self, loss_sum: Tensor) -> float:
+        value = float(loss_sum)
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the training loss is {value} near step {self.position.step}; lower learning_rate "
+                f"({self.settings.learning_rate}) or use precision 'fp32'; the last good state is kept"
+            )
+        return value
+
+    def _report(self, progress: Callable[[TrainingProgress], None] | None, epoch: int, loss: float) -> None:
+        if progress is not None and self.accelerator.is_main_process:
+            position = self.position
+            last = position.history[-1] if position.history else None
+            progress(TrainingProgress(position.step, self.n_steps, epoch, loss, last))
+
+    def _finish_epoch(self, epoch: int, loss: float) -> None:
+        """Validate the averaged weights and keep them if they are the best so far."""
+        inference = self.experiment.inference
+        metrics = evaluate(
+            self.averaged_flow,
+            self.dataset,
+            split="val",
+            n_samples=self.settings.validation_samples,
+            n_steps=inference.classify_steps,
+            method=inference.classify_method,
+            flow=inference.flow,
+            seed=self.settings.seed,
+        )
+        figures = {name: float(metrics[name]) for name in VALIDATION_FIGURES}
+        position = self.position
+        position.history.append({"epoch": epoch, "train_loss": loss, **figures})
+        if figures[self.settings.selection] > position.best_value:
+            position.best_epoch, position.best_value = epoch, figures[self.settings.selection]
+            if self.accelerator.is_main_process:
+                save_checkpoint(self.folder, self.task, self.experiment, self.average.module.state_dict())
+
+    def _save_state(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "experiment": self.experiment.to_dict(),
+            "data_fingerprint": self.dataset.fingerprint,
+            "network": self.accelerator.unwrap_model(self.network).state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": asdict(self.position),
+        }
+        write_atomically(self.folder / STATE_FILE, lambda path: torch.save(state, path))
+        history = json.dumps(self.position.history, indent=2) + "\n"
+        write_atomically(self.folder / HISTORY_FILE, lambda path: path.write_text(history))
+
+    def _restore(self, resume: bool) -> None:
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return
+        if not resume:
+            raise ValueError(f"folder {str(self.folder)!r} holds a training run: resume it, or choose another folder")
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        # Through JSON, which turns the tuples of both into lists.
+        saved, wanted = json.loads(json.dumps([state["experiment"], self.experiment.to_dict()]))
+        if saved != wanted:
+            differences = "; ".join(_differences(saved, wanted))
+            raise ValueError(f"folder {str(self.folder)!r} holds a run of another configuration: {differences}")
+        if state["data_fingerprint"] != self.dataset.fingerprint:
+            raise ValueError(f"folder {str(self.folder)!r} holds a run on other data than {self.dataset.name!r} is now")
+        self.accelerator.unwrap_model(self.network).load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.position = _Position(**state["position"])
+
+
+def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    for group, fields in wanted.items():
+        for name, value in fields.items():
+            if saved[group].get(name) != value:
+                yield f"{group}.{name} was {saved[group].get(name)!r}, now {value!r}"

@@ -1,0 +1,150 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msf.data import load_dataset
+
+EVALUATION_KEYS = {
+    "split", "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "nll", "brier", "ece",
+    "aurc", "e_aurc", "augrc", "selective", "n_samples", "n_steps", "method", "nfe", "seed", "samples_per_second",
+}  # fmt: skip
+
+
+@pytest.fixture
+def pictures(tmp_path, tiny_npz):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, image in enumerate(load_dataset(tiny_npz).test.images[:5].numpy()):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
+
+
+def test_training_leaves_a_checkpoint_that_the_other_commands_load(tiny_run):
+    assert {"config.json", "model.safetensors", "training_state.pt", "history.json"} <= set(os.listdir(tiny_run))
+
+
+def test_evaluation_writes_every_promised_key(msf, tiny_run, tmp_path):
+    file = tmp_path / "m.json"
+    code, out, _ = msf("evaluate", "--checkpoint", tiny_run, "--split", "test", "--n-samples", 3, "--json", file)
+    metrics = json.loads(file.read_text())
+    assert code == 0
+    assert metrics.keys() >= EVALUATION_KEYS
+    assert (metrics["split"], metrics["n_images"], metrics["n_samples"]) == ("test", 20, 3)
+    assert "accuracy" in out
+
+
+def test_the_newest_run_is_used_where_no_checkpoint_is_named(msf, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = msf("evaluate")
+    assert code == 2
+    assert "msf train" in err
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").symlink_to(tiny_run)
+    code, _, err = msf("evaluate", "--n-samples", 1)
+    assert code == 0
+    assert "runs/tiny" in err
+
+
+def test_classification_writes_one_row_per_picture_and_refers_the_least_certain(msf, tiny_run, pictures, tmp_path):
+    table, rows = tmp_path / "rows.csv", tmp_path / "rows.json"
+    code, out, _ = msf(
+        "classify", pictures, "--checkpoint", tiny_run, "--refer", 0.4, "--csv", table, "--json", rows
+    )
+    assert code == 0
+    assert "refer to a person" in out
+    written = json.loads(rows.read_text())
+    assert [row["file"] for row in written] == [str(pictures / f"{number}.png") for number in range(5)]
+    referred = [row["nearest_distance"] for row in written if row["is_referred"]]
+    accepted = [row["nearest_distance"] for row in written if not row["is_referred"]]
+    assert len(referred) == 2
+    assert min(referred) >= max(accepted)
+    with table.open() as lines:
+        assert [row["label"] for row in csv.DictReader(lines)] == [str(row["label"]) for row in written]
+
+
+def test_a_prediction_does_not_depend_on_the_other_pictures_of_the_call(msf, tiny_run, pictures, tmp_path):
+    files = []
+    for number, paths in enumerate(([pictures], [pictures / "3.png"])):
+        files.append(tmp_path / f"{number}.json")
+        msf("classify", *paths, "--checkpoint", tiny_run, "--micro-batch", 4, "--json", files[-1])
+    together, alone = (json.loads(file.read_text()) for file in files)
+    assert {**together[3], "index": 0} == alone[0]
+
+
+def test_generation_writes_pictures_and_a_grid(msf, tiny_run, tmp_path):
+    out = tmp_path / "generated"
+    code, _, _ = msf("generate", "--checkpoint", tiny_run, "--labels", "1,3", "--n", 2, "--n-steps", 2, "--out", out)
+    assert code == 0
+    assert sorted(os.listdir(out)) == ["01-0000.png", "01-0001.png", "03-0000.png", "03-0001.png", "grid.png"]
+    with Image.open(out / "01-0000.png") as picture:
+        assert (picture.size, picture.mode) == ((8, 8), "RGB")
+
+
+def test_info_names_backends_and_describes_a_checkpoint(msf, tiny_run, tmp_path):
+    file = tmp_path / "info.json"
+    code, out, _ = msf("info", "--checkpoint", tiny_run, "--json", file)
+    report = json.loads(file.read_text())
+    assert code == 0
+    assert report["backends"]["class_distance"]["reference"] == []
+    assert report["checkpoint"]["task"]["n_classes"] == 5
+    assert "spatial_attention" in out
+
+
+def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, monkeypatch, tiny_npz):
+    from msf.cli import demo
+    from msf.config import RECIPES, DataConfig, UNetConfig
+
+    recipe = RECIPES["demo"]
+    small = recipe.__class__.from_dict(
+        {
+            **recipe.to_dict(),
+            "data": {"dataset": str(tiny_npz), "image_size": 8},
+            "network": {"base_channels": 32, "channel_multipliers": [1], "n_res_blocks": 1, "attention_down_rates": []},
+        }
+    )
+    assert isinstance(small.data, DataConfig)
+    assert isinstance(small.network, UNetConfig)
+    monkeypatch.setitem(demo.RECIPES, "demo", small)
+    out = tmp_path / "demo"
+    code, printed, _ = msf("demo", "--out", out, "--epochs", 1, "--device", "cpu")
+    assert code == 0
+    assert {"summary.md", "metrics.json", "generated.png", "certainty.png", "risk_coverage.png"} <= set(os.listdir(out))
+    page = (out / "summary.md").read_text()
+    assert "synthetic" in page
+    assert "predictive_entropy" in page
+    assert "accuracy" in printed
+    assert json.loads((out / "metrics.json").read_text()).keys() >= {"accuracy", "bayes_accuracy_bound", "scores"}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+def test_pictures_of_any_mode_are_read(msf, tiny_run, tmp_path, mode):
+    values = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    picture = Image.fromarray(values * 160) if mode == "I;16" else Image.fromarray(values.astype(np.uint8)).convert(mode)
+    file = tmp_path / "picture.png"
+    picture.save(file)
+    code, out, _ = msf("classify", file, "--checkpoint", tiny_run)
+    assert code == 0
+    assert "picture.png" in out
+
+
+def test_help_of_the_whole_and_of_every_command_ends_well(msf):
+    commands = ["demo", "train", "evaluate", "classify", "generate", "import-official", "info"]
+    code, out, _ = msf("--help")
+    assert code == 0
+    assert all(command in out for command in commands)
+    for command in commands:
+        code, out, _ = msf(command, "--help")
+        assert code == 0
+        assert all(flag in out for flag in ("--seed", "--device", "--json"))
+
+
+def test_help_does_not_import_torch():
+    script = "import sys; sys.argv = ['msf', '--help']\nfrom msf.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    script += "assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
