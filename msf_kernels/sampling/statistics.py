@@ -146,7 +146,7 @@ class Votes:
 def tree_sum(values: Tensor, dim: int) -> Tensor:
     """Sum over one axis by a tree of pairwise additions that is a function of the axis' length alone."""
     while (length := values.shape[dim]) > 1:
-        first, second, *odd_one = values.split(length // 2, dim)
+        first, second, *odd_one = torch.split(values, length // 2, dim)
         values = torch.cat([first + second, *odd_one], dim) if odd_one else first + second
     return values.squeeze(dim)
 
