@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msf.config import CodeConfig
 from msf.data.images import HALF_RANGE
-from msf_kernels.class_distance import class_distance
+from msf_kernels import class_distance
 from msf_kernels.shapes import ClassDistances, Codes, Labels, SemanticBatch
 
 PALETTE_LEVELS = (0, 75, 150, 225)
@@ -75,6 +75,9 @@ class LabelCode:
         Raises:
             TypeError: Labels that are not int64.
             ValueError: Labels of another rank; labels outside the classes.
+
+        Numerics:
+            Reads the range of the labels, for which the host waits if they are on a GPU.
         """
         self._check_labels(labels)
         points = self._on("codes", labels.device)[labels]  # [N, K]
@@ -154,10 +157,11 @@ class LabelCode:
             raise TypeError(f"labels must be int64; got {labels.dtype}")
         if labels.ndim != 1:
             raise ValueError(f"labels must be [N]; got shape {list(labels.shape)}")
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
-            raise ValueError(
-                f"labels must be in [0, {self.n_classes}); got values from {int(labels.min())} to {int(labels.max())}"
-            )
+        if not labels.numel():
+            return
+        low, high = torch.stack(labels.aminmax()).tolist()
+        if low < 0 or high >= self.n_classes:
+            raise ValueError(f"labels must be in [0, {self.n_classes}); got values from {low} to {high}")
 
     def _check_semantic(self, semantic: Tensor) -> None:
         if not semantic.is_floating_point():

@@ -1,15 +1,29 @@
-"""Where tests find parity data and real pictures; without them a test is skipped, with the reason."""
+"""Where tests find parity data and real pictures (without them a test is skipped, with the reason), and small flows."""
 
 import ast
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from msf.config import UNetConfig
+from msf.codes import make_code
+from msf.config import (
+    CodeConfig,
+    CodeName,
+    DataConfig,
+    ExperimentConfig,
+    PathConfig,
+    TaskConfig,
+    TimeCoupling,
+    UNetConfig,
+)
+from msf.medsymmflow import MedSymmFlow
+from msf_kernels.testing import GaussianMixtureFlow
 
 GOLDEN_NAMES = ("official_rgb8", "official_grey5")
 
@@ -64,3 +78,72 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     return _folder("MSF_DATA")
+
+
+@pytest.fixture(scope="session")
+def make_flow() -> Callable[..., MedSymmFlow]:
+    """Build flows with the smallest network, whose zero-initialised layers are made random."""
+
+    def make(
+        *,
+        n_classes: int = 3,
+        image_channels: int = 1,
+        code: CodeName = "rgb",
+        time_coupling: TimeCoupling = "shared",
+        image_size: int = 8,
+        dropout: float = 0.0,
+        network: nn.Module | None = None,
+    ) -> MedSymmFlow:
+        experiment = ExperimentConfig(
+            data=DataConfig(image_size=image_size),
+            code=CodeConfig(name=code),
+            path=PathConfig(time_coupling=time_coupling),
+            network=UNetConfig(
+                base_channels=32,
+                channel_multipliers=(1,),
+                n_res_blocks=1,
+                attention_down_rates=(),
+                head_channels=32,
+                dropout=dropout,
+            ),
+        )
+        task = TaskConfig(n_classes=n_classes, image_channels=image_channels)
+        flow = MedSymmFlow(task, experiment, network=network)
+        if network is None:
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for parameter in flow.network.parameters():
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.copy_(noise * (0.5 / max(1, parameter[0].numel()) ** 0.5))
+        return flow
+
+    return make
+
+
+class ExactNetwork(nn.Module):
+    """A perfect network: the exact velocity of Gaussian-mixture data."""
+
+    def __init__(self, mixture: GaussianMixtureFlow):
+        super().__init__()
+        self.mixture = mixture
+        self.nothing_to_learn = nn.Parameter(torch.zeros(()))
+
+    def forward(self, z, t):
+        t = t.double() if isinstance(t, Tensor) else t
+        return self.mixture.velocity_field(z.double(), t).to(z.dtype)
+
+
+@pytest.fixture(scope="session")
+def make_exact_flow(make_flow: Callable[..., MedSymmFlow]) -> Callable[..., tuple[MedSymmFlow, GaussianMixtureFlow]]:
+    """Build a flow with a perfect network for four overlapping classes of 8x8 pictures, and the mixture itself."""
+
+    def make(code: CodeName = "simplex", time_coupling: TimeCoupling = "independent"):
+        sigma, n_classes = 0.12, 4
+        generator = torch.Generator().manual_seed(0)
+        offsets = torch.randn(n_classes, 1, 8, 8, generator=generator, dtype=torch.float64)
+        codes = make_code(CodeConfig(name=code), n_classes).codes.double()
+        mixture = GaussianMixtureFlow(0.2 * sigma * offsets, codes, sigma)
+        flow = make_flow(n_classes=n_classes, code=code, time_coupling=time_coupling, network=ExactNetwork(mixture))
+        return flow, mixture
+
+    return make

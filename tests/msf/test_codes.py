@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from msf.codes import make_code, palette, project_on_simplex
 from msf.config import CodeConfig
-from msf_kernels.class_distance import class_distance
+from msf_kernels import class_distance
 
 NAMES = ("rgb", "grey", "one_hot", "simplex", "thermometer")
 OURS = ("one_hot", "simplex", "thermometer")

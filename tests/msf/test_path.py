@@ -4,8 +4,7 @@ from torch.testing import assert_close
 
 from msf.config import PathConfig
 from msf.path import SymmetricProbPath, sample_times
-from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal
-from msf_kernels.symmetric_path import symmetric_path
+from msf_kernels import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal, symmetric_path
 
 
 def rng(seed=0):
