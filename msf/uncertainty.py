@@ -23,6 +23,8 @@ ProbabilitySource = Literal["mean_code", "votes"]
 class Prediction:
     """Labels, probabilities and uncertainties of N classified pictures; every tensor's first axis is N.
 
+    Statistics are float64.
+
     Args:
         label: Predicted class, by `decision`; [N], int64.
         probability: Predictive distribution, by `probability_source`; [N, n_classes], rows sum to one.
@@ -36,6 +38,8 @@ class Prediction:
         nearest_distance: `class_distance` of the predicted class; [N]. The published score.
         margin: Second smallest minus smallest `class_distance`; [N], >= 0; small = uncertain.
         n_samples: Draws made; a number, or [N] int64 where pictures stopped on their own.
+        nfe: Evaluations of the network per draw.
+        micro_batch: Draws evaluated at once; bits are equal between two predictions only if this is.
         probability_source: `mean_code`: mean over draws of the code's own class probabilities, where one evaluation
             estimates p(label | picture). `votes`: the share of draws per class; each draw's own distribution is then
             one-hot, so `expected_entropy` is zero and `mutual_information` equals `predictive_entropy`.
@@ -57,6 +61,8 @@ class Prediction:
     nearest_distance: Tensor
     margin: Tensor
     n_samples: int | Tensor
+    nfe: int
+    micro_batch: int
     probability_source: ProbabilitySource
     decision: Decision
     sample_distance: Tensor | None = None
@@ -141,6 +147,8 @@ def make_prediction(
     votes: Tensor,
     pixel_votes: Tensor,
     n_samples: int | Tensor,
+    nfe: int,
+    micro_batch: int,
     decision: Decision = "distance",
     code_probability: Tensor | None = None,
     code_entropy: Tensor | None = None,
@@ -156,7 +164,9 @@ def make_prediction(
         distance_std: Standard deviation over draws of that distance; [N, n_classes].
         votes: Share of the draws nearest to each class; [N, n_classes].
         pixel_votes: Mean over draws of the share of pixels nearest to each class; [N, n_classes].
-        n_samples: Draws made, in all or per picture ([N]).
+        n_samples: Draws made, for all or per picture ([N]).
+        nfe: Evaluations of the network per draw.
+        micro_batch: Draws evaluated at once.
         decision: The rule for the label; see `Prediction`.
         code_probability: Mean over draws of the code's class probabilities; [N, n_classes]. Only where these are an
             estimate of p(label | picture), which the caller decides.
@@ -199,6 +209,8 @@ def make_prediction(
         nearest_distance=class_distance.gather(1, label[:, None]).squeeze(1),
         margin=second - nearest,
         n_samples=n_samples,
+        nfe=nfe,
+        micro_batch=micro_batch,
         probability_source=source,
         decision=decision,
         sample_distance=sample_distance,

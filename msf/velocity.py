@@ -1,7 +1,7 @@
-"""The velocity fields that one network gives: the joint flow, and each stream's flow while the other is held.
+"""The velocity fields beside the joint one, which is the network itself: one stream flows while the other is held.
 
-A field is `field(z, t) -> v` as the solvers integrate it: `t` is the time of whatever moves. The state and the velocity
-keep the state's dtype (float32); the network computes in the dtype of its weights.
+A field is `field(z, t) -> v` as the solvers integrate it: `t` is the time of whatever moves. A velocity has the dtype
+that the network computes in; the solver adds it to a float32 state. Times are never rounded below float32.
 """
 
 from __future__ import annotations
@@ -26,22 +26,6 @@ class VelocityNetwork(Protocol):
         ...
 
 
-def joint_field(network: VelocityNetwork) -> VelocityField:
-    """Return the field of the joint state, both streams at the same time (or at the pair of times given).
-
-    Args:
-        network: `network(z, t) -> v` on joint states [N, C + K, H, W].
-
-    Returns:
-        `field(z, t)`, z [N, C + K, H, W].
-    """
-
-    def field(z: JointState, t: Time) -> JointState:
-        return network(z, t).to(z.dtype)
-
-    return field
-
-
 def semantic_field(network: VelocityNetwork, image: ImageBatch) -> VelocityField:
     """Return the field of the semantic stream while the picture is held at t_image = 1.
 
@@ -63,7 +47,7 @@ def semantic_field(network: VelocityNetwork, image: ImageBatch) -> VelocityField
     def field(semantic: SemanticBatch, t: Time) -> SemanticBatch:
         moving = _as_rows(t, semantic)
         times = torch.stack([torch.ones_like(moving), moving], dim=1)  # [1|N, 2]
-        return network(torch.cat([image, semantic], dim=1), times)[:, channels:].to(semantic.dtype)
+        return network(torch.cat([image.to(semantic.dtype), semantic], dim=1), times)[:, channels:]
 
     return field
 
@@ -85,13 +69,14 @@ def image_field(network: VelocityNetwork, semantic: SemanticBatch) -> VelocityFi
     def field(image: ImageBatch, t: Time) -> ImageBatch:
         moving = _as_rows(t, image)
         times = torch.stack([moving, torch.zeros_like(moving)], dim=1)  # [1|N, 2]
-        return network(torch.cat([image, semantic], dim=1), times)[:, : image.shape[1]].to(image.dtype)
+        return network(torch.cat([image, semantic.to(image.dtype)], dim=1), times)[:, : image.shape[1]]
 
     return field
 
 
 def _as_rows(t: Time, state: Tensor) -> Tensor:
     """Return the time as [1] or [N] on the state's device; a number is filled in there, never copied from the host."""
+    dtype = torch.promote_types(state.dtype, torch.float32)
     if isinstance(t, Tensor):
-        return t.reshape(-1).to(state.dtype)
-    return state.new_full((1,), t)
+        return t.reshape(-1).to(state.device, dtype)
+    return state.new_full((1,), t, dtype=dtype)

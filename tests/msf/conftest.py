@@ -100,7 +100,8 @@ def make_flow() -> Callable[..., MedSymmFlow]:
             path=PathConfig(time_coupling=time_coupling),
             network=UNetConfig(
                 base_channels=32,
-                channel_multipliers=(1,),
+                # Two channels per group: with one, the norm removes the time embedding that was added before it.
+                channel_multipliers=(2,),
                 n_res_blocks=1,
                 attention_down_rates=(),
                 head_channels=32,

@@ -20,6 +20,8 @@ def _predict(**changes):
         "votes": VOTES,
         "pixel_votes": PIXEL_VOTES,
         "n_samples": 4,
+        "nfe": 1,
+        "micro_batch": 2,
     }
     return make_prediction(**(arguments | changes))
 
@@ -90,6 +92,8 @@ def test_every_score_is_larger_for_the_more_uncertain_picture():
         votes=torch.tensor([[1.0, 0.0], [0.5, 0.5]]),
         pixel_votes=torch.tensor([[1.0, 0.0], [0.5, 0.5]]),
         n_samples=8,
+        nfe=1,
+        micro_batch=2,
         code_probability=torch.tensor([[0.99, 0.01], [0.5, 0.5]]),
         code_entropy=torch.tensor([0.05, 0.4]),
     )

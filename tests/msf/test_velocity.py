@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from msf.velocity import image_field, joint_field, semantic_field
+from msf.velocity import image_field, semantic_field
 from msf_kernels.testing import GaussianMixtureFlow
 
 MIXTURE = GaussianMixtureFlow(
@@ -26,13 +26,18 @@ def _state(n=3):
     return torch.randn(n, 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_the_joint_field_passes_time_through_and_keeps_the_dtype_of_the_state():
+def test_a_state_in_bfloat16_does_not_round_the_times():
     recorder = _Recorder()
-    field = joint_field(lambda z, t: recorder(z, t).bfloat16())
-    z = _state().float()
-    assert field(z, 0.25).dtype == torch.float32
-    assert recorder.calls[0][1] == 0.25
-    assert type(recorder.calls[0][1]) is float
+    z = _state()
+    low = z.bfloat16()
+    t = torch.tensor([0.123456789] * 3)
+    assert semantic_field(recorder, z[:, :2].float())(low[:, 2:], 0.123456789).dtype == torch.bfloat16
+    image_field(recorder, z[:, 2:].float())(low[:, :2], t)
+    assert recorder.calls[0][1][0, 1] == t[0]
+    assert torch.equal(recorder.calls[1][1][:, 0], t)
+    for state, times in recorder.calls:
+        assert times.dtype == torch.float32
+        assert torch.equal(state, low)
 
 
 @pytest.mark.parametrize("t", [0.25, torch.tensor(0.25)], ids=["number", "0-dim"])
@@ -67,12 +72,12 @@ def test_held_streams_give_the_exact_conditional_velocities():
 
 def test_holding_a_stream_differs_from_the_joint_flow():
     z = _state()
-    joint = joint_field(MIXTURE.velocity_field)(z, 0.5)
+    joint = MIXTURE.velocity_field(z, 0.5)
     assert not torch.allclose(semantic_field(MIXTURE.velocity_field, z[:, :2])(z[:, 2:], 0.5), joint[:, 2:], atol=1e-2)
     assert not torch.allclose(image_field(MIXTURE.velocity_field, z[:, 2:])(z[:, :2], 0.5), joint[:, :2], atol=1e-2)
 
 
 def test_at_the_start_of_classification_both_flows_agree():
     z = _state()
-    joint = joint_field(MIXTURE.velocity_field)(z, 1.0)
+    joint = MIXTURE.velocity_field(z, 1.0)
     assert torch.equal(semantic_field(MIXTURE.velocity_field, z[:, :2])(z[:, 2:], 1.0), joint[:, 2:])

@@ -1,0 +1,202 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import msf
+from msf.config import (
+    RECIPES,
+    AutoencoderConfig,
+    CodeConfig,
+    DataConfig,
+    ExperimentConfig,
+    InferenceConfig,
+    PathConfig,
+    TaskConfig,
+    UNetConfig,
+)
+from msf.medsymmflow import MedSymmFlow
+
+GOLDEN_SOLVES = {
+    "euler1": ("euler", 1),
+    "euler5": ("euler", 5),
+    "midpoint4": ("midpoint", 4),
+    "heun2_4": ("heun", 4),
+    # torchdiffeq's rk4 is the 3/8 rule.
+    "rk4_4": ("rk4_38", 4),
+}
+
+
+@pytest.fixture(scope="module")
+def official(golden):
+    settings = golden.settings
+    return MedSymmFlow.from_official(
+        golden.path,
+        n_classes=int(settings["n_classes"]),
+        code="rgb" if settings["rgb_mask"] == "True" else "grey",
+        head_channels=int(settings["num_head_channels"]),
+        beta=float(settings["beta"]),
+        image_size=int(settings["image_size"]),
+    )
+
+
+@pytest.fixture
+def pictures():
+    return torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("solve", GOLDEN_SOLVES)
+def test_classification_equals_the_authors_code(golden, official, solve):
+    method, n_steps = GOLDEN_SOLVES[solve]
+    tensors = golden.tensors
+    arguments = {"n_samples": 1, "n_steps": n_steps, "method": method, "noise": tensors["classify_noise"][:, None]}
+    arguments["micro_batch"] = len(tensors["image"])
+    by_mean = official.classify(tensors["image"], **arguments)
+    assert torch.equal(by_mean.label, tensors[f"classify_{solve}_mean"].long())
+    expected = tensors[f"classify_{solve}_distance"].double()
+    torch.testing.assert_close(by_mean.class_distance, expected, atol=1e-4, rtol=0)
+    by_mode = official.classify(tensors["image"], **arguments, decision="pixel_votes")
+    assert torch.equal(by_mode.label, tensors[f"classify_{solve}_mode"].long())
+
+
+def test_the_import_report_is_kept_and_logged(golden, caplog):
+    with caplog.at_level(logging.INFO, logger="msf.medsymmflow"):
+        flow = MedSymmFlow.from_official(
+            golden.path,
+            n_classes=int(golden.settings["n_classes"]),
+            code="rgb" if golden.settings["rgb_mask"] == "True" else "grey",
+            head_channels=32,
+            image_size=16,
+        )
+    assert flow.official_report is not None
+    assert flow.official_report.inferred["base_channels"] == 32
+    assert str(flow.official_report) in caplog.text
+
+
+def test_saving_and_loading_gives_the_same_predictions_and_pictures(make_flow, pictures, tmp_path):
+    flow = make_flow(code="simplex", time_coupling="independent")
+    flow.save_pretrained(tmp_path / "checkpoint")
+    loaded = msf.MedSymmFlow.from_pretrained(tmp_path / "checkpoint")
+    assert loaded.config == flow.config
+    assert loaded.task == flow.task
+    assert loaded.official_report is None
+    assert not loaded.network.training
+    for kind in ("joint", "conditional"):
+        before, after = (f.classify(pictures, 4, 2, "heun", kind, keep_samples=True) for f in (flow, loaded))
+        assert torch.equal(before.sample_distance, after.sample_distance)
+        before, after = (f.generate([0, 1], 2, flow=kind) for f in (flow, loaded))
+        assert torch.equal(before, after)
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, msf; assert 'torch' not in sys.modules; msf.MedSymmFlow; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_name_of_the_package_is_refused_by_name():
+    with pytest.raises(AttributeError, match="module 'msf' has no attribute 'MedSymFlow'"):
+        _ = msf.MedSymFlow
+
+
+def test_the_network_is_as_wide_as_picture_and_code(make_flow):
+    flow = make_flow(n_classes=5, image_channels=3, code="one_hot")
+    assert flow.network.in_channels == flow.network.out_channels == 8
+
+
+def test_the_velocity_field_is_the_network_with_either_form_of_time(make_flow):
+    flow = make_flow(time_coupling="independent")
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    shared = flow.velocity_field(z, 0.5)
+    assert torch.equal(shared, flow.network(z, 0.5))
+    torch.testing.assert_close(flow.velocity_field(z, torch.tensor([0.5, 0.5])), shared)
+    torch.testing.assert_close(flow.velocity_field(z, torch.tensor([[0.5, 0.5]])), shared)
+    assert not torch.allclose(flow.velocity_field(z, torch.tensor([[0.5, 0.1]])), shared, atol=1e-4)
+
+
+def test_the_velocity_field_is_differentiable(make_flow):
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    make_flow().velocity_field(z, 0.5).square().sum().backward()
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+
+
+def test_a_bfloat16_network_keeps_a_float32_state(make_flow, pictures):
+    flow = make_flow(code="simplex")
+    z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    exact = flow.velocity_field(z, 0.5)
+    reference = flow.classify(pictures, 8, 2, keep_samples=True)
+    picture = flow.generate([0, 1, 2], 3)
+
+    low = make_flow(code="simplex").to(dtype=torch.bfloat16)
+    assert low.dtype == torch.bfloat16
+    velocity = low.velocity_field(z, 0.5)
+    assert velocity.dtype == torch.float32
+    assert 0 < (velocity - exact).abs().max() < 0.05 * exact.abs().max()
+    prediction = low.classify(pictures, 8, 2, keep_samples=True)
+    assert prediction.sample_distance.dtype == torch.float32
+    torch.testing.assert_close(prediction.sample_distance, reference.sample_distance, atol=0.05, rtol=0.02)
+    assert not torch.equal(prediction.sample_distance, reference.sample_distance)
+    assert low.generate([0, 1, 2], 3).dtype == torch.float32
+    torch.testing.assert_close(low.generate([0, 1, 2], 3), picture, atol=0.05, rtol=0)
+
+
+def test_predictions_ignore_dropout_and_leave_the_training_mode_as_it_was(make_flow, pictures):
+    flow = make_flow(dropout=0.5)
+    flow.network.train()
+    first = flow.classify(pictures, 4, keep_samples=True).sample_distance
+    assert flow.network.training
+    assert torch.equal(first, flow.classify(pictures, 4, keep_samples=True).sample_distance)
+    assert torch.equal(flow.generate([0, 1], 2), flow.generate([0, 1], 2))
+    flow.network.eval()
+    assert torch.equal(first, flow.classify(pictures, 4, keep_samples=True).sample_distance)
+    assert not flow.network.training
+
+
+def test_an_autoencoder_is_refused():
+    experiment = ExperimentConfig(autoencoder=AutoencoderConfig(name="kl", source="somewhere"))
+    with pytest.raises(ValueError, match="autoencoder must be 'identity'.*got 'kl'"):
+        MedSymmFlow(TaskConfig(n_classes=2, image_channels=3), experiment)
+
+
+def test_the_conditional_flow_is_refused_where_times_are_shared(make_flow, pictures):
+    flow = make_flow()
+    with pytest.raises(ValueError, match="flow 'conditional' needs a network with one time per stream.*'shared'"):
+        flow.classify(pictures, flow="conditional")
+    with pytest.raises(ValueError, match="flow 'conditional' needs a network with one time per stream"):
+        flow.generate([0], flow="conditional")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_steps": 0}, "n_steps must be >= 1; got 0"),
+        ({"method": "dopri5"}, "method must be one of euler, midpoint, heun, rk4, rk4_38; got 'dopri5'"),
+        ({"flow": "marginal"}, "flow must be one of joint, conditional; got 'marginal'"),
+    ],
+)
+def test_bad_solver_arguments_are_refused_by_both_directions(make_flow, pictures, arguments, message):
+    flow = make_flow()
+    with pytest.raises(ValueError, match=message):
+        flow.classify(pictures, **arguments)
+    with pytest.raises(ValueError, match=message):
+        flow.generate([0], **arguments)
+
+
+def test_the_published_recipe_builds_the_published_network():
+    flow = MedSymmFlow(TaskConfig(n_classes=8, image_channels=3), RECIPES["published-28"])
+    assert sum(parameter.numel() for parameter in flow.network.parameters()) == 8_955_526
+
+
+def test_a_configuration_for_conditional_inference_builds_a_network_with_two_times():
+    experiment = ExperimentConfig(
+        data=DataConfig(image_size=8),
+        code=CodeConfig(name="simplex"),
+        path=PathConfig(time_coupling="independent"),
+        network=UNetConfig(base_channels=32, channel_multipliers=(1,), head_channels=32, attention_down_rates=()),
+        inference=InferenceConfig(flow="conditional"),
+    )
+    flow = MedSymmFlow(TaskConfig(n_classes=2, image_channels=1), experiment)
+    assert flow.has_independent_times
+    assert flow.network.n_times == 2
