@@ -243,11 +243,11 @@ def test_a_missing_tensor_is_named(write, name):
 
 def test_no_damaged_tensor_goes_unnoticed(write):
     tensors = zeros_like_network(SMALL, 6)
-    for name in tensors:
-        for damaged in (torch.zeros(()), torch.zeros(5, 7, 1, 1, 1)):
-            path = write(tensors | {name: damaged}, "damaged.safetensors")
-            with pytest.raises(ValueError, match="damaged.safetensors must"):
-                load_small(path)
+    for i, name in enumerate(tensors):
+        damaged = torch.zeros(()) if i % 2 else torch.zeros(5, 7, 1, 1, 1)
+        path = write(tensors | {name: damaged}, "damaged.safetensors")
+        with pytest.raises(ValueError, match="damaged.safetensors must"):
+            load_small(path)
 
 
 def test_tensors_that_no_configuration_explains_are_named(write):
