@@ -98,7 +98,7 @@ def require_positive(name: str, value: object) -> None:
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and > 0; got {value}")
 
 
@@ -111,7 +111,8 @@ def require_finite(name: str, value: object) -> None:
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not math.isfinite(value):
+    # Comparisons, not math.isfinite: torch.compile traces them for numbers that it keeps symbolic.
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite; got {value}")
 
 

@@ -103,9 +103,11 @@ def _shared_steps(grid: tuple[float, ...], stages: Sequence[Stage]) -> Iterator[
 
 
 def _per_sample_steps(grid: Tensor, stages: Sequence[Stage]) -> Iterator[_Step]:
-    starts, ends = grid[:, :-1].T, grid[:, 1:].T
-    dt = (ends - starts).contiguous()  # [S, N]
-    times = [(ends if stage.node == 1.0 else starts + stage.node * dt).contiguous() for stage in stages]
+    by_time = grid.T.contiguous()  # [S + 1, N]
+    n_steps = by_time.shape[0] - 1
+    starts, ends = by_time.narrow(0, 0, n_steps), by_time.narrow(0, 1, n_steps)
+    dt = ends - starts
+    times = [ends if stage.node == 1.0 else starts + stage.node * dt for stage in stages]
     yield from zip(zip(*(t.unbind(0) for t in times), strict=True), dt.unbind(0), strict=True)
 
 

@@ -62,7 +62,7 @@ def grid_from_step_size(step_size: float, start: float = 0.0, end: float = 1.0) 
     Raises:
         ValueError: `step_size` is not a finite number > 0, or the ends are equal or not finite.
     """
-    if not (math.isfinite(step_size) and step_size > 0):
+    if not 0 < step_size < math.inf:
         raise ValueError(f"step_size must be finite and > 0, also backward in time; got {step_size}")
     start, end = _check_ends(start, end)
     n_steps = max(1, math.ceil(abs(end - start) / step_size - _SLIVER))
@@ -107,7 +107,8 @@ def _check_shared(times: list[float]) -> tuple[float, ...]:
     if len(times) < 2:
         raise ValueError(f"time_grid must hold at least two times, the start and the end; got {len(times)}")
     for i, value in enumerate(times):
-        if not math.isfinite(value):
+        # Comparisons, not math.isfinite: torch.compile traces them for numbers that it keeps symbolic.
+        if not -math.inf < value < math.inf:
             raise ValueError(f"time_grid must be finite; got {value} at index {i}")
     sign = times[1] - times[0]
     for i in range(1, len(times)):
@@ -139,7 +140,7 @@ def _has_readable_values(tensor: Tensor) -> bool:
 
 def _check_ends(start: float, end: float) -> tuple[float, float]:
     start, end = float(start), float(end)
-    if not (math.isfinite(start) and math.isfinite(end)) or start == end:
+    if not (-math.inf < start < math.inf and -math.inf < end < math.inf and start != end):
         raise ValueError(f"start and end must be finite and differ; got {start} and {end}")
     return start, end
 
