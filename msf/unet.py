@@ -136,7 +136,7 @@ class UNet(nn.Module):
             Velocity; [N, out_channels, H, W], in the dtype of the weights (under autocast: the autocast dtype).
 
         Raises:
-            TypeError: `t` is neither a number nor a floating tensor.
+            TypeError: z is no floating tensor; t is neither a number nor a floating tensor.
             ValueError: Shape of z or t.
         """
         self._check_state(z)
@@ -174,6 +174,9 @@ class UNet(nn.Module):
         return cast(Tensor, embedding)
 
     def _check_state(self, z: Tensor) -> None:
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+            raise TypeError(f"z must be a floating tensor; got {got}")
         if z.ndim != 4 or z.shape[1] != self.in_channels:
             raise ValueError(f"z must be [N, {self.in_channels}, H, W]; got {list(z.shape)}")
         multiple = self.config.size_multiple

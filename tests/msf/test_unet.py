@@ -259,6 +259,13 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(network(z, 0.5), network(z, 0.5))
 
 
+def test_the_network_compiles_into_one_graph():
+    network, z = tiny(n_times=2, **VARIANTS["all of it"]), state()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    for t in (0.5, torch.tensor(0.5), torch.rand(3, 2)):
+        torch.testing.assert_close(compiled(z, t), network(z, t), atol=1e-6, rtol=0)
+
+
 # The layers against plain formulas
 
 
@@ -313,6 +320,12 @@ def test_residual_block_equals_the_formula(resample, use_scale_shift_norm):
 def test_a_state_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"^z must .*; got \["):
         tiny()(torch.zeros(shape), 0.5)
+
+
+@pytest.mark.parametrize("z", [None, [[0.0]], torch.zeros(3, 4, 8, 8, dtype=torch.uint8)])
+def test_a_state_that_is_no_floating_tensor_is_refused(z):
+    with pytest.raises(TypeError, match="^z must be a floating tensor; got"):
+        tiny()(z, 0.5)
 
 
 @pytest.mark.parametrize(
