@@ -10,6 +10,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+# Said explicitly because Triton is about to change its default.
+FLOAT_OPTIONS = {"enable_fp_fusion": True}
+
 
 @dataclass(frozen=True)
 class AotCase:
@@ -18,7 +21,8 @@ class AotCase:
     Args:
         label: Operator, dtype and configuration, for a table.
         kernel: `triton.jit` function.
-        signature: Triton type of every run-time argument by name, such as `"*fp32"`, `"i64"`.
+        signature: Triton type of every run-time argument by name, such as `"*fp32"`, `"i64"`; a tuple of types for a
+            tuple argument.
         constexprs: Value of every compile-time argument by name.
         num_warps: Warps per program.
         num_stages: Depth of the load pipeline.
@@ -28,7 +32,7 @@ class AotCase:
 
     label: str
     kernel: Any
-    signature: Mapping[str, str]
+    signature: Mapping[str, str | tuple[str, ...]]
     constexprs: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 1
@@ -46,13 +50,14 @@ class AotCase:
         """
         names = self.kernel.arg_names
         signature = {name: "constexpr" if name in self.constexprs else self.signature[name] for name in names}
-        aligned = {
-            (position,): [["tt.divisibility", 16]]
-            for position, name in enumerate(names)
-            if signature[name][0] in "*i" and signature[name] != "i1" and name not in self.unaligned
-        }
+        aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+        for position, (name, type_) in enumerate(signature.items()):
+            paths = [(position,)] if isinstance(type_, str) else [(position, i) for i in range(len(type_))]
+            types = [type_] if isinstance(type_, str) else type_
+            for path, one in zip(paths, types, strict=True):
+                if one[0] in "*i" and one != "i1" and name not in self.unaligned:
+                    aligned[path] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constexprs=dict(self.constexprs), attrs=aligned)
         target = GPUTarget("cuda", compute_capability, 32)
-        return triton.compile(
-            source, target=target, options={"num_warps": self.num_warps, "num_stages": self.num_stages}
-        )
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, **FLOAT_OPTIONS}
+        return triton.compile(source, target=target, options=options)

@@ -11,7 +11,9 @@ import torch
 import triton
 import triton.testing
 
+from msf_kernels._triton.aot_case import FLOAT_OPTIONS
 from msf_kernels._triton.machine import is_interpreting
+from msf_kernels._triton.recording import is_recording, record
 
 TUNE_ENV = "MSF_KERNELS_TUNE"
 
@@ -39,6 +41,7 @@ def launch(
     grid: Callable[[Mapping[str, int]], tuple[int, ...]],
     *,
     tuning_key: Hashable | None = None,
+    is_matmul: bool = False,
     **arguments: Any,
 ) -> None:
     """Run a kernel, in its first configuration unless tuning is switched on.
@@ -52,13 +55,24 @@ def launch(
         grid: Number of programs per axis, from the configuration's block sizes. No program: nothing is launched.
         tuning_key: What the best configuration depends on (dtypes, sizes). None where a second run of the kernel would
             change its result: then the first configuration is used.
+        is_matmul: Whether compilations ahead of time must show tensor-core instructions.
         **arguments: The kernel's arguments by name, without block sizes.
     """
+    if is_recording():
+        for config in configs if tuning_key is not None else configs[:1]:
+            record(kernel, arguments, config.blocks, config.num_warps, config.num_stages, is_matmul)
+        return
 
     def run(config: KernelConfig) -> None:
         programs = grid(config.blocks)
         if all(programs):
-            kernel[programs](**arguments, **config.blocks, num_warps=config.num_warps, num_stages=config.num_stages)
+            kernel[programs](
+                **arguments,
+                **config.blocks,
+                **FLOAT_OPTIONS,
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+            )
 
     config = configs[0]
     if tuning_key is not None and len(configs) > 1 and _is_tuning():

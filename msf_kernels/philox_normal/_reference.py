@@ -39,20 +39,22 @@ def philox_normal_reference(
     # The mask changes no value. It keeps Inductor from treating the products as array offsets, in which it assumes
     # 32 bits (torch 2.13: (arange * multiplier) >> 32 comes out wrong).
     block = torch.arange((size + 3) // 4, dtype=torch.int64, device=sample_index.device) & WORD_MASK
+    # Tensors, not numbers: a compiled caller need not be compiled again for another seed.
+    stream_word, key = (torch.full((1, 1), number, device=sample_index.device) for number in (stream, seed))
     x_0, x_1, x_2, x_3 = _philox(
         block[None, :],
-        torch.full((1, 1), stream, device=sample_index.device),
+        stream_word,
         (sample_index & WORD_MASK)[:, None],
         ((sample_index >> 32) & WORD_MASK)[:, None],
-        seed & WORD_MASK,
-        (seed >> 32) & WORD_MASK,
+        key & WORD_MASK,
+        (key >> 32) & WORD_MASK,
     )  # each [N, blocks]
     normals = torch.stack([*_box_muller(x_0, x_1), *_box_muller(x_2, x_3)], dim=2)  # [N, blocks, 4]
     return normals.flatten(1)[:, :size].to(dtype).contiguous().view(n, *shape)
 
 
 def _philox(
-    c_0: Tensor, c_1: Tensor, c_2: Tensor, c_3: Tensor, key_0: Tensor | int, key_1: Tensor | int
+    c_0: Tensor, c_1: Tensor, c_2: Tensor, c_3: Tensor, key_0: Tensor, key_1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the ten rounds on words in [0, 2^32) held in int64; shapes broadcast."""
     for _ in range(N_ROUNDS):

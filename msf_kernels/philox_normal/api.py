@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import FLOATING, require_int, require_same_device, require_shape, require_tensor
+from msf_kernels.philox_normal._ops import philox_normal_triton, philox_words_triton
 from msf_kernels.philox_normal._reference import philox_normal_reference, philox_words_reference
 from msf_kernels.shapes import SampleIndex
 
@@ -19,8 +21,31 @@ SEMANTIC_STREAM = 1
 # Four positions share one value of the 32-bit block counter.
 MAX_POSITIONS = 4 * 2**32
 
-_normal_operator = Operator("philox_normal", [Backend("reference", philox_normal_reference)])
-_words_operator = Operator("philox_words", [Backend("reference", philox_words_reference)])
+
+def _normal_triton_reasons(
+    sample_index: Tensor, shape: Sequence[int], seed: int, *, stream: int, dtype: torch.dtype
+) -> list[str]:
+    return tensor_reasons((sample_index,), (dtype,))
+
+
+def _words_triton_reasons(counter: Tensor, key: Tensor) -> list[str]:
+    return tensor_reasons((counter, key))
+
+
+_normal_operator = Operator(
+    "philox_normal",
+    [
+        triton_backend(philox_normal_triton, _normal_triton_reasons),
+        Backend("reference", philox_normal_reference),
+    ],
+)
+_words_operator = Operator(
+    "philox_words",
+    [
+        triton_backend(philox_words_triton, _words_triton_reasons),
+        Backend("reference", philox_words_reference),
+    ],
+)
 
 
 def philox_normal(

@@ -1,0 +1,84 @@
+"""Turning launches into compilations: what a launcher would run on a GPU, seen without one.
+
+Inside `record_launches`, `launch` runs nothing and leaves one `AotCase` per configuration. Launchers are called on meta
+tensors, so that what is compiled ahead of time is what they really launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from msf_kernels._triton.aot_case import AotCase
+
+_POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
+
+_recorders: list[tuple[str, list[AotCase]]] = []
+
+
+@contextmanager
+def record_launches(label: str) -> Iterator[list[AotCase]]:
+    """Collect launches as cases instead of running them.
+
+    Args:
+        label: Start of each case's label; the kernel's name and configuration follow.
+    """
+    cases: list[AotCase] = []
+    _recorders.append((label, cases))
+    try:
+        yield cases
+    finally:
+        _recorders.pop()
+
+
+def is_recording() -> bool:
+    """Return whether `launch` records instead of running."""
+    return bool(_recorders)
+
+
+def _type_of(value: torch.Tensor | float) -> str:
+    if isinstance(value, torch.Tensor):
+        return _POINTERS[value.dtype]
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return "fp32"
+
+
+def record(
+    kernel: Any, arguments: Mapping[str, Any], blocks: Mapping[str, int], num_warps: int, num_stages: int, matmul: bool
+) -> None:
+    """Add the case of one launch, specialised as Triton's run time would: 1, None and multiples of 16 are known."""
+    label, cases = _recorders[-1]
+    compile_time = {kernel.arg_names[i] for i in kernel.constexprs}
+    signature: dict[str, str | tuple[str, ...]] = {}
+    constexprs: dict[str, Any] = dict(blocks)
+    unaligned = set()
+    for name, value in arguments.items():
+        if name in compile_time or value is None or (isinstance(value, int) and value == 1):
+            constexprs[name] = value
+        else:
+            signature[name] = tuple(_type_of(item) for item in value) if isinstance(value, tuple) else _type_of(value)
+            if isinstance(value, int) and value % 16:
+                unaligned.add(name)
+    sizes = " ".join(f"{name}={value}" for name, value in blocks.items())
+    cases.append(
+        AotCase(
+            label=f"{label} {kernel.__name__} {sizes} warps={num_warps} stages={num_stages}",
+            kernel=kernel,
+            signature=signature,
+            constexprs=constexprs,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            unaligned=frozenset(unaligned),
+            is_matmul=matmul,
+        )
+    )

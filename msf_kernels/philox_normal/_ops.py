@@ -1,0 +1,67 @@
+"""The noise as operators of torch.library: schemas, fakes and CPU bodies. There is nothing to differentiate.
+
+`msf_triton::philox_normal_fwd` and `msf_triton::philox_words_fwd` are what `torch.compile` and CUDA graphs see of a
+call. No FLOP formula: apart from the Box-Muller transform the work is integer arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from msf_kernels._triton.registration import register
+from msf_kernels.philox_normal._reference import philox_normal_reference, philox_words_reference
+
+
+def _normal_kernel(sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype) -> Tensor:
+    from msf_kernels.philox_normal._triton import launch_philox_normal_fwd
+
+    return launch_philox_normal_fwd(sample_index, shape, seed, stream, dtype)
+
+
+def _normal_formula(sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype) -> Tensor:
+    return philox_normal_reference(sample_index, shape, seed, stream=stream, dtype=dtype)
+
+
+def _normal_fake(sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype) -> Tensor:
+    return sample_index.new_empty((sample_index.shape[0], *shape), dtype=dtype)
+
+
+def _words_kernel(counter: Tensor, key: Tensor) -> Tensor:
+    from msf_kernels.philox_normal._triton import launch_philox_words_fwd
+
+    return launch_philox_words_fwd(counter, key)
+
+
+def _words_fake(counter: Tensor, key: Tensor) -> Tensor:
+    return counter.new_empty((counter.shape[0], 4))
+
+
+_normal_fwd = register(
+    "philox_normal_fwd(Tensor sample_index, SymInt[] shape, SymInt seed, SymInt stream, ScalarType dtype) -> Tensor",
+    kernel=_normal_kernel,
+    formula=_normal_formula,
+    fake=_normal_fake,
+)
+_words_fwd = register(
+    "philox_words_fwd(Tensor counter, Tensor key) -> Tensor",
+    kernel=_words_kernel,
+    formula=philox_words_reference,
+    fake=_words_fake,
+)
+
+
+def philox_normal_triton(
+    sample_index: Tensor, shape: Sequence[int], seed: int, *, stream: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Run the registered operator; [N] -> [N, *shape]."""
+    noise: Tensor = _normal_fwd(sample_index, shape, seed, stream, dtype)
+    return noise
+
+
+def philox_words_triton(counter: Tensor, key: Tensor) -> Tensor:
+    """Run the registered operator; [M, 4], [2] -> [M, 4]."""
+    words: Tensor = _words_fwd(counter, key)
+    return words
