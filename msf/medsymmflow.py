@@ -20,7 +20,7 @@ from msf.generate import generate
 from msf.official import OfficialReport, load_official
 from msf.uncertainty import Decision, Prediction
 from msf.unet import UNet
-from msf.velocity import Time
+from msf.velocity import FlowSolver, Time
 from msf_kernels.sampling import StopRule
 from msf_kernels.shapes import ImageBatch, JointState
 
@@ -256,20 +256,15 @@ class MedSymmFlow:
         Source:
             MedSymmFlow, arXiv 2507.19098.
         """
-        self._check_solver(n_steps, method, flow)
         with self._evaluating():
             return classify(
-                self.network,
+                self._solver(n_steps, method, flow),
                 self.code,
                 images,
                 image_size=self.config.data.image_size,
                 image_channels=self.task.image_channels,
                 device=self.device,
-                dtype=self.dtype,
                 n_samples=n_samples,
-                n_steps=n_steps,
-                method=method,
-                flow=flow,
                 seed=seed,
                 noise=noise,
                 micro_batch=micro_batch,
@@ -323,28 +318,26 @@ class MedSymmFlow:
         Source:
             MedSymmFlow, arXiv 2507.19098.
         """
-        self._check_solver(n_steps, method, flow)
+        solver = self._solver(n_steps, method, flow)
+        if len(labels) == 0:
+            raise ValueError("labels must hold at least one label; got none")
         labels = torch.as_tensor(labels)
         size = self.config.data.image_size
         generator = seeded_generator(seed, device=labels.device) if dequantise else None
         semantic = self.code.encode(labels, size, size, generator=generator)
         with self._evaluating():
             return generate(
-                self.network,
+                solver,
                 semantic,
                 image_channels=self.task.image_channels,
                 device=self.device,
-                dtype=self.dtype,
-                n_steps=n_steps,
-                method=method,
-                flow=flow,
                 seed=seed,
                 noise=noise,
                 micro_batch=micro_batch,
                 progress=progress,
             )
 
-    def _check_solver(self, n_steps: int, method: str, flow: str) -> None:
+    def _solver(self, n_steps: int, method: MethodName, flow: FlowName) -> FlowSolver:
         if n_steps < 1:
             raise ValueError(f"n_steps must be >= 1; got {n_steps!r}")
         for name, value, known in (("method", method, get_args(MethodName)), ("flow", flow, get_args(FlowName))):
@@ -355,6 +348,7 @@ class MedSymmFlow:
                 "flow 'conditional' needs a network with one time per stream, trained with "
                 "time_coupling='independent'; this one was trained with 'shared'"
             )
+        return FlowSolver(self.network, n_steps=n_steps, method=method, flow=flow, dtype=self.dtype)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

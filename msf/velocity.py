@@ -1,18 +1,21 @@
-"""The velocity fields beside the joint one, which is the network itself: one stream flows while the other is held.
+"""The flows that one network gives, and their solution: both streams together, or one while the other is held.
 
-A field is `field(z, t) -> v` as the solvers integrate it: `t` is the time of whatever moves. A velocity has the dtype
-that the network computes in; the solver adds it to a float32 state. Times are never rounded below float32.
+The joint field is the network itself. A field is `field(z, t) -> v` as the solvers integrate it: `t` is the time of
+whatever moves. A velocity has the dtype that the network computes in; the solver adds it to a float32 state. Times are
+never rounded below float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from msf.config import FlowName, MethodName
 from msf_kernels.shapes import ImageBatch, JointState, SemanticBatch, TimeBatch
+from msf_kernels.solvers import get_tableau, integrate, uniform_grid
 
 Time = float | TimeBatch
 VelocityField = Callable[[Tensor, Time], Tensor]
@@ -24,6 +27,71 @@ class VelocityNetwork(Protocol):
     def __call__(self, z: JointState, t: Time, /) -> JointState:
         """Return the velocity at the joint state z and time t."""
         ...
+
+
+class FlowSolver:
+    """Follows a flow in either direction with a fixed-step method.
+
+    Args:
+        network: Velocity network on joint states.
+        n_steps: Steps from one end of the time axis to the other.
+        method: Name of the method.
+        flow: `joint`: both streams move, and what was given dissolves into noise. `conditional`: it is held.
+        dtype: Dtype in which the network wants its input; the state is float32.
+
+    Attributes:
+        nfe: Evaluations of the network in the last solve, 0 before.
+
+    Raises:
+        ValueError: An unknown method, or less than one step.
+    """
+
+    def __init__(
+        self, network: VelocityNetwork, *, n_steps: int, method: MethodName, flow: FlowName, dtype: torch.dtype
+    ) -> None:
+        """Choose grids and tableau."""
+        self.network = network
+        self.flow = flow
+        self.tableau = get_tableau(method)
+        self.nfe = 0
+        self._to_code_grid = uniform_grid(n_steps, start=1.0, end=0.0)
+        self._to_picture_grid = uniform_grid(n_steps)
+        # A second copy of the state only where the network reads another dtype.
+        self._cast_to = None if dtype == torch.float32 else dtype
+
+    @property
+    def is_single_evaluation(self) -> bool:
+        """Whether a solve is one evaluation at the start, so that it ends at a mean over all answers."""
+        return len(self._to_code_grid) == 2 and self.tableau.n_stages == 1
+
+    def to_code(self, image: ImageBatch, noise: SemanticBatch) -> SemanticBatch:
+        """Return the semantic map at t = 0.
+
+        Args:
+            image: Pictures at t = 1, [N, C, H, W].
+            noise: Noise at t = 1, [N, K, H, W].
+        """
+        if self.flow == "conditional":
+            return self._solve(semantic_field(self.network, image), noise, self._to_code_grid)
+        z_start = torch.cat([image, noise], dim=1)
+        return self._solve(self.network, z_start, self._to_code_grid)[:, image.shape[1] :]
+
+    def to_picture(self, noise: ImageBatch, semantic: SemanticBatch) -> ImageBatch:
+        """Return the picture at t = 1, not clamped.
+
+        Args:
+            noise: Noise at t = 0, [N, C, H, W].
+            semantic: Codes at t = 0, [N, K, H, W].
+        """
+        if self.flow == "conditional":
+            return self._solve(image_field(self.network, semantic), noise, self._to_picture_grid)
+        z_start = torch.cat([noise, semantic], dim=1)
+        return self._solve(self.network, z_start, self._to_picture_grid)[:, : noise.shape[1]]
+
+    def _solve(self, field: VelocityField, z_start: Tensor, time_grid: Sequence[float]) -> Tensor:
+        solution = integrate(field, z_start, time_grid, self.tableau, cast_to=self._cast_to)
+        self.nfe = solution.nfe
+        return solution.state
 
 
 def semantic_field(network: VelocityNetwork, image: ImageBatch) -> VelocityField:
@@ -72,6 +140,24 @@ def image_field(network: VelocityNetwork, semantic: SemanticBatch) -> VelocityFi
         return network(torch.cat([image, semantic.to(image.dtype)], dim=1), times)[:, : image.shape[1]]
 
     return field
+
+
+def check_noise(noise: Tensor, axes: str, shape: tuple[int, ...]) -> None:
+    """Refuse noise, given by a caller, that cannot start the flow.
+
+    Args:
+        noise: What the caller gave.
+        axes: Names of the wanted axes, for the message.
+        shape: The wanted shape.
+
+    Raises:
+        TypeError: Not floating point.
+        ValueError: Another shape.
+    """
+    if not noise.is_floating_point():
+        raise TypeError(f"noise must be floating point; got {noise.dtype}")
+    if tuple(noise.shape) != shape:
+        raise ValueError(f"noise must be {axes} = {list(shape)}; got {list(noise.shape)}")
 
 
 def _as_rows(t: Time, state: Tensor) -> Tensor:
