@@ -29,13 +29,28 @@ def rk_combine_reference(
 
 
 def combine(state: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], dt: float | Tensor) -> Tensor:
-    """Return the unrounded combination, fp32 or fp64, in the output's memory format."""
-    dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
-    memory_format = output_memory_format(state)
-    if not slopes:
-        return state.to(dtype, copy=True).contiguous(memory_format=memory_format)
-    direction = slopes[0].to(dtype) * weights[0]
+    """Return the unrounded combination, fp32 or fp64, in the output's memory format; never `state` itself."""
+    dtype = compute_dtype(state)
+    combined = state.to(dtype, copy=True)
+    if slopes:
+        step = per_item(dt.to(dtype), state) if isinstance(dt, Tensor) else dt
+        combined = combined + direction(slopes, weights, dtype) * step
+    return combined.contiguous(memory_format=output_memory_format(state))
+
+
+def direction(slopes: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Return `sum_i weights[i] * slopes[i]` in `dtype`, added from the first to the last."""
+    total = slopes[0].to(dtype) * weights[0]
     for slope, weight in zip(slopes[1:], weights[1:], strict=True):
-        direction = direction + slope.to(dtype) * weight
-    step = dt.to(dtype).reshape(-1, *[1] * (state.dim() - 1)) if isinstance(dt, Tensor) else dt
-    return (state.to(dtype) + direction * step).contiguous(memory_format=memory_format)
+        total = total + slope.to(dtype) * weight
+    return total
+
+
+def compute_dtype(state: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic."""
+    return torch.float64 if state.dtype == torch.float64 else torch.float32
+
+
+def per_item(values: Tensor, state: Tensor) -> Tensor:
+    """Make values [N] broadcast over the further axes of `state`."""
+    return values.reshape(-1, *[1] * (state.dim() - 1))

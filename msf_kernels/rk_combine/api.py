@@ -8,6 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
     FLOATING,
@@ -17,9 +18,27 @@ from msf_kernels.checks import (
     require_shape,
     require_tensor,
 )
+from msf_kernels.rk_combine._ops import rk_combine_triton
 from msf_kernels.rk_combine._reference import rk_combine_reference
 
-_operator = Operator("rk_combine", [Backend("reference", rk_combine_reference)])
+
+def _triton_reasons(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float | Tensor,
+    *,
+    out: Tensor | None,
+    cast_to: torch.dtype | None,
+) -> list[str]:
+    tensors = [x for x in (state, dt, *slopes) if isinstance(x, Tensor)]
+    return tensor_reasons(tensors, () if cast_to is None else (cast_to,))
+
+
+_operator = Operator(
+    "rk_combine",
+    [triton_backend(rk_combine_triton, _triton_reasons), Backend("reference", rk_combine_reference)],
+)
 
 
 @overload
@@ -87,8 +106,9 @@ def rk_combine(
 
     Numerics:
         Arithmetic in float32 (float64 when `state` is float64) from the first slope to the last, one rounding per
-        output. Differentiable with respect to `state`, `slopes` and a tensor `dt`; slopes are saved for backward only
-        when `dt` needs a gradient. Deterministic; an item's result does not depend on the other items of the batch.
+        output. Differentiable with respect to `state`, `slopes` and a tensor `dt`, beyond first order on the reference
+        only; slopes are saved for backward only when `dt` needs a gradient. Deterministic; an item's result does not
+        depend on the other items of the batch.
 
     Source:
         Hairer, Norsett and Wanner, "Solving ordinary differential equations I", section II.1.

@@ -1,0 +1,185 @@
+"""The combination as operators of torch.library: schemas, fakes, CPU bodies, FLOP counts, autograd.
+
+`msf_triton::rk_combine_fwd`, `_cast_fwd`, `_out` (one of them per call), `_bwd` and `_bwd_dt` are what `torch.compile`,
+autograd and CUDA graphs see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from msf_kernels._triton.registration import register
+from msf_kernels.rk_combine._allocation import empty_combined, empty_gradients, empty_step_gradient
+from msf_kernels.rk_combine._autograd import RkCombineOperators, differentiable
+from msf_kernels.rk_combine._reference import combine, compute_dtype, direction, per_item
+
+_ARGUMENTS = "Tensor state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items"
+
+
+def _fwd_kernel(*args: Any) -> Tensor:
+    from msf_kernels.rk_combine._triton import launch_rk_combine_fwd
+
+    return launch_rk_combine_fwd(*args)
+
+
+def _fwd_formula(
+    state: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], dt: float, dt_items: Tensor | None
+) -> Tensor:
+    return combine(state, slopes, weights, dt if dt_items is None else dt_items).to(state.dtype)
+
+
+def _fwd_fake(state: Tensor, *_rest: Any) -> Tensor:
+    return empty_combined(state, state.dtype)
+
+
+def _cast_fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    from msf_kernels.rk_combine._triton import launch_rk_combine_cast_fwd
+
+    return launch_rk_combine_cast_fwd(*args)
+
+
+def _cast_fwd_formula(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float,
+    dt_items: Tensor | None,
+    cast_to: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    combined = combine(state, slopes, weights, dt if dt_items is None else dt_items)
+    return combined.to(state.dtype), combined.to(cast_to, copy=True)
+
+
+def _cast_fwd_fake(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float,
+    dt_items: Tensor | None,
+    cast_to: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return empty_combined(state, state.dtype), empty_combined(state, cast_to)
+
+
+def _out_kernel(*args: Any) -> None:
+    from msf_kernels.rk_combine._triton import launch_rk_combine_out
+
+    launch_rk_combine_out(*args)
+
+
+def _out_formula(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float,
+    dt_items: Tensor | None,
+    out: Tensor,
+    cast_out: Tensor | None,
+) -> None:
+    combined = combine(state, slopes, weights, dt if dt_items is None else dt_items)
+    if cast_out is not None:
+        cast_out.copy_(combined)
+    out.copy_(combined)
+
+
+def _out_fake(*_args: Any) -> None:
+    return None
+
+
+def _bwd_kernel(*args: Any) -> list[Tensor]:
+    from msf_kernels.rk_combine._triton import launch_rk_combine_bwd
+
+    return launch_rk_combine_bwd(*args)
+
+
+def _bwd_formula(
+    grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtypes: Sequence[torch.dtype]
+) -> list[Tensor]:
+    step = dt if dt_items is None else per_item(dt_items.to(compute_dtype(grad)), grad)
+    scaled = grad.to(compute_dtype(grad)) * step
+    outputs = empty_gradients(grad, dtypes)
+    for output, weight in zip(outputs, weights, strict=True):
+        output.copy_(scaled * weight)
+    return outputs
+
+
+def _bwd_fake(
+    grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtypes: Sequence[torch.dtype]
+) -> list[Tensor]:
+    return empty_gradients(grad, dtypes)
+
+
+def _bwd_dt_kernel(*args: Any) -> Tensor:
+    from msf_kernels.rk_combine._triton import launch_rk_combine_bwd_dt
+
+    return launch_rk_combine_bwd_dt(*args)
+
+
+def _bwd_dt_formula(grad: Tensor, slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    product = grad.to(compute_dtype(grad)) * direction(slopes, weights, compute_dtype(grad))
+    return product.flatten(1).sum(1) if product.dim() > 1 else product
+
+
+def _bwd_dt_fake(grad: Tensor, *_rest: Any) -> Tensor:
+    return empty_step_gradient(grad)
+
+
+_operators = RkCombineOperators(
+    fwd=register(f"rk_combine_fwd({_ARGUMENTS}) -> Tensor", kernel=_fwd_kernel, formula=_fwd_formula, fake=_fwd_fake),
+    cast_fwd=register(
+        f"rk_combine_cast_fwd({_ARGUMENTS}, ScalarType cast_to) -> (Tensor, Tensor)",
+        kernel=_cast_fwd_kernel,
+        formula=_cast_fwd_formula,
+        fake=_cast_fwd_fake,
+    ),
+    out=register(
+        f"rk_combine_out({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? cast_out) -> ()",
+        kernel=_out_kernel,
+        formula=_out_formula,
+        fake=_out_fake,
+    ),
+    bwd=register(
+        "rk_combine_bwd(Tensor grad, float[] weights, float dt, Tensor? dt_items, ScalarType[] dtypes) -> Tensor[]",
+        kernel=_bwd_kernel,
+        formula=_bwd_formula,
+        fake=_bwd_fake,
+    ),
+    bwd_dt=register(
+        "rk_combine_bwd_dt(Tensor grad, Tensor[] slopes, float[] weights) -> Tensor",
+        kernel=_bwd_dt_kernel,
+        formula=_bwd_dt_formula,
+        fake=_bwd_dt_fake,
+    ),
+)
+
+rk_combine_triton = differentiable(_operators)
+
+
+@register_flop_formula(
+    [
+        torch.ops.msf_triton.rk_combine_fwd,
+        torch.ops.msf_triton.rk_combine_cast_fwd,
+        torch.ops.msf_triton.rk_combine_out,
+    ]
+)
+def _fwd_flops(state_shape: Sequence[int], slope_shapes: Sequence[Sequence[int]], *_rest: Any, **_outputs: Any) -> int:
+    """One multiplication and one addition per slope, and per state."""
+    return 2 * math.prod(state_shape) * (len(slope_shapes) + 1 if slope_shapes else 0)
+
+
+@register_flop_formula(torch.ops.msf_triton.rk_combine_bwd)
+def _bwd_flops(grad_shape: Sequence[int], weights: Sequence[float], *_rest: Any, **_outputs: Any) -> int:
+    return math.prod(grad_shape) * (len(weights) + 1)
+
+
+@register_flop_formula(torch.ops.msf_triton.rk_combine_bwd_dt)
+def _bwd_dt_flops(
+    grad_shape: Sequence[int], slope_shapes: Sequence[Sequence[int]], *_rest: Any, **_outputs: Any
+) -> int:
+    return math.prod(grad_shape) * (2 * len(slope_shapes) + 1)
