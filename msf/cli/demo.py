@@ -30,7 +30,9 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the network, pictures and numbers.")] = Path(
         "demo-out"
     ),
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. Default: a few minutes' worth.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data. Default: a few minutes' worth.")
+    ] = None,
     seed: flags.Seed = 0,
     device: flags.Device = None,
     json_file: flags.JsonFile = None,
@@ -44,8 +46,8 @@ def demo(
 
     started = time.monotonic()
     recipe = RECIPES["demo"]
-    changes = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
-    experiment = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
+    settings = dataclasses.replace(recipe.train, seed=seed, epochs=epochs or recipe.train.epochs)
+    experiment = dataclasses.replace(recipe, train=settings)
     dataset = load_dataset(experiment.data.dataset)
     with console.progress_bar("training on synthetic cells") as advance:
 
@@ -53,7 +55,9 @@ def demo(
             advance(progress.step, progress.n_steps, f"loss {progress.loss:.3f}")
 
         result = train(experiment, dataset, out / "network", device=device, resume=True, progress=show)
-    console.out.print(f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}")
+    console.out.print(
+        f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"
+    )
     _write_report(out, dataset, seed, device, result.seconds, json_file)
     console.out.print(f"done in {time.monotonic() - started:.0f} s: open {out / 'summary.md'}")
 

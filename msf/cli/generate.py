@@ -48,15 +48,16 @@ def generate(
             progress=advance,
         ).cpu()
     out.mkdir(parents=True, exist_ok=True)
-    files = write_pictures(
-        pictures, [out / f"{label:02d}-{number:04d}.png" for label in wanted for number in range(n)]
-    )
+    files = write_pictures(pictures, [out / f"{label:02d}-{number:04d}.png" for label in wanted for number in range(n)])
     rows = {names[label]: pictures[i * n : (i + 1) * n] for i, label in enumerate(wanted)}
     write_figure(out / "grid.png", class_grid(rows))
     console.out.print(f"{len(files)} pictures and grid.png in {out}")
     console.write_json(
         json_file,
-        [{"file": str(file), "label": wanted[i // n], "label_name": names[wanted[i // n]]} for i, file in enumerate(files)],
+        [
+            {"file": str(file), "label": wanted[i // n], "label_name": names[wanted[i // n]]}
+            for i, file in enumerate(files)
+        ],
     )
 
 

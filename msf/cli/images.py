@@ -42,9 +42,10 @@ def read_image(path: Path, channels: int) -> Tensor:
         ValueError: Not a picture.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):
-                values = np.asarray(image, dtype=np.int64)
+        with Image.open(path) as opened:
+            image: Image.Image = opened
+            if opened.mode.startswith("I"):
+                values = np.asarray(opened, dtype=np.int64)
                 image = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
             pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     except (UnidentifiedImageError, OSError) as error:

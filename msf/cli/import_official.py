@@ -47,6 +47,7 @@ def import_official(
     )
     flow.save_pretrained(out)
     report = flow.official_report
+    assert report is not None  # `from_official` always sets it
     console.out.print(str(report))
     console.out.print(f"written to {out}")
     console.write_json(

@@ -6,10 +6,21 @@ import pytest
 from msf.cli import main
 from msf.data import make_phantoms
 
-TINY = (
-    "--image-size 8 --code simplex --base-channels 32 --channel-multipliers 1 --n-res-blocks 1 --head-channels 32 "
-    "--epochs 1 --batch-size 16 --validation-samples 1 --precision fp32 --n-samples 2 --device cpu"
-).split()
+TINY = {
+    "image-size": 8,
+    "code": "simplex",
+    "base-channels": 32,
+    "channel-multipliers": 1,
+    "n-res-blocks": 1,
+    "attention-down-rates": 1,
+    "head-channels": 32,
+    "epochs": 1,
+    "batch-size": 16,
+    "validation-samples": 1,
+    "precision": "fp32",
+    "n-samples": 2,
+    "device": "cpu",
+}
 
 
 @pytest.fixture
@@ -37,8 +48,10 @@ def tiny_npz(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_npz):
     folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["msf", "train", "--dataset", str(tiny_npz), "--out", str(folder), *TINY])
-        main()
+    flags = {"dataset": tiny_npz, "out": folder, **TINY}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["msf", "train", *(f"--{name}={value}" for name, value in flags.items())])
+        with pytest.raises(SystemExit) as ended:
+            main()
     assert not ended.value.code
     return folder

@@ -53,9 +53,7 @@ def test_the_newest_run_is_used_where_no_checkpoint_is_named(msf, tiny_run, tmp_
 
 def test_classification_writes_one_row_per_picture_and_refers_the_least_certain(msf, tiny_run, pictures, tmp_path):
     table, rows = tmp_path / "rows.csv", tmp_path / "rows.json"
-    code, out, _ = msf(
-        "classify", pictures, "--checkpoint", tiny_run, "--refer", 0.4, "--csv", table, "--json", rows
-    )
+    code, out, _ = msf("classify", pictures, "--checkpoint", tiny_run, "--refer", 0.4, "--csv", table, "--json", rows)
     assert code == 0
     assert "refer to a person" in out
     written = json.loads(rows.read_text())
@@ -125,7 +123,9 @@ def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, monkeypatch, t
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
 def test_pictures_of_any_mode_are_read(msf, tiny_run, tmp_path, mode):
     values = np.arange(400, dtype=np.uint16).reshape(20, 20)
-    picture = Image.fromarray(values * 160) if mode == "I;16" else Image.fromarray(values.astype(np.uint8)).convert(mode)
+    picture = (
+        Image.fromarray(values * 160) if mode == "I;16" else Image.fromarray(values.astype(np.uint8)).convert(mode)
+    )
     file = tmp_path / "picture.png"
     picture.save(file)
     code, out, _ = msf("classify", file, "--checkpoint", tiny_run)
@@ -145,6 +145,8 @@ def test_help_of_the_whole_and_of_every_command_ends_well(msf):
 
 
 def test_help_does_not_import_torch():
-    script = "import sys; sys.argv = ['msf', '--help']\nfrom msf.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    script = (
+        "import sys; sys.argv = ['msf', '--help']\nfrom msf.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    )
     script += "assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
