@@ -4,10 +4,10 @@ Forward, elementwise in fp32:  out = state + dt * sum_i weights[i] * slopes[i]; 
 Backward:                      grad_slopes[i] = dt * weights[i] * grad
                                grad_dt[n] = sum over item n of grad * sum_i weights[i] * slopes[i]
 
-`cast` is rounded once, from fp32. All tensors are walked in the output's memory order, so state, slopes and outputs must
-be dense in one memory format. Traffic: forward reads state and every slope once and writes each output once; backward
-reads grad once and writes every slope's gradient once; the gradient of dt reads grad and every slope once. Slopes and
-weights are tuples, so one compilation serves all weights.
+`cast` is rounded once, from fp32. All tensors are walked in the output's memory order, so state, slopes and outputs
+must be dense in one memory format. Traffic: forward reads state and every slope once and writes each output once;
+backward reads grad once and writes every slope's gradient once; the gradient of dt reads grad and every slope once.
+Slopes and weights are tuples, so one compilation serves all weights.
 """
 
 from __future__ import annotations
