@@ -241,8 +241,8 @@ class MedSymmFlow:
         Returns:
             The prediction, on the device of `images`. Its `probability_source` says what its probabilities are: after
             one Euler step with affinely independent codes they are read from the mean code; else they are votes.
-            After one step with dependent codes (rgb beyond a few classes) votes are no probabilities: all draws
-            estimate the same mean, so they agree even where the picture is ambiguous.
+            After one step with dependent codes (rgb beyond 3 classes, grey beyond 2) votes are no probabilities: all
+            draws estimate the same mean, so they agree even where the picture is ambiguous.
 
         Raises:
             TypeError: Pictures or noise of the wrong dtype.
