@@ -25,7 +25,7 @@ def symmetric_path_reference(
         philox_normal(sample_index, part.shape[1:], seed, stream=stream, dtype=dtype, backend="reference")
         for part, stream in ((image, IMAGE_STREAM), (semantic, SEMANTIC_STREAM))
     )
-    t_image, t_semantic = _time_per_stream(t.to(dtype))  # [N, 1, 1, 1] each
+    t_image, t_semantic = time_per_stream(t.to(dtype))  # [N, 1, 1, 1] each
     keep, out_dtype = 1 - sigma_min, image.dtype
     image, semantic = image.to(dtype), semantic.to(dtype)
     z_image = (1 - keep * t_image) * noise_image + t_image * image
@@ -37,6 +37,7 @@ def symmetric_path_reference(
     return z_t.contiguous(memory_format=memory_format), dz_t.contiguous(memory_format=memory_format)
 
 
-def _time_per_stream(t: Tensor) -> tuple[Tensor, Tensor]:
+def time_per_stream(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the times of image and semantic channels; [N] or [N, 2] -> two of [N, 1, 1, 1]."""
     t_image, t_semantic = (t, t) if t.dim() == 1 else t.unbind(1)
     return t_image[:, None, None, None], t_semantic[:, None, None, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
     require_finite,
@@ -15,9 +16,27 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.shapes import ImageBatch, JointState, SampleIndex, SemanticBatch, TimeBatch
+from msf_kernels.symmetric_path._ops import symmetric_path_triton
 from msf_kernels.symmetric_path._reference import symmetric_path_reference
 
-_operator = Operator("symmetric_path", [Backend("reference", symmetric_path_reference)])
+_POSITIONS_LIMIT = 2**31
+
+
+def _triton_reasons(
+    image: Tensor, semantic: Tensor, t: Tensor, *, sample_index: Tensor, seed: int, sigma_min: float
+) -> list[str]:
+    reasons = tensor_reasons((image, semantic, t, sample_index))
+    if torch.is_grad_enabled() and t.requires_grad:
+        reasons.append("a gradient with respect to t exists on the reference only")
+    if max(image.shape[1:].numel(), semantic.shape[1:].numel()) >= _POSITIONS_LIMIT:
+        reasons.append("an item has 2^31 positions or more")
+    return reasons
+
+
+_operator = Operator(
+    "symmetric_path",
+    [triton_backend(symmetric_path_triton, _triton_reasons), Backend("reference", symmetric_path_reference)],
+)
 
 
 def symmetric_path(

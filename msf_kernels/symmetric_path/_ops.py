@@ -1,0 +1,92 @@
+"""The path as operators of torch.library: schemas, fakes, CPU bodies, FLOP counts, autograd.
+
+`msf_triton::symmetric_path_fwd` and `msf_triton::symmetric_path_bwd` are what `torch.compile`, autograd and CUDA graphs
+see of a call: one boundary per direction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from msf_kernels._triton.registration import register
+from msf_kernels.symmetric_path._allocation import empty_gradients, empty_path
+from msf_kernels.symmetric_path._autograd import SymmetricPathOperators, differentiable
+from msf_kernels.symmetric_path._reference import symmetric_path_reference, time_per_stream
+
+
+def _fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    from msf_kernels.symmetric_path._triton import launch_symmetric_path_fwd
+
+    return launch_symmetric_path_fwd(*args)
+
+
+def _fwd_formula(
+    image: Tensor, semantic: Tensor, t: Tensor, sample_index: Tensor, seed: int, sigma_min: float
+) -> tuple[Tensor, Tensor]:
+    return symmetric_path_reference(image, semantic, t, sample_index=sample_index, seed=seed, sigma_min=sigma_min)
+
+
+def _fwd_fake(image: Tensor, semantic: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
+    return empty_path(image, semantic)
+
+
+def _bwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    from msf_kernels.symmetric_path._triton import launch_symmetric_path_bwd
+
+    return launch_symmetric_path_bwd(*args)
+
+
+def _bwd_formula(
+    grad_z: Tensor, grad_dz: Tensor, t: Tensor, sigma_min: float, n_image_channels: int
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if grad_z.dtype == torch.float64 else torch.float32
+    t_image, t_semantic = time_per_stream(t.to(dtype))
+    keep = 1 - sigma_min
+    grad_image, grad_semantic = empty_gradients(grad_z, n_image_channels)
+    z, dz = grad_z.to(dtype), grad_dz.to(dtype)
+    grad_image.copy_(t_image * z[:, :n_image_channels] + dz[:, :n_image_channels])
+    grad_semantic.copy_((1 - keep * t_semantic) * z[:, n_image_channels:] - keep * dz[:, n_image_channels:])
+    return grad_image, grad_semantic
+
+
+def _bwd_fake(
+    grad_z: Tensor, grad_dz: Tensor, t: Tensor, sigma_min: float, n_image_channels: int
+) -> tuple[Tensor, Tensor]:
+    return empty_gradients(grad_z, n_image_channels)
+
+
+symmetric_path_triton = differentiable(
+    SymmetricPathOperators(
+        fwd=register(
+            "symmetric_path_fwd(Tensor image, Tensor semantic, Tensor t, Tensor sample_index, SymInt seed, "
+            "float sigma_min) -> (Tensor, Tensor)",
+            kernel=_fwd_kernel,
+            formula=_fwd_formula,
+            fake=_fwd_fake,
+        ),
+        bwd=register(
+            "symmetric_path_bwd(Tensor grad_z, Tensor grad_dz, Tensor t, float sigma_min, SymInt n_image_channels) "
+            "-> (Tensor, Tensor)",
+            kernel=_bwd_kernel,
+            formula=_bwd_formula,
+            fake=_bwd_fake,
+        ),
+    )
+)
+
+
+@register_flop_formula(torch.ops.msf_triton.symmetric_path_fwd)
+def _fwd_flops(image_shape: Sequence[int], semantic_shape: Sequence[int], *_rest: Any, **_outputs: Any) -> int:
+    """Three operations for the state and two for the velocity; the noise is not counted."""
+    return 5 * (math.prod(image_shape) + math.prod(semantic_shape))
+
+
+@register_flop_formula(torch.ops.msf_triton.symmetric_path_bwd)
+def _bwd_flops(grad_shape: Sequence[int], *_rest: Any, **_outputs: Any) -> int:
+    return 3 * math.prod(grad_shape)
