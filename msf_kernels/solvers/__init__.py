@@ -1,7 +1,9 @@
 """ODE solvers for velocity fields: fixed step, adaptive per sample, and a torchdiffeq-shaped `odeint`."""
 
+from msf_kernels.solvers.adaptive import integrate_adaptive
 from msf_kernels.solvers.integrate import integrate
 from msf_kernels.solvers.solution import AdaptiveSolution, Solution, SolveStatus
+from msf_kernels.solvers.step_control import PIDController
 from msf_kernels.solvers.tableau import (
     BOSH3,
     DOPRI5,
@@ -30,6 +32,7 @@ __all__ = [
     "RK4",
     "RK4_38",
     "AdaptiveSolution",
+    "PIDController",
     "Solution",
     "SolveStatus",
     "Tableau",
@@ -37,5 +40,6 @@ __all__ = [
     "get_tableau",
     "grid_from_step_size",
     "integrate",
+    "integrate_adaptive",
     "uniform_grid",
 ]

@@ -95,6 +95,15 @@ def integrate(
     )
 
 
+def checked_velocity(velocity: object, z: Tensor) -> Tensor:
+    """Return what a velocity field returned for `z`, or raise because it is no tensor of the shape of `z`."""
+    if not isinstance(velocity, Tensor):
+        raise TypeError(f"velocity_field must return a tensor; got {type(velocity).__name__}")
+    if velocity.shape != z.shape:
+        raise ValueError(f"velocity_field must return the shape of z, {list(z.shape)}; got {list(velocity.shape)}")
+    return velocity
+
+
 def _shared_steps(grid: tuple[float, ...], stages: Sequence[Stage]) -> Iterator[_Step]:
     for start, end in zip(grid[:-1], grid[1:], strict=True):
         dt = end - start
@@ -148,11 +157,7 @@ class _FixedStep:
     def evaluate(self, z: Tensor, t: float | Tensor) -> Tensor:
         velocity = self.velocity_field(z, t)
         self.nfe += 1
-        if not isinstance(velocity, Tensor):
-            raise TypeError(f"velocity_field must return a tensor; got {type(velocity).__name__}")
-        if velocity.shape != z.shape:
-            raise ValueError(f"velocity_field must return the shape of z, {list(z.shape)}; got {list(velocity.shape)}")
-        return velocity
+        return checked_velocity(velocity, z)
 
     def combine(
         self, state: Tensor, slopes: Sequence[Tensor], stage: Stage, dt: float | Tensor, buffer: int

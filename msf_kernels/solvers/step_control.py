@@ -1,0 +1,134 @@
+"""How long the next step of each item is, and whether the last one is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from msf_kernels.checks import require_finite, require_positive
+
+# Maps a scaled error [n, ...] to one number per item [n]; at most 1 is within tolerance.
+Norm: TypeAlias = Callable[[Tensor], Tensor]
+
+_SMALLEST_RATIO = 1e-10
+
+
+@dataclass(frozen=True)
+class PIDController:
+    """Step-size controller driven by the error ratios of the last three accepted steps.
+
+    With `e_n` the error over the tolerance and k the order of the error estimate plus one, an accepted step is
+    followed by one that is longer by
+
+        safety * e_n^(-(p + i + d) / k) * e_(n-1)^((p + 2 d) / k) * e_(n-2)^(-d / k)
+
+    within `[min_factor, max_factor]`, and a rejected one (`e_n > 1`) by `safety * e_n^(-1 / k)`, at most 1.
+
+    Args:
+        p: Proportional coefficient; damps oscillation of the step size on mildly stiff problems.
+        i: Integral coefficient; > 0.
+        d: Derivative coefficient.
+        safety: In (0, 1].
+        min_factor: Strongest shortening; in (0, 1).
+        max_factor: Strongest lengthening; >= 1.
+
+    Raises:
+        TypeError: A value is not a number.
+        ValueError: A value is out of range.
+
+    Source: Soederlind, Digital filters in adaptive time-stepping, ACM TOMS 29 (2003).
+    """
+
+    p: float = 0.0
+    i: float = 1.0
+    d: float = 0.0
+    safety: float = 0.9
+    min_factor: float = 0.2
+    max_factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_finite("p", self.p)
+        require_positive("i", self.i)
+        require_finite("d", self.d)
+        for name, value, low, high in (
+            ("safety", self.safety, 0.0, 1.0),
+            ("min_factor", self.min_factor, 0.0, 1.0),
+        ):
+            require_positive(name, value)
+            if not low < value <= high:
+                raise ValueError(f"{name} must be in ({low}, {high}]; got {value}")
+        require_positive("max_factor", self.max_factor)
+        if self.max_factor < 1.0:
+            raise ValueError(f"max_factor must be >= 1; got {self.max_factor}")
+
+    def factor(self, ratio: Tensor, previous: Tensor, older: Tensor, is_accepted: Tensor, k: int) -> Tensor:
+        """Return the factor [n] by which each item's step changes; a NaN ratio gives the strongest shortening.
+
+        Args:
+            ratio: [n] error ratio of the step just made.
+            previous: [n] that of the accepted step before; 1 when there was none.
+            older: [n] that of the one before that.
+            is_accepted: [n] bool.
+            k: Order of the error estimate plus one.
+        """
+        e = ratio.clamp_min(_SMALLEST_RATIO)
+        grown = e.pow(-(self.p + self.i + self.d) / k)
+        if self.p or self.d:
+            grown = grown * previous.pow((self.p + 2 * self.d) / k) * older.pow(-self.d / k)
+        shrunk = e.pow(-1.0 / k).clamp_max(1.0 / self.safety)
+        factor = self.safety * torch.where(is_accepted, grown, shrunk)
+        return factor.clamp(self.min_factor, self.max_factor).nan_to_num(nan=self.min_factor)
+
+
+def rms_norm(scaled: Tensor) -> Tensor:
+    """Root mean square over all axes but the first: [n, ...] to [n]; 0 for an item without elements."""
+    flat = scaled.flatten(1) if scaled.ndim > 1 else scaled[:, None]
+    if flat.shape[1] == 0:
+        return flat.new_zeros(flat.shape[0])
+    return flat.square().mean(dim=1).sqrt()
+
+
+def tolerance(z: Tensor, other: Tensor, rtol: float | Tensor, atol: float | Tensor) -> Tensor:
+    """Return `atol + rtol * max(|z|, |other|)`, like `z`, at least fp32."""
+    largest = torch.maximum(z.abs(), other.abs())
+    return atol + rtol * (largest if largest.dtype == torch.float64 else largest.float())
+
+
+def first_step_length(
+    probe: Callable[[Tensor], Tensor],
+    z: Tensor,
+    slope: Tensor,
+    longest: Tensor,
+    scale: Tensor,
+    norm: Norm,
+    k: int,
+) -> Tensor:
+    """Return a first step length [n] > 0 for each item from one extra evaluation.
+
+    Args:
+        probe: Maps lengths [n] to the slopes [n, ...] after an explicit Euler step of that length.
+        z: [n, ...] states.
+        slope: [n, ...] slopes there.
+        longest: [n] length of the whole interval.
+        scale: [n, ...] tolerance of each element.
+        norm: Norm of scaled errors.
+        k: Order of the error estimate plus one.
+
+    Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4, "starting step size".
+    """
+    size = norm(z / scale).to(longest)
+    speed = norm(slope / scale).to(longest)
+    tiny = 1e-6 * longest
+    guess = torch.where((size < 1e-5) | (speed < 1e-5), tiny, 0.01 * size / speed)
+    guess = torch.minimum(guess, longest)
+    bend = norm((probe(guess) - slope) / scale).to(longest) / guess
+    largest = torch.maximum(speed, bend)
+    length = torch.where(largest <= 1e-15, torch.maximum(tiny, 1e-3 * guess), (0.01 / largest).pow(1.0 / k))
+    length = torch.minimum(torch.minimum(100 * guess, length), longest)
+    # A probe that ran into NaN says nothing about the step, except that it must be short.
+    return torch.where(length.isfinite() & (length > 0), length, tiny)
