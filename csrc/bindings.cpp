@@ -9,15 +9,41 @@ STABLE_TORCH_LIBRARY(msf_native, m) {
   m.def(
       "rk_combine_out(Tensor state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items, "
       "Tensor(a!) out, Tensor(b!)? cast_out) -> ()");
+  m.def("philox_normal_fwd(Tensor sample_index, SymInt[] shape, SymInt seed, SymInt stream, ScalarType dtype) -> Tensor");
+  m.def("philox_words_fwd(Tensor counter, Tensor key) -> Tensor");
+  m.def(
+      "symmetric_path_fwd(Tensor image, Tensor semantic, Tensor t, Tensor sample_index, SymInt seed, float sigma_min) "
+      "-> (Tensor, Tensor)");
+  m.def("class_distance_fwd(Tensor semantic, Tensor codes) -> (Tensor, Tensor)");
+  m.def("class_distance_bwd(Tensor grad_distance, Tensor semantic, Tensor codes) -> (Tensor, Tensor)");
+  m.def(
+      "group_norm_silu_fwd(Tensor x, int num_groups, Tensor weight, Tensor bias, Tensor? skip, Tensor? add, "
+      "Tensor? scale, Tensor? shift, float eps, bool silu) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "group_norm_silu_bwd(Tensor grad_out, Tensor mean, Tensor rstd, Tensor x, int num_groups, Tensor weight, "
+      "Tensor bias, Tensor? skip, Tensor? add, Tensor? scale, Tensor? shift, bool silu) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-#define MSF_IMPLEMENT(m)                                               \
-  m.impl("rk_combine_fwd", TORCH_BOX(&msf::rk_combine_fwd));           \
-  m.impl("rk_combine_cast_fwd", TORCH_BOX(&msf::rk_combine_cast_fwd)); \
-  m.impl("rk_combine_out", TORCH_BOX(&msf::rk_combine_out));
+namespace {
 
-STABLE_TORCH_LIBRARY_IMPL(msf_native, CPU, m) { MSF_IMPLEMENT(m) }
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("rk_combine_fwd", TORCH_BOX(&msf::rk_combine_fwd));
+  m.impl("rk_combine_cast_fwd", TORCH_BOX(&msf::rk_combine_cast_fwd));
+  m.impl("rk_combine_out", TORCH_BOX(&msf::rk_combine_out));
+  m.impl("philox_normal_fwd", TORCH_BOX(&msf::philox_normal_fwd));
+  m.impl("philox_words_fwd", TORCH_BOX(&msf::philox_words_fwd));
+  m.impl("symmetric_path_fwd", TORCH_BOX(&msf::symmetric_path_fwd));
+  m.impl("class_distance_fwd", TORCH_BOX(&msf::class_distance_fwd));
+  m.impl("class_distance_bwd", TORCH_BOX(&msf::class_distance_bwd));
+  m.impl("group_norm_silu_fwd", TORCH_BOX(&msf::group_norm_silu_fwd));
+  m.impl("group_norm_silu_bwd", TORCH_BOX(&msf::group_norm_silu_bwd));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(msf_native, CPU, m) { implement(m); }
 
 #if defined(MSF_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(msf_native, CUDA, m) { MSF_IMPLEMENT(m) }
+STABLE_TORCH_LIBRARY_IMPL(msf_native, CUDA, m) { implement(m); }
 #endif

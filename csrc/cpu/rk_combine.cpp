@@ -6,12 +6,6 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // the sum of a block stays in the first-level cache
 
-double item_dt(const RkCombineArgs& args, int64_t item) {
-  double dt = args.dt;
-  if (args.dt_items != nullptr) visit(args.dt_type, args.dt_items, item, [&](const auto* p) { assign(dt, *p); });
-  return dt;
-}
-
 template <typename C, typename S>
 void add_slope(C* sum, const S* slope, C coefficient, bool is_first, int64_t n) {
   if (is_first) {
@@ -50,9 +44,12 @@ void combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
     int64_t n = end < item_end ? end - start : item_end - start;
     n = n < kBlock ? n : kBlock;
     if (item != coefficients_of) {
-      const double dt = item_dt(args, item);
+      const double dt = args.dt_items == nullptr ? args.dt : read(args.dt_items, args.dt_type, item);
       for (int i = 0; i < args.n_slopes; ++i) coefficients[i] = static_cast<C>(dt * args.weights[i]);
       coefficients_of = item;
+    }
+    if (args.n_slopes == 0) {
+      for (int64_t i = 0; i < n; ++i) sum[i] = 0;
     }
     for (int i = 0; i < args.n_slopes; ++i) {
       visit(args.slope_types[i], args.slopes[i], start,
@@ -69,16 +66,10 @@ void combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void rk_combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
-  switch (args.state_type) {
-    case Scalar::kFloat32:
-      return combine<float, float>(args, begin, end);
-    case Scalar::kFloat64:
-      return combine<double, double>(args, begin, end);
-    case Scalar::kFloat16:
-      return combine<float, Float16>(args, begin, end);
-    case Scalar::kBFloat16:
-      return combine<float, BFloat16>(args, begin, end);
-  }
+  dispatch(args.state_type, [&](auto types) {
+    using Type = decltype(types);
+    combine<typename Type::Compute, typename Type::Element>(args, begin, end);
+  });
 }
 
 }  // namespace msf::cpu::MSF_LEVEL

@@ -1,6 +1,7 @@
 // The operators as torch sees them; the schemas are in bindings.cpp. Each serves the CPU and, where built, CUDA.
 #pragma once
 
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -17,5 +18,30 @@ std::tuple<Tensor, Tensor> rk_combine_cast_fwd(const Tensor& state, const std::v
 
 void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, const std::vector<double>& weights,
                     double dt, const std::optional<Tensor>& dt_items, Tensor out, std::optional<Tensor> cast_out);
+
+Tensor philox_normal_fwd(const Tensor& sample_index, const std::vector<int64_t>& shape, int64_t seed, int64_t stream,
+                         ScalarType dtype);
+
+Tensor philox_words_fwd(const Tensor& counter, const Tensor& key);
+
+std::tuple<Tensor, Tensor> symmetric_path_fwd(const Tensor& image, const Tensor& semantic, const Tensor& t,
+                                              const Tensor& sample_index, int64_t seed, double sigma_min);
+
+std::tuple<Tensor, Tensor> class_distance_fwd(const Tensor& semantic, const Tensor& codes);
+
+std::tuple<Tensor, Tensor> class_distance_bwd(const Tensor& grad_distance, const Tensor& semantic,
+                                              const Tensor& codes);
+
+std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const Tensor& x, int64_t num_groups, const Tensor& weight,
+                                                       const Tensor& bias, const std::optional<Tensor>& skip,
+                                                       const std::optional<Tensor>& add,
+                                                       const std::optional<Tensor>& scale,
+                                                       const std::optional<Tensor>& shift, double eps, bool silu);
+
+// Gradients of x, weight, bias, skip, add, scale, shift; for an absent one, a tensor without elements.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_silu_bwd(
+    const Tensor& grad_out, const Tensor& mean, const Tensor& rstd, const Tensor& x, int64_t num_groups,
+    const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& skip, const std::optional<Tensor>& add,
+    const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, bool silu);
 
 }  // namespace msf

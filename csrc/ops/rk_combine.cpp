@@ -1,21 +1,18 @@
-#include "../cpu/kernels.h"
 #include "operators.h"
-#if defined(MSF_WITH_CUDA)
-#include "../cuda/launchers.h"
-#endif
+#include "run.h"
 
 namespace msf {
 
 void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, const std::vector<double>& weights,
                     double dt, const std::optional<Tensor>& dt_items, Tensor out, std::optional<Tensor> cast_out) {
-  STD_TORCH_CHECK(!slopes.empty() && slopes.size() <= kMaxSlopes && slopes.size() == weights.size(),
-                  "slopes must be 1 to ", kMaxSlopes, " tensors with one weight each; got ", slopes.size(), " and ",
-                  weights.size(), " weights");
+  STD_TORCH_CHECK(slopes.size() <= kMaxSlopes && slopes.size() == weights.size(), "slopes must be at most ",
+                  kMaxSlopes, " tensors with one weight each; got ", slopes.size(), " and ", weights.size(),
+                  " weights");
   const int64_t numel = state.numel();
   if (numel == 0) return;
 
   // All tensors in one layout: that of `out` if it can be walked item by item, else contiguous.
-  Tensor target = is_dense_by_item(out) ? out : torch::stable::new_empty(out, out.sizes());
+  Tensor target = is_dense_by_item(out) ? out : empty(out, out.sizes(), out.scalar_type());
   std::vector<Tensor> inputs{in_layout(state, target)};
   for (const Tensor& slope : slopes) inputs.push_back(in_layout(slope, target));
   std::optional<Tensor> cast_target;
@@ -54,10 +51,7 @@ void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, cons
     check_launch("rk_combine", cuda::rk_combine(args, scope.stream()));
   } else
 #endif
-  {
-    const auto kernel = MSF_AT_LEVEL(rk_combine);
-    torch::stable::parallel_for(0, numel, grain(1), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  }
+    run_cpu(MSF_AT_LEVEL(rk_combine), args, numel, grain(1));
 
   if (target.get() != out.get()) torch::stable::copy_(out, target);
   if (cast_target.has_value() && cast_target->get() != cast_out->get()) torch::stable::copy_(*cast_out, *cast_target);
@@ -65,7 +59,7 @@ void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, cons
 
 Tensor rk_combine_fwd(const Tensor& state, const std::vector<Tensor>& slopes, const std::vector<double>& weights,
                       double dt, const std::optional<Tensor>& dt_items) {
-  Tensor out = torch::stable::empty_like(state);
+  Tensor out = empty(state, state.sizes(), state.scalar_type(), is_channels_last(state));
   rk_combine_out(state, slopes, weights, dt, dt_items, out, std::nullopt);
   return out;
 }
@@ -73,8 +67,8 @@ Tensor rk_combine_fwd(const Tensor& state, const std::vector<Tensor>& slopes, co
 std::tuple<Tensor, Tensor> rk_combine_cast_fwd(const Tensor& state, const std::vector<Tensor>& slopes,
                                                const std::vector<double>& weights, double dt,
                                                const std::optional<Tensor>& dt_items, ScalarType cast_to) {
-  Tensor out = torch::stable::empty_like(state);
-  Tensor cast_out = empty_like(state, cast_to);
+  Tensor out = empty(state, state.sizes(), state.scalar_type(), is_channels_last(state));
+  Tensor cast_out = empty_like(out, cast_to);
   rk_combine_out(state, slopes, weights, dt, dt_items, out, cast_out);
   return {out, cast_out};
 }

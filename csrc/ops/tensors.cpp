@@ -10,6 +10,19 @@ namespace {
 
 constexpr int64_t kElementsPerThread = 32768;
 
+// Whether the axes, innermost first, fill one piece of memory.
+bool is_dense(const Tensor& x, const std::vector<size_t>& axes) {
+  const auto sizes = x.sizes();
+  const auto strides = x.strides();
+  int64_t expected = 1;
+  for (const size_t axis : axes) {
+    if (sizes[axis] == 1) continue;
+    if (strides[axis] != expected) return false;
+    expected *= sizes[axis];
+  }
+  return true;
+}
+
 }  // namespace
 
 Scalar scalar_of(const Tensor& x, const char* name) {
@@ -27,6 +40,18 @@ Scalar scalar_of(const Tensor& x, const char* name) {
   }
 }
 
+ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+bool is_channels_last(const Tensor& x) { return x.dim() == 4 && !x.is_contiguous() && is_dense(x, {1, 3, 2, 0}); }
+
+Tensor empty(const Tensor& like, IntHeaderOnlyArrayRef sizes, ScalarType dtype, bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
 Tensor empty_like(const Tensor& like, ScalarType dtype) {
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{from(like),         from(std::optional(dtype)), from(std::nullopt),
@@ -37,19 +62,12 @@ Tensor empty_like(const Tensor& like, ScalarType dtype) {
 
 bool is_dense_by_item(const Tensor& x) {
   if (x.is_contiguous()) return true;
-  const auto sizes = x.sizes();
   const auto strides = x.strides();
-  std::vector<std::pair<int64_t, size_t>> axes;  // (stride, axis), innermost first
-  for (size_t axis = 0; axis < sizes.size(); ++axis) {
-    if (sizes[axis] > 1) axes.emplace_back(strides[axis], axis);
-  }
-  std::sort(axes.begin(), axes.end());
-  int64_t expected = 1;
-  for (const auto& [stride, axis] : axes) {
-    if (stride != expected) return false;
-    expected *= sizes[axis];
-  }
-  return axes.empty() || sizes[0] <= 1 || axes.back().second == 0;
+  std::vector<size_t> axes;
+  for (size_t axis = 1; axis < strides.size(); ++axis) axes.push_back(axis);
+  std::sort(axes.begin(), axes.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
+  axes.push_back(0);
+  return is_dense(x, axes);
 }
 
 bool has_layout(const Tensor& x, const Tensor& like) {
@@ -65,6 +83,23 @@ bool has_layout(const Tensor& x, const Tensor& like) {
 Tensor in_layout(const Tensor& x, const Tensor& like) {
   if (has_layout(x, like)) return x;
   Tensor copy = empty_like(like, x.scalar_type());
+  torch::stable::copy_(copy, x);
+  return copy;
+}
+
+bool has_pixel_stride(const Tensor& x) {
+  return x.size(2) <= 1 || x.size(3) <= 1 || x.stride(2) == x.size(3) * x.stride(3);
+}
+
+MapStrides map_strides(const Tensor& x) {
+  const int64_t pixel = x.size(3) > 1 ? x.stride(3) : x.size(2) > 1 ? x.stride(2) : 1;
+  return {x.stride(0), x.stride(1), pixel};
+}
+
+Tensor in_format(const Tensor& x, bool channels_last) {
+  const bool is_innermost = channels_last ? x.size(1) <= 1 || x.stride(1) == 1 : map_strides(x).pixel == 1;
+  if (is_innermost && has_pixel_stride(x)) return x;
+  Tensor copy = empty(x, x.sizes(), x.scalar_type(), channels_last);
   torch::stable::copy_(copy, x);
   return copy;
 }

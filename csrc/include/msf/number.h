@@ -78,4 +78,41 @@ MSF_HOST_DEVICE void assign(T& to, double from) {
   assign(to, static_cast<float>(from));
 }
 
+// Element i of a vector whose type is known at run time only.
+MSF_HOST_DEVICE double read(const void* data, Scalar type, int64_t i) {
+  double value = 0;
+  switch (type) {
+    case Scalar::kFloat32:
+      assign(value, static_cast<const float*>(data)[i]);
+      break;
+    case Scalar::kFloat64:
+      assign(value, static_cast<const double*>(data)[i]);
+      break;
+    case Scalar::kFloat16:
+      assign(value, static_cast<const Float16*>(data)[i]);
+      break;
+    case Scalar::kBFloat16:
+      assign(value, static_cast<const BFloat16*>(data)[i]);
+      break;
+  }
+  return value;
+}
+
+MSF_HOST_DEVICE void write(void* data, Scalar type, int64_t i, double value) {
+  switch (type) {
+    case Scalar::kFloat32:
+      assign(static_cast<float*>(data)[i], value);
+      break;
+    case Scalar::kFloat64:
+      assign(static_cast<double*>(data)[i], value);
+      break;
+    case Scalar::kFloat16:
+      assign(static_cast<Float16*>(data)[i], value);
+      break;
+    case Scalar::kBFloat16:
+      assign(static_cast<BFloat16*>(data)[i], value);
+      break;
+  }
+}
+
 }  // namespace msf

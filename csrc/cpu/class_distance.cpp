@@ -1,0 +1,185 @@
+#include "kernels.h"
+#include "lanes.h"
+#include "visit.h"
+
+namespace msf::cpu::MSF_LEVEL {
+namespace {
+
+// What a block of pixels needs stays in the first two cache levels.
+constexpr int64_t kBlock = 512;
+constexpr int64_t kPlaneValues = 16384;
+
+int64_t block_size(int64_t n_channels) {
+  const int64_t fitting = kPlaneValues / (n_channels > 1 ? n_channels : 1) / kLanes * kLanes;
+  return fitting < kBlock ? fitting : kBlock;
+}
+
+// A block of pixels as C, channel after channel.
+template <typename C>
+struct Planes {
+  C values[kPlaneValues];
+  int64_t stride;
+
+  const C* channel(int64_t k) const { return values + k * stride; }
+
+  template <typename T>
+  void load(const T* map, const MapStrides& strides, int64_t n_channels, int64_t n) {
+    for (int64_t k = 0; k < n_channels; ++k) {
+      const T* from = map + k * strides.channel;
+      C* to = values + k * stride;
+      for (int64_t i = 0; i < n; ++i) assign(to[i], from[i * strides.pixel]);
+    }
+  }
+
+  void distances(const C* code, int64_t n_channels, int64_t n, C* out) const {
+    for (int64_t i = 0; i < n; ++i) out[i] = 0;
+    for (int64_t k = 0; k < n_channels; ++k) {
+      const C* value = channel(k);
+      const C target = code[k];
+      for (int64_t i = 0; i < n; ++i) out[i] += (value[i] - target) * (value[i] - target);
+    }
+    for (int64_t i = 0; i < n; ++i) out[i] = square_root(out[i]);
+  }
+};
+
+template <typename C, typename T>
+void forward_chunk(const ClassDistanceArgs& args, int64_t task) {
+  const int64_t chunks = pixel_chunks(args.n_pixels);
+  const int64_t item = task / chunks;
+  const int64_t begin = (task % chunks) * kPixelChunk;
+  const int64_t end = begin + kPixelChunk < args.n_pixels ? begin + kPixelChunk : args.n_pixels;
+  const T* map = static_cast<const T*>(args.semantic) + item * args.strides.item;
+  const C* codes = static_cast<const C*>(args.codes);
+  double* sums = args.chunk_sums + task * args.n_classes;
+  int32_t* votes = args.chunk_votes + task * args.n_classes;
+  for (int64_t c = 0; c < args.n_classes; ++c) {
+    sums[c] = 0;
+    votes[c] = 0;
+  }
+
+  Planes<C> planes;
+  planes.stride = block_size(args.n_channels);
+  C distance[kBlock], smallest[kBlock];
+  int32_t nearest[kBlock];
+  for (int64_t start = begin; start < end; start += planes.stride) {
+    const int64_t n = start + planes.stride < end ? planes.stride : end - start;
+    planes.load(map + start * args.strides.pixel, args.strides, args.n_channels, n);
+    for (int64_t c = 0; c < args.n_classes; ++c) {
+      planes.distances(codes + c * args.n_channels, args.n_channels, n, distance);
+      sums[c] += sum<C>(n, [&](int64_t i) { return distance[i]; });
+      if (c == 0) {
+        for (int64_t i = 0; i < n; ++i) {
+          smallest[i] = distance[i];
+          nearest[i] = 0;
+        }
+      } else {
+        for (int64_t i = 0; i < n; ++i) {
+          const bool is_nearer = distance[i] < smallest[i];
+          smallest[i] = is_nearer ? distance[i] : smallest[i];
+          nearest[i] = is_nearer ? static_cast<int32_t>(c) : nearest[i];
+        }
+      }
+    }
+    for (int64_t c = 0; c < args.n_classes; ++c) {
+      int32_t count = 0;
+      for (int64_t i = 0; i < n; ++i) count += nearest[i] == static_cast<int32_t>(c);
+      votes[c] += count;
+    }
+  }
+}
+
+template <typename C, typename T>
+void backward_chunk(const ClassDistanceBwdArgs& args, int64_t task) {
+  const int64_t chunks = pixel_chunks(args.n_pixels);
+  const int64_t item = task / chunks;
+  const int64_t begin = (task % chunks) * kPixelChunk;
+  const int64_t end = begin + kPixelChunk < args.n_pixels ? begin + kPixelChunk : args.n_pixels;
+  const T* map = static_cast<const T*>(args.semantic) + item * args.strides.item;
+  T* grad_map = static_cast<T*>(args.grad_semantic) + item * args.grad_strides.item;
+  const C* codes = static_cast<const C*>(args.codes);
+  const C* grad_distance = static_cast<const C*>(args.grad_distance) + item * args.n_classes;
+  double* grad_codes = args.chunk_grad_codes + task * args.n_classes * args.n_channels;
+  for (int64_t i = 0; i < args.n_classes * args.n_channels; ++i) grad_codes[i] = 0;
+
+  Planes<C> planes, grads;
+  planes.stride = grads.stride = block_size(args.n_channels);
+  C factor[kBlock];
+  for (int64_t start = begin; start < end; start += planes.stride) {
+    const int64_t n = start + planes.stride < end ? planes.stride : end - start;
+    planes.load(map + start * args.strides.pixel, args.strides, args.n_channels, n);
+    for (int64_t i = 0; i < args.n_channels * grads.stride; ++i) grads.values[i] = 0;
+    for (int64_t c = 0; c < args.n_classes; ++c) {
+      const C* code = codes + c * args.n_channels;
+      planes.distances(code, args.n_channels, n, factor);
+      const C mean_grad = grad_distance[c] / static_cast<C>(args.n_pixels);
+      for (int64_t i = 0; i < n; ++i) factor[i] = factor[i] > 0 ? mean_grad / factor[i] : 0;
+      for (int64_t k = 0; k < args.n_channels; ++k) {
+        const C* value = planes.channel(k);
+        C* grad = grads.values + k * grads.stride;
+        const C target = code[k];
+        for (int64_t i = 0; i < n; ++i) grad[i] += factor[i] * (value[i] - target);
+        grad_codes[c * args.n_channels + k] -= sum<C>(n, [&](int64_t i) { return factor[i] * (value[i] - target); });
+      }
+    }
+    for (int64_t k = 0; k < args.n_channels; ++k) {
+      T* to = grad_map + k * args.grad_strides.channel + start * args.grad_strides.pixel;
+      const C* grad = grads.channel(k);
+      for (int64_t i = 0; i < n; ++i) assign(to[i * args.grad_strides.pixel], grad[i]);
+    }
+  }
+}
+
+}  // namespace
+
+void class_distance(const ClassDistanceArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.semantic_type, [&](auto types) {
+    using Type = decltype(types);
+    for (int64_t task = begin; task < end; ++task) {
+      forward_chunk<typename Type::Compute, typename Type::Element>(args, task);
+    }
+  });
+}
+
+void class_distance_merge(const ClassDistanceArgs& args, int64_t begin, int64_t end) {
+  const int64_t chunks = pixel_chunks(args.n_pixels);
+  const double n_pixels = static_cast<double>(args.n_pixels);
+  dispatch(args.semantic_type, [&](auto types) {
+    using C = typename decltype(types)::Compute;
+    for (int64_t entry = begin * args.n_classes; entry < end * args.n_classes; ++entry) {
+      const int64_t item = entry / args.n_classes;
+      const int64_t c = entry % args.n_classes;
+      double distance = 0, votes = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t at = (item * chunks + chunk) * args.n_classes + c;
+        distance += args.chunk_sums[at];
+        votes += args.chunk_votes[at];
+      }
+      static_cast<C*>(args.distance)[entry] = static_cast<C>(distance / n_pixels);
+      static_cast<C*>(args.votes)[entry] = static_cast<C>(votes / n_pixels);
+    }
+  });
+}
+
+void class_distance_bwd(const ClassDistanceBwdArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.semantic_type, [&](auto types) {
+    using Type = decltype(types);
+    for (int64_t task = begin; task < end; ++task) {
+      backward_chunk<typename Type::Compute, typename Type::Element>(args, task);
+    }
+  });
+}
+
+void class_distance_bwd_merge(const ClassDistanceBwdArgs& args, int64_t begin, int64_t end) {
+  const int64_t parts = args.n_items * pixel_chunks(args.n_pixels);
+  const int64_t entries = args.n_classes * args.n_channels;
+  dispatch(args.semantic_type, [&](auto types) {
+    using C = typename decltype(types)::Compute;
+    for (int64_t entry = begin; entry < end; ++entry) {
+      double total = 0;
+      for (int64_t part = 0; part < parts; ++part) total += args.chunk_grad_codes[part * entries + entry];
+      static_cast<C*>(args.grad_codes)[entry] = static_cast<C>(total);
+    }
+  });
+}
+
+}  // namespace msf::cpu::MSF_LEVEL

@@ -1,0 +1,276 @@
+// Group norm of maps whose channels are next to each other (channels-last): every loop runs over channels of one pixel.
+#include "group_norm_parts.h"
+#include "kernels.h"
+
+namespace msf::cpu::MSF_LEVEL {
+namespace {
+
+constexpr int64_t kRunValues = 8192;  // values whose moments are taken at once, about their own means
+
+// Pixels of such a run; it depends on the map only, never on how the work is cut.
+int64_t run_pixels(int64_t n_channels) {
+  const int64_t n = kRunValues / (n_channels > 0 ? n_channels : 1);
+  return n < 8 ? 8 : n > 512 ? 512 : n;
+}
+
+// sum[c] += x[p, c] over n pixels
+template <typename T>
+void add_pixels(const T* __restrict from, int64_t stride, int64_t n, int64_t channels, float* __restrict sum) {
+  int64_t p = 0;
+  for (; p + 4 <= n; p += 4) {
+    const T* row = from + p * stride;
+    for (int64_t c = 0; c < channels; ++c) {
+      sum[c] += (value_of(row[c]) + value_of(row[stride + c])) +
+                (value_of(row[2 * stride + c]) + value_of(row[3 * stride + c]));
+    }
+  }
+  for (; p < n; ++p) {
+    for (int64_t c = 0; c < channels; ++c) sum[c] += value_of(from[p * stride + c]);
+  }
+}
+
+// deviation[c] += x[p, c] - centre[c], squares[c] += its square
+template <typename T>
+void add_deviations(const T* __restrict from, int64_t stride, int64_t n, int64_t channels,
+                    const float* __restrict centre, float* __restrict deviation, float* __restrict squares) {
+  int64_t p = 0;
+  for (; p + 2 <= n; p += 2) {
+    const T* row = from + p * stride;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float d0 = value_of(row[c]) - centre[c];
+      const float d1 = value_of(row[stride + c]) - centre[c];
+      deviation[c] += d0 + d1;
+      squares[c] += d0 * d0 + d1 * d1;
+    }
+  }
+  for (; p < n; ++p) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const float d = value_of(from[p * stride + c]) - centre[c];
+      deviation[c] += d;
+      squares[c] += d * d;
+    }
+  }
+}
+
+// The moments of channels [begin, end) of one item, without `add`.
+template <typename T>
+void channel_moments(const GroupNormArgs& args, int64_t item, int64_t begin, int64_t end) {
+  double* mean = args.moments + item * 2 * args.n_channels;
+  double* m2 = mean + args.n_channels;
+  float* centre = args.scratch + item * 3 * args.n_channels;
+  float* deviation = centre + args.n_channels;
+  float* squares = deviation + args.n_channels;
+  for (int64_t c = begin; c < end; ++c) mean[c] = m2[c] = 0;
+  const int64_t run = run_pixels(args.n_channels);
+  for (int64_t start = 0; start < args.n_pixels; start += run) {
+    const int64_t n = start + run < args.n_pixels ? run : args.n_pixels - start;
+    const float count = static_cast<float>(n);
+    for (int64_t c = begin; c < end; ++c) centre[c] = deviation[c] = squares[c] = 0;
+    for (int64_t c = begin; c < end;) {
+      const int64_t c_end = run_end(args.x, c, end);
+      const int64_t stride = (c < args.x.n_channels ? args.x : args.skip).strides.pixel;
+      const T* from = channel_data<const T>(args.x, args.skip, item, c) + start * stride;
+      add_pixels(from, stride, n, c_end - c, centre + c);
+      for (int64_t i = c; i < c_end; ++i) centre[i] /= count;
+      add_deviations(from, stride, n, c_end - c, centre + c, deviation + c, squares + c);
+      c = c_end;
+    }
+    const double total = static_cast<double>(start + n);
+    const double share = n / total;
+    const double cross = static_cast<double>(start) * n / total;
+    for (int64_t c = begin; c < end; ++c) {
+      const double shift = static_cast<double>(deviation[c]) / n;
+      const double delta = centre[c] + shift - mean[c];
+      m2[c] += (squares[c] - deviation[c] * shift) + delta * delta * cross;
+      mean[c] += delta * share;
+    }
+  }
+}
+
+template <bool kSilu, typename T>
+void forward_task(const GroupNormArgs& args, int64_t item, int64_t first_group, int64_t last_group) {
+  const int64_t group_channels = args.n_channels / args.n_groups;
+  const int64_t begin = first_group * group_channels;
+  const int64_t end = last_group * group_channels;
+  channel_moments<T>(args, item, begin, end);
+
+  const double* mean = args.moments + item * 2 * args.n_channels;
+  const double* m2 = mean + args.n_channels;
+  float* centre = args.scratch + item * 3 * args.n_channels;
+  float* slope = centre + args.n_channels;
+  float* offset = slope + args.n_channels;
+  for (int64_t group = first_group; group < last_group; ++group) {
+    Moments moments{0, 0, 0};
+    for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
+      moments = merged(moments, {static_cast<double>(args.n_pixels), mean[c] + entry(args.affine.add, item, c, 0), m2[c]});
+    }
+    const double rstd = reciprocal_std(moments, args.eps);
+    args.mean[item * args.n_groups + group] = static_cast<float>(moments.mean);
+    args.rstd[item * args.n_groups + group] = static_cast<float>(rstd);
+    for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
+      const ChannelMap map = channel_map(args.affine, item, c, moments.mean, rstd);
+      centre[c] = map.centre;
+      slope[c] = map.rstd * map.gain;
+      offset[c] = map.rest * map.gain + map.offset;
+    }
+  }
+
+  for (int64_t c = begin; c < end;) {
+    const int64_t c_end = run_end(args.x, c, end);
+    const int64_t stride = (c < args.x.n_channels ? args.x : args.skip).strides.pixel;
+    const T* from = channel_data<const T>(args.x, args.skip, item, c);
+    T* to = static_cast<T*>(args.out.data) + item * args.out.strides.item + c;
+    for (int64_t p = 0; p < args.n_pixels; ++p) {
+      const T* __restrict row = from + p * stride;
+      T* __restrict out = to + p * args.out.strides.pixel;
+      const float* __restrict row_centre = centre + c;
+      const float* __restrict row_slope = slope + c;
+      const float* __restrict row_offset = offset + c;
+      for (int64_t i = 0; i < c_end - c; ++i) {
+        assign(out[i], activated<kSilu>((value_of(row[i]) - row_centre[i]) * row_slope[i] + row_offset[i]));
+      }
+    }
+    c = c_end;
+  }
+}
+
+// The channel maps of one item, one array per member, and what the backward adds to them.
+struct BackwardScratch {
+  float *centre, *rstd, *rest, *gain, *offset, *mean_g, *mean_g_xhat, *run_sum, *run_sum_xhat;
+
+  BackwardScratch(float* memory, int64_t n_channels) {
+    float** members[] = {&centre, &rstd, &rest, &gain, &offset, &mean_g, &mean_g_xhat, &run_sum, &run_sum_xhat};
+    for (int i = 0; i < 9; ++i) *members[i] = memory + i * n_channels;
+  }
+};
+
+// sum[c] += g and sum_xhat[c] += g * xhat over n pixels
+template <bool kSilu, typename T>
+void add_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_stride, int64_t n, int64_t channels,
+                   const float* __restrict centre, const float* __restrict rstd, const float* __restrict rest,
+                   const float* __restrict gain, const float* __restrict offset, float* __restrict sum,
+                   float* __restrict sum_xhat) {
+  for (int64_t p = 0; p < n; ++p) {
+    const T* __restrict row = from + p * stride;
+    const T* __restrict grad_row = grad + p * grad_stride;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float xhat = (value_of(row[c]) - centre[c]) * rstd[c] + rest[c];
+      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), xhat * gain[c] + offset[c]);
+      sum[c] += g;
+      sum_xhat[c] += g * xhat;
+    }
+  }
+}
+
+// grad_x[p, c] = rstd (gain g - mean_g - xhat mean_g_xhat), and sum[c] += it
+template <bool kSilu, typename T>
+void write_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_stride, T* to, int64_t to_stride,
+                     int64_t n, int64_t channels, const float* __restrict centre, const float* __restrict rstd,
+                     const float* __restrict rest, const float* __restrict gain, const float* __restrict offset,
+                     const float* __restrict mean_g, const float* __restrict mean_g_xhat, float* __restrict sum) {
+  for (int64_t p = 0; p < n; ++p) {
+    const T* __restrict row = from + p * stride;
+    const T* __restrict grad_row = grad + p * grad_stride;
+    T* __restrict to_row = to + p * to_stride;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float xhat = (value_of(row[c]) - centre[c]) * rstd[c] + rest[c];
+      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), xhat * gain[c] + offset[c]);
+      const float grad_h = rstd[c] * (gain[c] * g - mean_g[c] - xhat * mean_g_xhat[c]);
+      assign(to_row[c], grad_h);
+      sum[c] += grad_h;
+    }
+  }
+}
+
+template <bool kSilu, typename T>
+void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_group, int64_t last_group) {
+  const int64_t group_channels = args.n_channels / args.n_groups;
+  const int64_t begin = first_group * group_channels;
+  const int64_t end = last_group * group_channels;
+  const int64_t run = run_pixels(args.n_channels);
+  const BackwardScratch s(args.scratch + item * 9 * args.n_channels, args.n_channels);
+  double* sum_g = args.sums + item * 3 * args.n_channels;
+  double* sum_g_xhat = sum_g + args.n_channels;
+  double* sum_grad_h = sum_g_xhat + args.n_channels;
+  const T* grad_out = static_cast<const T*>(args.grad_out.data) + item * args.grad_out.strides.item;
+  const int64_t grad_stride = args.grad_out.strides.pixel;
+  for (int64_t c = begin; c < end; ++c) {
+    const int64_t group = item * args.n_groups + c / group_channels;
+    const ChannelMap map = channel_map(args.affine, item, c, args.mean[group], args.rstd[group]);
+    s.centre[c] = map.centre;
+    s.rstd[c] = map.rstd;
+    s.rest[c] = map.rest;
+    s.gain[c] = map.gain;
+    s.offset[c] = map.offset;
+    sum_g[c] = sum_g_xhat[c] = sum_grad_h[c] = 0;
+  }
+
+  for (int64_t start = 0; start < args.n_pixels; start += run) {
+    const int64_t n = start + run < args.n_pixels ? run : args.n_pixels - start;
+    for (int64_t c = begin; c < end; ++c) s.run_sum[c] = s.run_sum_xhat[c] = 0;
+    for (int64_t c = begin; c < end;) {
+      const int64_t c_end = run_end(args.x, c, end);
+      const int64_t stride = (c < args.x.n_channels ? args.x : args.skip).strides.pixel;
+      add_gradients<kSilu>(channel_data<const T>(args.x, args.skip, item, c) + start * stride, stride,
+                           grad_out + start * grad_stride + c, grad_stride, n, c_end - c, s.centre + c, s.rstd + c,
+                           s.rest + c, s.gain + c, s.offset + c, s.run_sum + c, s.run_sum_xhat + c);
+      c = c_end;
+    }
+    for (int64_t c = begin; c < end; ++c) {
+      sum_g[c] += s.run_sum[c];
+      sum_g_xhat[c] += s.run_sum_xhat[c];
+    }
+  }
+
+  const double count = static_cast<double>(group_channels * args.n_pixels);
+  for (int64_t group = first_group; group < last_group; ++group) {
+    double mean_g = 0, mean_g_xhat = 0;
+    for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
+      mean_g += s.gain[c] * sum_g[c] / count;
+      mean_g_xhat += s.gain[c] * sum_g_xhat[c] / count;
+    }
+    for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
+      s.mean_g[c] = static_cast<float>(mean_g);
+      s.mean_g_xhat[c] = static_cast<float>(mean_g_xhat);
+    }
+  }
+
+  for (int64_t start = 0; start < args.n_pixels; start += run) {
+    const int64_t n = start + run < args.n_pixels ? run : args.n_pixels - start;
+    for (int64_t c = begin; c < end; ++c) s.run_sum[c] = 0;
+    for (int64_t c = begin; c < end;) {
+      const int64_t c_end = run_end(args.x, c, end);
+      const int64_t stride = (c < args.x.n_channels ? args.x : args.skip).strides.pixel;
+      const int64_t to_stride = (c < args.x.n_channels ? args.grad_x : args.grad_skip).strides.pixel;
+      write_gradients<kSilu>(channel_data<const T>(args.x, args.skip, item, c) + start * stride, stride,
+                             grad_out + start * grad_stride + c, grad_stride,
+                             channel_data<T>(args.grad_x, args.grad_skip, item, c) + start * to_stride, to_stride, n,
+                             c_end - c, s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c, s.mean_g + c,
+                             s.mean_g_xhat + c, s.run_sum + c);
+      c = c_end;
+    }
+    for (int64_t c = begin; c < end; ++c) sum_grad_h[c] += s.run_sum[c];
+  }
+}
+
+}  // namespace
+
+void group_norm_interleaved(const GroupNormArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.type, [&](auto types) {
+    using T = typename decltype(types)::Element;
+    for_each_task(args, begin, end, [&](int64_t item, int64_t first, int64_t last) {
+      args.silu ? forward_task<true, T>(args, item, first, last) : forward_task<false, T>(args, item, first, last);
+    });
+  });
+}
+
+void group_norm_bwd_interleaved(const GroupNormBwdArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.type, [&](auto types) {
+    using T = typename decltype(types)::Element;
+    for_each_task(args, begin, end, [&](int64_t item, int64_t first, int64_t last) {
+      args.silu ? backward_task<true, T>(args, item, first, last) : backward_task<false, T>(args, item, first, last);
+    });
+  });
+}
+
+}  // namespace msf::cpu::MSF_LEVEL

@@ -1,0 +1,52 @@
+#include "operators.h"
+#include "run.h"
+
+namespace msf {
+
+std::tuple<Tensor, Tensor> symmetric_path_fwd(const Tensor& image, const Tensor& semantic, const Tensor& t,
+                                              const Tensor& sample_index, int64_t seed, double sigma_min) {
+  SymmetricPathArgs args{};
+  args.n_items = image.size(0);
+  args.image_channels = image.size(1);
+  args.semantic_channels = semantic.size(1);
+  args.n_pixels = image.size(2) * image.size(3);
+  const std::vector<int64_t> sizes{args.n_items, args.image_channels + args.semantic_channels, image.size(2),
+                                   image.size(3)};
+  const bool channels_last = is_channels_last(image) || is_channels_last(semantic);
+  Tensor z = empty(image, sizes, image.scalar_type(), channels_last);
+  Tensor dz = empty(image, sizes, image.scalar_type(), channels_last);
+  if (z.numel() == 0) return {z, dz};
+
+  const Tensor dense_image = has_pixel_stride(image) ? image : torch::stable::contiguous(image);
+  const Tensor dense_semantic = has_pixel_stride(semantic) ? semantic : torch::stable::contiguous(semantic);
+  const Tensor dense_t = torch::stable::contiguous(t);
+  const Tensor dense_index = torch::stable::contiguous(sample_index);
+  args.image = dense_image.const_data_ptr();
+  args.semantic = dense_semantic.const_data_ptr();
+  args.z = z.mutable_data_ptr();
+  args.dz = dz.mutable_data_ptr();
+  args.type = scalar_of(image, "image");
+  args.image_strides = map_strides(dense_image);
+  args.semantic_strides = map_strides(dense_semantic);
+  args.out_strides = map_strides(z);
+  args.t = dense_t.const_data_ptr();
+  args.t_type = scalar_of(t, "t");
+  args.n_times = t.dim() == 2 ? 2 : 1;
+  args.sample_index = dense_index.const_data_ptr<int64_t>();
+  args.seed = seed;
+  args.keep = 1.0 - sigma_min;
+#if defined(MSF_WITH_CUDA)
+  if (image.is_cuda()) {
+    const CudaScope scope(image);
+    check_launch("symmetric_path", cuda::symmetric_path(args, scope.stream()));
+  } else
+#endif
+  {
+    const int64_t runs = cpu::noise_runs(args.image_channels * args.n_pixels) +
+                         cpu::noise_runs(args.semantic_channels * args.n_pixels);
+    run_cpu(MSF_AT_LEVEL(symmetric_path), args, args.n_items * runs, grain(4 * cpu::kNoiseRun));
+  }
+  return {z, dz};
+}
+
+}  // namespace msf
