@@ -2,6 +2,7 @@
 
 from msf_kernels.solvers.adaptive import integrate_adaptive
 from msf_kernels.solvers.integrate import integrate
+from msf_kernels.solvers.odeint import odeint
 from msf_kernels.solvers.solution import AdaptiveSolution, Solution, SolveStatus
 from msf_kernels.solvers.step_control import PIDController
 from msf_kernels.solvers.tableau import (
@@ -41,5 +42,6 @@ __all__ = [
     "grid_from_step_size",
     "integrate",
     "integrate_adaptive",
+    "odeint",
     "uniform_grid",
 ]
