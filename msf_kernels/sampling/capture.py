@@ -79,6 +79,10 @@ class GraphedFunction:
         """Whether calls replay a graph."""
         return bool(self._calls)
 
+    def release(self) -> None:
+        """Forget all graphs; the next call records again."""
+        self._calls.clear()
+
     def __call__(self, *arguments: Tensor) -> dict[str, Tensor]:
         """Return the function's outputs."""
         signature = tuple((a.shape, a.dtype, a.device) for a in arguments)
@@ -113,19 +117,29 @@ class CapturedTrajectory:
 
     Args:
         trajectory: What `draw` takes as its trajectory.
+        make_graph: How a micro-batch is recorded, whatever the device; default: as a CUDA graph, on CUDA only.
     """
 
-    def __init__(self, trajectory: Trajectory) -> None:
+    def __init__(self, trajectory: Trajectory, make_graph: GraphMaker | None = None) -> None:
         """Keep the trajectory; nothing is recorded yet."""
         self.trajectory = trajectory
+        self._make_graph = make_graph
         self._graphs: dict[Hashable, GraphedFunction] = {}
 
-    def bind(self, settings: Hashable, function: Evaluate) -> GraphedFunction:
-        """Return the graphed function kept for these settings; the first one given for them stays."""
-        return self._graphs.setdefault(settings, GraphedFunction(function))
+    def bind(self, settings: Hashable, evaluate: Evaluate, device: torch.device) -> Evaluate:
+        """Return `evaluate` as a function that replays graphs on `device`, or as it is where there are none.
+
+        What is returned for equal settings is what was made for the first of them, with its graphs.
+        """
+        if self._make_graph is None and device.type != "cuda":
+            return evaluate
+        if settings not in self._graphs:
+            self._graphs[settings] = GraphedFunction(evaluate, self._make_graph or make_cuda_graph)
+        return self._graphs[settings]
 
     def release(self) -> None:
         """Forget all graphs and give their memory back to the device."""
-        self._graphs.clear()
+        for graphed in self._graphs.values():
+            graphed.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

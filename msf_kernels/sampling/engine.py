@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -112,8 +113,8 @@ def draw(
         micro_batch = default_micro_batch(items.bytes_per_sample, place)
     captured = trajectory if isinstance(trajectory, CapturedTrajectory) else CapturedTrajectory(trajectory)
     run: Evaluate = functools.partial(_evaluate, captured.trajectory, items.layout)
-    if capture and place.type == "cuda":
-        run = captured.bind(items.layout, run)
+    if capture:
+        run = captured.bind(items.layout, run, place)
 
     bounds = block_bounds(n_samples, stop.checkpoints(n_samples) if stop is not None else ())
     schedule = Schedule(items.n_inputs, bounds, is_gated=stop is not None)
@@ -121,7 +122,7 @@ def draw(
         schedule.reorder(order, micro_batch)
     collector: Collector | None = None
     n_halvings = n_evaluations = 0
-    with torch.no_grad():
+    with torch.no_grad(), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         while chunks := schedule.take(micro_batch):
             readout = _attempt(run, items, chunks, micro_batch, place)
             if readout is None:
