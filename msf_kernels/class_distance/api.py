@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import require_same_device, require_shape, require_tensor
+from msf_kernels.class_distance._ops import class_distance_triton
 from msf_kernels.class_distance._reference import class_distance_reference
 from msf_kernels.shapes import ClassDistances, Codes, SemanticBatch
 
-_operator = Operator("class_distance", [Backend("reference", class_distance_reference)])
+# A Triton program holds all classes of a few pixels.
+_MAX_TRITON_CLASSES = 512
+
+
+def _triton_reasons(semantic: Tensor, codes: Tensor) -> list[str]:
+    reasons = tensor_reasons((semantic, codes))
+    if codes.shape[0] > _MAX_TRITON_CLASSES:
+        reasons.append(f"codes have {codes.shape[0]} classes; the kernel takes at most {_MAX_TRITON_CLASSES}")
+    return reasons
+
+
+_operator = Operator(
+    "class_distance",
+    [triton_backend(class_distance_triton, _triton_reasons), Backend("reference", class_distance_reference)],
+)
 
 
 def class_distance(

@@ -1,0 +1,53 @@
+"""Gradients of the mean distances over any family of operators that compute them; votes have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class ClassDistanceOperators:
+    """One backend's operators.
+
+    Args:
+        fwd: `(semantic, codes) -> (distance, votes)`.
+        bwd: `(grad, semantic, codes, needs_codes) -> (grad_semantic, grad_codes)`; without `needs_codes` the second
+            has no classes.
+    """
+
+    fwd: Callable[..., tuple[Tensor, Tensor]]
+    bwd: Callable[..., tuple[Tensor, Tensor]]
+
+
+def differentiable(operators: ClassDistanceOperators) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the public function, without its checks and its selector, over the given operators."""
+
+    class ClassDistance(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, semantic: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+            ctx.save_for_backward(semantic, codes)
+            distance, votes = operators.fwd(semantic, codes)
+            ctx.mark_non_differentiable(votes)
+            return distance, votes
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad: Tensor, _grad_votes: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            semantic, codes = ctx.saved_tensors
+            needs_semantic, needs_codes = ctx.needs_input_grad
+            grad_semantic, grad_codes = operators.bwd(grad, semantic, codes, needs_codes)
+            return grad_semantic if needs_semantic else None, grad_codes if needs_codes else None
+
+    def class_distance(semantic: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and (semantic.requires_grad or codes.requires_grad):
+            result: tuple[Tensor, Tensor] = ClassDistance.apply(semantic, codes)  # type: ignore[no-untyped-call]
+            return result
+        return operators.fwd(semantic, codes)
+
+    return class_distance
