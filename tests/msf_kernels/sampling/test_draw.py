@@ -7,7 +7,7 @@ from torch import Tensor
 import msf_kernels.sampling.engine
 import msf_kernels.sampling.flow
 from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal
-from msf_kernels.sampling import Mean, Moments, SettledVote, Votes, draw, sample_flow
+from msf_kernels.sampling import Mean, MeanEntropy, Moments, SettledVote, Votes, draw, sample_flow
 from msf_kernels.solvers import HEUN, uniform_grid
 
 
@@ -121,6 +121,29 @@ def test_progress_counts_samples_spared_by_stopping_as_done():
         progress=lambda *done: calls.append(done),
     )
     assert calls == [(100, 300), (200, 300), (300, 300)]
+
+
+def meta_trajectory(x, noise):
+    distance = (x - noise).abs()
+    return {"distance": distance, "probability": torch.softmax(-distance, 1)}
+
+
+def test_no_value_is_read_back_from_the_device():
+    # Tensors on the meta device have no values: reading one raises.
+    statistics = {
+        "distance": Moments("distance"),
+        "votes": Votes(),
+        "probability": Mean("probability"),
+        "entropy": MeanEntropy(),
+    }
+    inputs = torch.zeros(5, 3, device="meta")
+    result = draw(
+        meta_trajectory, inputs, 150, (3,), statistics=statistics, keep_samples=True, antithetic=True, micro_batch=16
+    )
+    assert result.statistics["distance"]["variance"].is_meta
+    assert result.samples["distance"].shape == (5, 150, 3)
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # a stopping rule has to look
+        draw(meta_trajectory, inputs, 150, (3,), stop=SettledVote())
 
 
 def test_no_gradients_are_recorded():
