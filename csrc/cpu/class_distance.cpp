@@ -31,16 +31,52 @@ struct Planes {
     }
   }
 
-  void distances(const C* code, int64_t n_channels, int64_t n, C* out) const {
-    for (int64_t i = 0; i < n; ++i) out[i] = 0;
-    for (int64_t k = 0; k < n_channels; ++k) {
-      const C* value = channel(k);
-      const C target = code[k];
-      for (int64_t i = 0; i < n; ++i) out[i] += (value[i] - target) * (value[i] - target);
-    }
-    for (int64_t i = 0; i < n; ++i) out[i] = square_root(out[i]);
-  }
 };
+
+// Calls f(i, lane, d) with the distance d of pixel i to the code; kChannels is 0 where it is not known.
+template <int kChannels, typename C, typename F>
+inline __attribute__((always_inline)) void for_each_distance_to(const Planes<C>& planes, const C* code,
+                                                                int64_t n_channels, int64_t n, F&& f) {
+  if constexpr (kChannels > 0) {
+    for_each_lane(n, [&](int64_t i, int lane) {
+      C squared = 0;
+      for (int k = 0; k < kChannels; ++k) {
+        const C difference = planes.channel(k)[i] - code[k];
+        squared = multiply_add(difference, difference, squared);
+      }
+      f(i, lane, square_root(squared));
+    });
+  } else {
+    C squared[kBlock];
+    for (int64_t i = 0; i < n; ++i) squared[i] = 0;
+    for (int64_t k = 0; k < n_channels; ++k) {
+      const C* value = planes.channel(k);
+      const C target = code[k];
+      for (int64_t i = 0; i < n; ++i) {
+        const C difference = value[i] - target;
+        squared[i] = multiply_add(difference, difference, squared[i]);
+      }
+    }
+    for_each_lane(n, [&](int64_t i, int lane) { f(i, lane, square_root(squared[i])); });
+  }
+}
+
+template <typename C, typename F>
+inline __attribute__((always_inline)) void for_each_distance(const Planes<C>& planes, const C* code,
+                                                             int64_t n_channels, int64_t n, F&& f) {
+  switch (n_channels) {
+    case 1:
+      return for_each_distance_to<1>(planes, code, n_channels, n, f);
+    case 2:
+      return for_each_distance_to<2>(planes, code, n_channels, n, f);
+    case 3:
+      return for_each_distance_to<3>(planes, code, n_channels, n, f);
+    case 4:
+      return for_each_distance_to<4>(planes, code, n_channels, n, f);
+    default:
+      return for_each_distance_to<0>(planes, code, n_channels, n, f);
+  }
+}
 
 template <typename C, typename T>
 void forward_chunk(const ClassDistanceArgs& args, int64_t task) {
@@ -59,26 +95,24 @@ void forward_chunk(const ClassDistanceArgs& args, int64_t task) {
 
   Planes<C> planes;
   planes.stride = block_size(args.n_channels);
-  C distance[kBlock], smallest[kBlock];
+  C smallest[kBlock];
   int32_t nearest[kBlock];
   for (int64_t start = begin; start < end; start += planes.stride) {
     const int64_t n = start + planes.stride < end ? planes.stride : end - start;
     planes.load(map + start * args.strides.pixel, args.strides, args.n_channels, n);
+    for (int64_t i = 0; i < n; ++i) {
+      smallest[i] = static_cast<C>(__builtin_inff());
+      nearest[i] = 0;
+    }
     for (int64_t c = 0; c < args.n_classes; ++c) {
-      planes.distances(codes + c * args.n_channels, args.n_channels, n, distance);
-      sums[c] += sum<C>(n, [&](int64_t i) { return distance[i]; });
-      if (c == 0) {
-        for (int64_t i = 0; i < n; ++i) {
-          smallest[i] = distance[i];
-          nearest[i] = 0;
-        }
-      } else {
-        for (int64_t i = 0; i < n; ++i) {
-          const bool is_nearer = distance[i] < smallest[i];
-          smallest[i] = is_nearer ? distance[i] : smallest[i];
-          nearest[i] = is_nearer ? static_cast<int32_t>(c) : nearest[i];
-        }
-      }
+      C lanes[kLanes] = {};
+      for_each_distance(planes, codes + c * args.n_channels, args.n_channels, n, [&](int64_t i, int lane, C distance) {
+        lanes[lane] += distance;
+        const bool is_nearer = distance < smallest[i];
+        smallest[i] = is_nearer ? distance : smallest[i];
+        nearest[i] = is_nearer ? static_cast<int32_t>(c) : nearest[i];
+      });
+      sums[c] += sum_of_lanes(lanes);
     }
     for (int64_t c = 0; c < args.n_classes; ++c) {
       int32_t count = 0;
@@ -110,14 +144,15 @@ void backward_chunk(const ClassDistanceBwdArgs& args, int64_t task) {
     for (int64_t i = 0; i < args.n_channels * grads.stride; ++i) grads.values[i] = 0;
     for (int64_t c = 0; c < args.n_classes; ++c) {
       const C* code = codes + c * args.n_channels;
-      planes.distances(code, args.n_channels, n, factor);
       const C mean_grad = grad_distance[c] / static_cast<C>(args.n_pixels);
-      for (int64_t i = 0; i < n; ++i) factor[i] = factor[i] > 0 ? mean_grad / factor[i] : 0;
+      for_each_distance(planes, code, args.n_channels, n, [&](int64_t i, int, C distance) {
+        factor[i] = distance > 0 ? mean_grad / distance : 0;
+      });
       for (int64_t k = 0; k < args.n_channels; ++k) {
         const C* value = planes.channel(k);
         C* grad = grads.values + k * grads.stride;
         const C target = code[k];
-        for (int64_t i = 0; i < n; ++i) grad[i] += factor[i] * (value[i] - target);
+        for (int64_t i = 0; i < n; ++i) grad[i] = multiply_add(factor[i], value[i] - target, grad[i]);
         grad_codes[c * args.n_channels + k] -= sum<C>(n, [&](int64_t i) { return factor[i] * (value[i] - target); });
       }
     }

@@ -5,7 +5,8 @@
 namespace msf::cpu::MSF_LEVEL {
 namespace {
 
-constexpr int64_t kRunValues = 8192;  // values whose moments are taken at once, about their own means
+constexpr int64_t kRunValues = 8192;  // values whose moments are taken at once
+constexpr int64_t kPilotPixels = 8;   // pixels whose means are the centres of an item's first run
 
 // Pixels of such a run; it depends on the map only, never on how the work is cut.
 int64_t run_pixels(int64_t n_channels) {
@@ -34,25 +35,41 @@ template <typename T>
 void add_deviations(const T* __restrict from, int64_t stride, int64_t n, int64_t channels,
                     const float* __restrict centre, float* __restrict deviation, float* __restrict squares) {
   int64_t p = 0;
-  for (; p + 2 <= n; p += 2) {
+  for (; p + 4 <= n; p += 4) {
     const T* row = from + p * stride;
     for (int64_t c = 0; c < channels; ++c) {
       const float d0 = value_of(row[c]) - centre[c];
       const float d1 = value_of(row[stride + c]) - centre[c];
-      deviation[c] += d0 + d1;
-      squares[c] += d0 * d0 + d1 * d1;
+      const float d2 = value_of(row[2 * stride + c]) - centre[c];
+      const float d3 = value_of(row[3 * stride + c]) - centre[c];
+      deviation[c] += (d0 + d1) + (d2 + d3);
+      squares[c] += multiply_add(d0, d0, d1 * d1) + multiply_add(d2, d2, d3 * d3);
     }
   }
   for (; p < n; ++p) {
     for (int64_t c = 0; c < channels; ++c) {
       const float d = value_of(from[p * stride + c]) - centre[c];
       deviation[c] += d;
-      squares[c] += d * d;
+      squares[c] = multiply_add(d, d, squares[c]);
     }
   }
 }
 
-// The moments of channels [begin, end) of one item, without `add`.
+// Calls f(first pixel of the run `start`, pixel stride, first channel, number of channels) for x and skip.
+template <typename T, typename F>
+void for_each_source(const MapView& x, const MapView& skip, int64_t item, int64_t start, int64_t begin, int64_t end,
+                     F&& f) {
+  for (int64_t c = begin; c < end;) {
+    const int64_t c_end = run_end(x, c, end);
+    const int64_t stride = (c < x.n_channels ? x : skip).strides.pixel;
+    f(channel_data<T>(x, skip, item, c) + start * stride, stride, c, c_end - c);
+    c = c_end;
+  }
+}
+
+// The moments of channels [begin, end) of one item, without `add`. A run is summed about the mean of what came before
+// (the first run about that of a few of its pixels), which is as exact as about its own: where the two means differ by
+// much, their difference is part of the variance.
 template <typename T>
 void channel_moments(const GroupNormArgs& args, int64_t item, int64_t begin, int64_t end) {
   double* mean = args.moments + item * 2 * args.n_channels;
@@ -60,29 +77,44 @@ void channel_moments(const GroupNormArgs& args, int64_t item, int64_t begin, int
   float* centre = args.scratch + item * 3 * args.n_channels;
   float* deviation = centre + args.n_channels;
   float* squares = deviation + args.n_channels;
-  for (int64_t c = begin; c < end; ++c) mean[c] = m2[c] = 0;
+  for (int64_t c = begin; c < end; ++c) mean[c] = m2[c] = centre[c] = 0;
+  const int64_t n_pilot = kPilotPixels < args.n_pixels ? kPilotPixels : args.n_pixels;
+  for_each_source<const T>(args.x, args.skip, item, 0, begin, end,
+                           [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
+                             add_pixels(from, stride, n_pilot, channels, centre + c);
+                           });
+  for (int64_t c = begin; c < end; ++c) centre[c] /= static_cast<float>(n_pilot > 0 ? n_pilot : 1);
+
   const int64_t run = run_pixels(args.n_channels);
   for (int64_t start = 0; start < args.n_pixels; start += run) {
     const int64_t n = start + run < args.n_pixels ? run : args.n_pixels - start;
-    const float count = static_cast<float>(n);
-    for (int64_t c = begin; c < end; ++c) centre[c] = deviation[c] = squares[c] = 0;
-    for (int64_t c = begin; c < end;) {
-      const int64_t c_end = run_end(args.x, c, end);
-      const int64_t stride = (c < args.x.n_channels ? args.x : args.skip).strides.pixel;
-      const T* from = channel_data<const T>(args.x, args.skip, item, c) + start * stride;
-      add_pixels(from, stride, n, c_end - c, centre + c);
-      for (int64_t i = c; i < c_end; ++i) centre[i] /= count;
-      add_deviations(from, stride, n, c_end - c, centre + c, deviation + c, squares + c);
-      c = c_end;
-    }
-    const double total = static_cast<double>(start + n);
-    const double share = n / total;
-    const double cross = static_cast<double>(start) * n / total;
+    for (int64_t c = begin; c < end; ++c) deviation[c] = squares[c] = 0;
+    for_each_source<const T>(args.x, args.skip, item, start, begin, end,
+                             [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
+                               add_deviations(from, stride, n, channels, centre + c, deviation + c, squares + c);
+                             });
+    const double inverse_n = 1.0 / static_cast<double>(n);
+    const double share = static_cast<double>(n) / static_cast<double>(start + n);
+    const double cross = static_cast<double>(start) * share;
     for (int64_t c = begin; c < end; ++c) {
-      const double shift = static_cast<double>(deviation[c]) / n;
+      const double shift = deviation[c] * inverse_n;
       const double delta = centre[c] + shift - mean[c];
       m2[c] += (squares[c] - deviation[c] * shift) + delta * delta * cross;
       mean[c] += delta * share;
+      centre[c] = static_cast<float>(mean[c]);
+    }
+  }
+}
+
+// to[p, c] = silu((x[p, c] - centre[c]) slope[c] + offset[c]) over n pixels
+template <bool kSilu, typename T>
+void write_pixels(const T* from, int64_t stride, T* to, int64_t to_stride, int64_t n, int64_t channels,
+                  const float* __restrict centre, const float* __restrict slope, const float* __restrict offset) {
+  for (int64_t p = 0; p < n; ++p) {
+    const T* __restrict row = from + p * stride;
+    T* __restrict to_row = to + p * to_stride;
+    for (int64_t c = 0; c < channels; ++c) {
+      assign(to_row[c], activated<kSilu>(multiply_add(value_of(row[c]) - centre[c], slope[c], offset[c])));
     }
   }
 }
@@ -115,23 +147,12 @@ void forward_task(const GroupNormArgs& args, int64_t item, int64_t first_group, 
     }
   }
 
-  for (int64_t c = begin; c < end;) {
-    const int64_t c_end = run_end(args.x, c, end);
-    const int64_t stride = (c < args.x.n_channels ? args.x : args.skip).strides.pixel;
-    const T* from = channel_data<const T>(args.x, args.skip, item, c);
-    T* to = static_cast<T*>(args.out.data) + item * args.out.strides.item + c;
-    for (int64_t p = 0; p < args.n_pixels; ++p) {
-      const T* __restrict row = from + p * stride;
-      T* __restrict out = to + p * args.out.strides.pixel;
-      const float* __restrict row_centre = centre + c;
-      const float* __restrict row_slope = slope + c;
-      const float* __restrict row_offset = offset + c;
-      for (int64_t i = 0; i < c_end - c; ++i) {
-        assign(out[i], activated<kSilu>((value_of(row[i]) - row_centre[i]) * row_slope[i] + row_offset[i]));
-      }
-    }
-    c = c_end;
-  }
+  T* out = static_cast<T*>(args.out.data) + item * args.out.strides.item;
+  for_each_source<const T>(args.x, args.skip, item, 0, begin, end,
+                           [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
+                             write_pixels<kSilu>(from, stride, out + c, args.out.strides.pixel, args.n_pixels,
+                                                 channels, centre + c, slope + c, offset + c);
+                           });
 }
 
 // The channel maps of one item, one array per member, and what the backward adds to them.
@@ -154,10 +175,10 @@ void add_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_st
     const T* __restrict row = from + p * stride;
     const T* __restrict grad_row = grad + p * grad_stride;
     for (int64_t c = 0; c < channels; ++c) {
-      const float xhat = (value_of(row[c]) - centre[c]) * rstd[c] + rest[c];
-      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), xhat * gain[c] + offset[c]);
+      const float xhat = multiply_add(value_of(row[c]) - centre[c], rstd[c], rest[c]);
+      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), multiply_add(xhat, gain[c], offset[c]));
       sum[c] += g;
-      sum_xhat[c] += g * xhat;
+      sum_xhat[c] = multiply_add(g, xhat, sum_xhat[c]);
     }
   }
 }
@@ -173,9 +194,9 @@ void write_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_
     const T* __restrict grad_row = grad + p * grad_stride;
     T* __restrict to_row = to + p * to_stride;
     for (int64_t c = 0; c < channels; ++c) {
-      const float xhat = (value_of(row[c]) - centre[c]) * rstd[c] + rest[c];
-      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), xhat * gain[c] + offset[c]);
-      const float grad_h = rstd[c] * (gain[c] * g - mean_g[c] - xhat * mean_g_xhat[c]);
+      const float xhat = multiply_add(value_of(row[c]) - centre[c], rstd[c], rest[c]);
+      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), multiply_add(xhat, gain[c], offset[c]));
+      const float grad_h = rstd[c] * multiply_add(-xhat, mean_g_xhat[c], multiply_add(gain[c], g, -mean_g[c]));
       assign(to_row[c], grad_h);
       sum[c] += grad_h;
     }
@@ -208,14 +229,12 @@ void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_gro
   for (int64_t start = 0; start < args.n_pixels; start += run) {
     const int64_t n = start + run < args.n_pixels ? run : args.n_pixels - start;
     for (int64_t c = begin; c < end; ++c) s.run_sum[c] = s.run_sum_xhat[c] = 0;
-    for (int64_t c = begin; c < end;) {
-      const int64_t c_end = run_end(args.x, c, end);
-      const int64_t stride = (c < args.x.n_channels ? args.x : args.skip).strides.pixel;
-      add_gradients<kSilu>(channel_data<const T>(args.x, args.skip, item, c) + start * stride, stride,
-                           grad_out + start * grad_stride + c, grad_stride, n, c_end - c, s.centre + c, s.rstd + c,
-                           s.rest + c, s.gain + c, s.offset + c, s.run_sum + c, s.run_sum_xhat + c);
-      c = c_end;
-    }
+    for_each_source<const T>(
+        args.x, args.skip, item, start, begin, end, [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
+          add_gradients<kSilu>(from, stride, grad_out + start * grad_stride + c, grad_stride, n, channels,
+                               s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c, s.run_sum + c,
+                               s.run_sum_xhat + c);
+        });
     for (int64_t c = begin; c < end; ++c) {
       sum_g[c] += s.run_sum[c];
       sum_g_xhat[c] += s.run_sum_xhat[c];
@@ -238,17 +257,14 @@ void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_gro
   for (int64_t start = 0; start < args.n_pixels; start += run) {
     const int64_t n = start + run < args.n_pixels ? run : args.n_pixels - start;
     for (int64_t c = begin; c < end; ++c) s.run_sum[c] = 0;
-    for (int64_t c = begin; c < end;) {
-      const int64_t c_end = run_end(args.x, c, end);
-      const int64_t stride = (c < args.x.n_channels ? args.x : args.skip).strides.pixel;
-      const int64_t to_stride = (c < args.x.n_channels ? args.grad_x : args.grad_skip).strides.pixel;
-      write_gradients<kSilu>(channel_data<const T>(args.x, args.skip, item, c) + start * stride, stride,
-                             grad_out + start * grad_stride + c, grad_stride,
-                             channel_data<T>(args.grad_x, args.grad_skip, item, c) + start * to_stride, to_stride, n,
-                             c_end - c, s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c, s.mean_g + c,
-                             s.mean_g_xhat + c, s.run_sum + c);
-      c = c_end;
-    }
+    for_each_source<const T>(
+        args.x, args.skip, item, start, begin, end, [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
+          const int64_t to_stride = (c < args.x.n_channels ? args.grad_x : args.grad_skip).strides.pixel;
+          write_gradients<kSilu>(from, stride, grad_out + start * grad_stride + c, grad_stride,
+                                 channel_data<T>(args.grad_x, args.grad_skip, item, c) + start * to_stride, to_stride,
+                                 n, channels, s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c,
+                                 s.mean_g + c, s.mean_g_xhat + c, s.run_sum + c);
+        });
     for (int64_t c = begin; c < end; ++c) sum_grad_h[c] += s.run_sum[c];
   }
 }

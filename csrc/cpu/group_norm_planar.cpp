@@ -6,23 +6,35 @@
 namespace msf::cpu::MSF_LEVEL {
 namespace {
 
-constexpr int64_t kRun = 2048;  // values whose moments are taken at once, about their own mean
+constexpr int64_t kRun = 2048;         // values whose moments are taken at once
+constexpr int64_t kPilot = kLanes;     // values whose mean is the centre of a row's first run
+constexpr int64_t kKeptValues = 16384; // gradients of a group that are kept between the passes of the backward
 
+// A run is summed about the mean of what came before (the first run about that of a few of its values), which is as
+// exact as about its own: where the two means differ by much, their difference is part of the variance.
 template <typename T>
 Moments row_moments(const T* row, int64_t n_pixels) {
+  const int64_t n_pilot = kPilot < n_pixels ? kPilot : n_pixels;
+  float centre = 0;
+  if (n_pilot > 0) {
+    centre = static_cast<float>(sum<float>(n_pilot, [&](int64_t i) { return value_of(row[i]); }) /
+                                static_cast<double>(n_pilot));
+  }
   Moments total{0, 0, 0};
   for (int64_t start = 0; start < n_pixels; start += kRun) {
     const int64_t n = start + kRun < n_pixels ? kRun : n_pixels - start;
     const T* from = row + start;
     const double count = static_cast<double>(n);
-    const float centre = static_cast<float>(sum<float>(n, [&](int64_t i) { return value_of(from[i]); }) / count);
-    const double deviation = sum<float>(n, [&](int64_t i) { return value_of(from[i]) - centre; });
-    const double squares = sum<float>(n, [&](int64_t i) {
+    float deviations[kLanes] = {}, squares[kLanes] = {};
+    for_each_lane(n, [&](int64_t i, int lane) {
       const float d = value_of(from[i]) - centre;
-      return d * d;
+      deviations[lane] += d;
+      squares[lane] = multiply_add(d, d, squares[lane]);
     });
+    const double deviation = sum_of_lanes(deviations);
     const double shift = deviation / count;
-    total = merged(total, {count, centre + shift, squares - deviation * shift});
+    total = merged(total, {count, centre + shift, sum_of_lanes(squares) - deviation * shift});
+    centre = static_cast<float>(total.mean);
   }
   return total;
 }
@@ -32,7 +44,7 @@ void forward_row(const T* row, T* out, int64_t n_pixels, const ChannelMap& map) 
   const float slope = map.rstd * map.gain;
   const float offset = map.rest * map.gain + map.offset;
   for (int64_t i = 0; i < n_pixels; ++i) {
-    assign(out[i], activated<kSilu>((value_of(row[i]) - map.centre) * slope + offset));
+    assign(out[i], activated<kSilu>(multiply_add(value_of(row[i]) - map.centre, slope, offset)));
   }
 }
 
@@ -56,50 +68,18 @@ void forward_group(const GroupNormArgs& args, int64_t item, int64_t group) {
   }
 }
 
-struct RowSums {
-  double g, g_xhat;
-};
-
-// `xhat` and g of a value, which both passes of the backward need.
-template <bool kSilu, typename T>
-inline __attribute__((always_inline)) void normalised(T x, T grad, const ChannelMap& map, float& xhat, float& g) {
-  xhat = (value_of(x) - map.centre) * map.rstd + map.rest;
-  g = gradient_before_silu<kSilu>(value_of(grad), xhat * map.gain + map.offset);
+template <typename T>
+inline __attribute__((always_inline)) float normalised(T x, const ChannelMap& map) {
+  return multiply_add(value_of(x) - map.centre, map.rstd, map.rest);
 }
 
+// g[i], the gradient before the SiLU, of n values of a row
 template <bool kSilu, typename T>
-RowSums sum_row(const T* row, const T* grad, int64_t n_pixels, const ChannelMap& map) {
-  RowSums total{0, 0};
-  float g[kRun], g_xhat[kRun];
-  for (int64_t start = 0; start < n_pixels; start += kRun) {
-    const int64_t n = start + kRun < n_pixels ? kRun : n_pixels - start;
-    for (int64_t i = 0; i < n; ++i) {
-      float xhat;
-      normalised<kSilu>(row[start + i], grad[start + i], map, xhat, g[i]);
-      g_xhat[i] = g[i] * xhat;
-    }
-    total.g += sum<float>(n, [&](int64_t i) { return g[i]; });
-    total.g_xhat += sum<float>(n, [&](int64_t i) { return g_xhat[i]; });
+void gradients_before_silu(const T* row, const T* grad, int64_t n, const ChannelMap& map, float* g) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float y = multiply_add(normalised(row[i], map), map.gain, map.offset);
+    g[i] = gradient_before_silu<kSilu>(value_of(grad[i]), y);
   }
-  return total;
-}
-
-template <bool kSilu, typename T>
-double backward_row(const T* row, const T* grad, T* grad_row, int64_t n_pixels, const ChannelMap& map, float mean_g,
-                    float mean_g_xhat) {
-  double total = 0;
-  float grad_h[kRun];
-  for (int64_t start = 0; start < n_pixels; start += kRun) {
-    const int64_t n = start + kRun < n_pixels ? kRun : n_pixels - start;
-    for (int64_t i = 0; i < n; ++i) {
-      float xhat, g;
-      normalised<kSilu>(row[start + i], grad[start + i], map, xhat, g);
-      grad_h[i] = map.rstd * (map.gain * g - mean_g - xhat * mean_g_xhat);
-      assign(grad_row[start + i], grad_h[i]);
-    }
-    total += sum<float>(n, [&](int64_t i) { return grad_h[i]; });
-  }
-  return total;
 }
 
 template <bool kSilu, typename T>
@@ -111,22 +91,48 @@ void backward_group(const GroupNormBwdArgs& args, int64_t item, int64_t group) {
   double* sums = args.sums + item * 3 * args.n_channels;
   const T* grad_out = static_cast<const T*>(args.grad_out.data) + item * args.grad_out.strides.item;
   const double count = static_cast<double>(group_channels * args.n_pixels);
+  const bool is_kept = group_channels * args.n_pixels <= kKeptValues;
+  float kept[kKeptValues], one_run[kRun];
 
   double mean_g = 0, mean_g_xhat = 0;
   for (int64_t c = first; c < first + group_channels; ++c) {
     const ChannelMap map = channel_map(args.affine, item, c, mean, rstd);
-    const RowSums row = sum_row<kSilu>(channel_data<const T>(args.x, args.skip, item, c),
-                                       grad_out + c * args.grad_out.strides.channel, args.n_pixels, map);
-    sums[c] = row.g;
-    sums[args.n_channels + c] = row.g_xhat;
-    mean_g += map.gain * row.g / count;
-    mean_g_xhat += map.gain * row.g_xhat / count;
+    const T* row = channel_data<const T>(args.x, args.skip, item, c);
+    const T* grad = grad_out + c * args.grad_out.strides.channel;
+    double sum_g = 0, sum_g_xhat = 0;
+    for (int64_t start = 0; start < args.n_pixels; start += kRun) {
+      const int64_t n = start + kRun < args.n_pixels ? kRun : args.n_pixels - start;
+      float* g = is_kept ? kept + (c - first) * args.n_pixels + start : one_run;
+      gradients_before_silu<kSilu>(row + start, grad + start, n, map, g);
+      sum_g += sum<float>(n, [&](int64_t i) { return g[i]; });
+      sum_g_xhat += sum<float>(n, [&](int64_t i) { return g[i] * normalised(row[start + i], map); });
+    }
+    sums[c] = sum_g;
+    sums[args.n_channels + c] = sum_g_xhat;
+    mean_g += map.gain * sum_g / count;
+    mean_g_xhat += map.gain * sum_g_xhat / count;
   }
+
+  const float g_share = static_cast<float>(mean_g);
+  const float xhat_share = static_cast<float>(mean_g_xhat);
   for (int64_t c = first; c < first + group_channels; ++c) {
-    sums[2 * args.n_channels + c] = backward_row<kSilu>(
-        channel_data<const T>(args.x, args.skip, item, c), grad_out + c * args.grad_out.strides.channel,
-        channel_data<T>(args.grad_x, args.grad_skip, item, c), args.n_pixels,
-        channel_map(args.affine, item, c, mean, rstd), static_cast<float>(mean_g), static_cast<float>(mean_g_xhat));
+    const ChannelMap map = channel_map(args.affine, item, c, mean, rstd);
+    const T* row = channel_data<const T>(args.x, args.skip, item, c);
+    const T* grad = grad_out + c * args.grad_out.strides.channel;
+    T* to = channel_data<T>(args.grad_x, args.grad_skip, item, c);
+    double sum_grad_h = 0;
+    for (int64_t start = 0; start < args.n_pixels; start += kRun) {
+      const int64_t n = start + kRun < args.n_pixels ? kRun : args.n_pixels - start;
+      const float* g = is_kept ? kept + (c - first) * args.n_pixels + start : one_run;
+      if (!is_kept) gradients_before_silu<kSilu>(row + start, grad + start, n, map, one_run);
+      sum_grad_h += sum<float>(n, [&](int64_t i) {
+        const float g_part = multiply_add(map.gain, g[i], -g_share);
+        const float grad_h = map.rstd * multiply_add(-normalised(row[start + i], map), xhat_share, g_part);
+        assign(to[start + i], grad_h);
+        return grad_h;
+      });
+    }
+    sums[2 * args.n_channels + c] = sum_grad_h;
   }
 }
 

@@ -18,7 +18,7 @@ void add_slope(C* sum, const S* slope, C coefficient, bool is_first, int64_t n) 
     for (int64_t i = 0; i < n; ++i) {
       C value;
       assign(value, slope[i]);
-      sum[i] += coefficient * value;
+      sum[i] = multiply_add(coefficient, value, sum[i]);
     }
   }
 }

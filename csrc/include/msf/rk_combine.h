@@ -1,7 +1,7 @@
 // out = state + sum_i coefficient_i * slope_i, with coefficient_i = dt * weight_i and dt per item or for all.
 #pragma once
 
-#include "msf/number.h"
+#include "msf/math.h"
 
 namespace msf {
 
