@@ -66,6 +66,25 @@ def _difference(semantic_ptr, codes_ptr, pixels, in_pixels, classes, in_classes,
 
 
 @triton.jit
+def _sum_pixels(values, BLOCK_PIXELS: tl.constexpr, BLOCK_CLASSES: tl.constexpr):
+    """Sum [BLOCK_PIXELS, BLOCK_CLASSES] over pixels, eight at a time: the error grows with the levels only."""
+    if BLOCK_PIXELS > 8:
+        eighth = tl.sum(tl.reshape(values, (8, BLOCK_PIXELS // 8, BLOCK_CLASSES)), axis=0)
+        total = _sum_pixels(eighth, BLOCK_PIXELS // 8, BLOCK_CLASSES)
+    else:
+        total = tl.sum(values, axis=0)
+    return total
+
+
+@triton.jit
+def _add_compensated(total, lost, value):
+    """Add a value to a running total, carrying what rounding loses (Kahan)."""
+    value -= lost
+    new_total = total + value
+    return new_total, (new_total - total) - value
+
+
+@triton.jit
 def _class_distance_fwd_kernel(
     distance_ptr,
     votes_ptr,
@@ -92,6 +111,7 @@ def _class_distance_fwd_kernel(
     in_classes = classes < n_classes
 
     distance = tl.zeros((BLOCK_PIXELS, BLOCK_CLASSES), tl.float32)
+    lost = tl.zeros((BLOCK_PIXELS, BLOCK_CLASSES), tl.float32)
     votes = tl.zeros((BLOCK_PIXELS, BLOCK_CLASSES), tl.float32)
     for start in range(first, last, BLOCK_PIXELS):
         pixels = start + tl.arange(0, BLOCK_PIXELS)
@@ -109,7 +129,7 @@ def _class_distance_fwd_kernel(
             BLOCK_PIXELS,
             BLOCK_CLASSES,
         )
-        distance += tl.where(in_pixels[:, None], d, 0.0)
+        distance, lost = _add_compensated(distance, lost, tl.where(in_pixels[:, None], d, 0.0))
         d = tl.where(in_classes[None, :], d, float("inf"))
         is_nearest = in_classes[None, :] & (d == tl.min(d, axis=1)[:, None])
         nearest = tl.min(tl.where(is_nearest, classes[None, :], BLOCK_CLASSES), axis=1)
@@ -119,7 +139,8 @@ def _class_distance_fwd_kernel(
 
     outputs = tl.cast(pid, tl.int64) * n_classes + classes
     denominator = tl.cast(denominator, tl.float32)
-    tl.store(distance_ptr + outputs, tl.div_rn(tl.sum(distance, axis=0), denominator), mask=in_classes)
+    distance = _sum_pixels(distance, BLOCK_PIXELS, BLOCK_CLASSES)
+    tl.store(distance_ptr + outputs, tl.div_rn(distance, denominator), mask=in_classes)
     tl.store(votes_ptr + outputs, tl.div_rn(tl.sum(votes, axis=0), denominator), mask=in_classes)
 
 
@@ -139,10 +160,12 @@ def _class_distance_fwd_sum_kernel(
     classes = tl.arange(0, BLOCK_CLASSES)
     in_classes = classes < n_classes
     distance = tl.zeros((BLOCK_CLASSES,), tl.float32)
+    lost = tl.zeros((BLOCK_CLASSES,), tl.float32)
     votes = tl.zeros((BLOCK_CLASSES,), tl.float32)
     for program in range(n_programs):
         inputs = (item * n_programs + program) * n_classes + classes
-        distance += tl.load(partial_distance_ptr + inputs, mask=in_classes, other=0.0)
+        partial = tl.load(partial_distance_ptr + inputs, mask=in_classes, other=0.0)
+        distance, lost = _add_compensated(distance, lost, partial)
         votes += tl.load(partial_votes_ptr + inputs, mask=in_classes, other=0.0)
     outputs = item * n_classes + classes
     denominator = tl.cast(denominator, tl.float32)
@@ -205,7 +228,7 @@ def _class_distance_bwd_kernel(
         tl.store(grad_semantic_ptr + outputs, grad_semantic, mask=in_pixels)
         if partial_codes_ptr is not None:
             partials = (tl.cast(pid, tl.int64) * n_classes + classes) * n_channels + k
-            tl.store(partial_codes_ptr + partials, -tl.sum(term, axis=0), mask=in_classes)
+            tl.store(partial_codes_ptr + partials, -_sum_pixels(term, BLOCK_PIXELS, BLOCK_CLASSES), mask=in_classes)
 
 
 def _blocks(n_classes: int) -> dict[str, int]:
