@@ -57,7 +57,7 @@ class TrainingProgress:
     n_steps: int
     epoch: int
     loss: float
-    validation: dict[str, float] | None
+    validation: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TrainingResult:
     folder: Path
     best_epoch: int
     best_value: float
-    history: list[dict[str, float]]
+    history: list[dict[str, Any]]
     seconds: float
 
 
@@ -88,7 +88,7 @@ class _Position:
     best_epoch: int = -1
     best_value: float = -math.inf
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
@@ -159,6 +159,11 @@ class _Run:
             class_names=dataset.class_names,
             is_ordinal=dataset.is_ordinal,
         )
+        if experiment.train.selection == "auc_macro_ovr" and len(dataset.val.labels.unique()) < 2:
+            raise ValueError(
+                "selection must be accuracy or balanced_accuracy where the val split holds a single class; "
+                "got 'auc_macro_ovr'"
+            )
         self.flips = dataset.flips if experiment.data.flips is None else experiment.data.flips
         self.steps_per_epoch = math.ceil(len(dataset.train) / self.settings.batch_size)
         self.n_steps = self.steps_per_epoch * self.settings.epochs
@@ -283,7 +288,7 @@ class _Run:
             flow=inference.flow,
             seed=self.settings.seed,
         )
-        figures = {name: float(metrics[name]) for name in VALIDATION_FIGURES}
+        figures = {name: metrics[name] for name in VALIDATION_FIGURES}
         position = self.position
         position.history.append({"epoch": epoch, "train_loss": loss, **figures})
         if figures[self.settings.selection] > position.best_value:

@@ -17,7 +17,6 @@ from msf.config import QkvOrder, UNetConfig
 from msf_kernels import group_norm_silu, spatial_attention
 from msf_kernels.shapes import FeatureMap, JointState, TimeBatch
 
-N_GROUPS = 32
 EMBEDDING_EXPANSION = 4
 # Meant for step counts in the hundreds and used on t in [0, 1]: most frequencies barely move. Kept, because released
 # weights depend on it.
@@ -98,7 +97,7 @@ class UNet(nn.Module):
                 if level > 0 and i == config.n_res_blocks:
                     layers.append(self._resampling(channels, embedding, "up"))
                 self.output_blocks.append(Stage(layers))
-        self.out = NormConv(channels, out_channels, starts_at_zero=True)
+        self.out = NormConv(channels, out_channels, config.n_groups, starts_at_zero=True)
 
     def _layers(self, in_channels: int, out_channels: int, embedding: int, level: int) -> list[nn.Module]:
         layers: list[nn.Module] = [self._res_block(in_channels, out_channels, embedding)]
@@ -113,6 +112,7 @@ class UNet(nn.Module):
             in_channels,
             out_channels,
             embedding,
+            self.config.n_groups,
             dropout=self.config.dropout,
             use_scale_shift_norm=self.config.use_scale_shift_norm,
             resample=resample,
@@ -212,20 +212,27 @@ class NormConv(nn.Sequential):
     """GroupNorm, SiLU and a 3x3 convolution, which a residual block enters between the two.
 
     Args:
-        in_channels: Channels of the input; a multiple of 32.
+        in_channels: Channels of the input; a multiple of `n_groups`.
         out_channels: Channels of the output.
+        n_groups: Groups of the norm.
         dropout: Share of the convolution's inputs zeroed in training; None: no such layer in the key layout.
         starts_at_zero: Whether the convolution's weights and bias start at zero.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, dropout: float | None = None, starts_at_zero: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        n_groups: int,
+        *,
+        dropout: float | None = None,
+        starts_at_zero: bool = False,
     ) -> None:
         """Build the layers in the order of the key layout."""
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         drop = [] if dropout is None else [nn.Dropout(dropout)]
         super().__init__(
-            nn.GroupNorm(N_GROUPS, in_channels), nn.SiLU(), *drop, _zeroed(conv) if starts_at_zero else conv
+            nn.GroupNorm(n_groups, in_channels), nn.SiLU(), *drop, _zeroed(conv) if starts_at_zero else conv
         )
 
     @property
@@ -242,7 +249,8 @@ class NormConv(nn.Sequential):
         self, h: FeatureMap, *, add: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> FeatureMap:
         """Return silu(norm(h + add) * (1 + scale) + shift); `add`, `scale`, `shift` are [1|N, in_channels]."""
-        h = group_norm_silu(h, N_GROUPS, self.norm.weight, self.norm.bias, add=add, scale=scale, shift=shift)
+        norm = self.norm
+        h = group_norm_silu(h, norm.num_groups, norm.weight, norm.bias, add=add, scale=scale, shift=shift)
         return cast(Tensor, self[2](h)) if isinstance(self[2], nn.Dropout) else h
 
     def forward(self, h: FeatureMap) -> FeatureMap:
@@ -257,6 +265,7 @@ class ResBlock(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the output; if they differ, a 1x1 convolution carries the input over.
         embedding_channels: Length of the time embedding.
+        n_groups: Groups of both norms.
         dropout: Dropout before the second convolution, in training.
         use_scale_shift_norm: The embedding scales and shifts the second norm's output instead of being added to its
             input.
@@ -268,6 +277,7 @@ class ResBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         embedding_channels: int,
+        n_groups: int,
         *,
         dropout: float,
         use_scale_shift_norm: bool,
@@ -277,10 +287,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resample = resample
-        self.in_layers = NormConv(in_channels, out_channels)
+        self.in_layers = NormConv(in_channels, out_channels, n_groups)
         projected = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, projected))
-        self.out_layers = NormConv(out_channels, out_channels, dropout=dropout, starts_at_zero=True)
+        self.out_layers = NormConv(out_channels, out_channels, n_groups, dropout=dropout, starts_at_zero=True)
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: FeatureMap, embedding: Tensor) -> FeatureMap:
@@ -314,7 +324,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.n_heads = _head_count(channels, config)
         self.order: QkvOrder = config.qkv_order
-        self.norm = nn.GroupNorm(N_GROUPS, channels)
+        self.norm = nn.GroupNorm(config.n_groups, channels)
         # Convolutions over one pixel only in the key layout; they are applied as matrix products below.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
@@ -322,7 +332,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: FeatureMap) -> FeatureMap:
         """Return x plus the attention's output; [N, channels, H, W]."""
         n, channels, height, width = x.shape
-        h = group_norm_silu(x, N_GROUPS, self.norm.weight, self.norm.bias, silu=False)
+        h = group_norm_silu(x, self.norm.num_groups, self.norm.weight, self.norm.bias, silu=False)
         tokens = h.permute(0, 2, 3, 1).reshape(n, height * width, channels)  # [N, T, C]
         qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)  # [N, T, 3C]
         mixed = spatial_attention(qkv, self.n_heads, order=self.order)  # [N, T, C]

@@ -157,6 +157,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, monkeypat
         train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
 
 
+def test_a_validation_split_with_one_class_cannot_select_by_auc(tmp_path):
+    dataset = tiny_dataset()
+    one_class = dataclasses.replace(dataset, val=Split(dataset.val.images, torch.zeros_like(dataset.val.labels)))
+    with pytest.raises(ValueError, match="single class"):
+        train(tiny_experiment(), one_class, tmp_path, device="cpu")
+    result = train(tiny_experiment(selection="accuracy"), one_class, tmp_path, device="cpu")
+    assert result.history[0]["auc_macro_ovr"] is None
+
+
 def test_the_learning_rate_is_that_of_the_one_cycle_schedule(tmp_path):
     from accelerate import Accelerator
 

@@ -291,7 +291,7 @@ def test_attention_block_equals_the_formula():
 @pytest.mark.parametrize("use_scale_shift_norm", [False, True])
 def test_residual_block_equals_the_formula(resample, use_scale_shift_norm):
     torch.manual_seed(0)
-    block = ResBlock(32, 64, 16, dropout=0.0, use_scale_shift_norm=use_scale_shift_norm, resample=resample)
+    block = ResBlock(32, 64, 16, 32, dropout=0.0, use_scale_shift_norm=use_scale_shift_norm, resample=resample)
     block = with_random_weights(block).double()
     x, embedding = torch.randn(2, 32, 4, 4).double(), torch.randn(2, 16).double()
 
