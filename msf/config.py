@@ -326,13 +326,13 @@ RECIPES: dict[str, ExperimentConfig] = {
     ),
     # Synthetic cells, a few minutes on two cores. The simplex code makes one evaluation return class probabilities.
     "demo": ExperimentConfig(
-        data=DataConfig(dataset="phantoms", image_size=32),
+        data=DataConfig(dataset="phantoms", image_size=28),
         code=CodeConfig(name="simplex"),
         path=PathConfig(end_share=0.3),
         network=UNetConfig(
-            base_channels=32, channel_multipliers=(1, 2, 2), n_groups=8, n_res_blocks=1, head_channels=32
+            base_channels=32, n_groups=8, channel_multipliers=(1, 2, 2), n_res_blocks=1, head_channels=32
         ),
-        train=TrainConfig(epochs=12, learning_rate=1e-3, ema_decay=0.995),
+        train=TrainConfig(epochs=9, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
     ),
     "published-28": _PUBLISHED_28,
     "published-224": dataclasses.replace(

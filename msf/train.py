@@ -131,8 +131,8 @@ def train(
     from accelerate import Accelerator
 
     wants_cpu = device is not None and torch.device(device).type == "cpu"
-    precision = "bf16" if experiment.train.precision == "bf16" else "no"
-    accelerator = Accelerator(mixed_precision=precision, cpu=wants_cpu)
+    # The precision is not the accelerator's: its state belongs to the process and could not change between two runs.
+    accelerator = Accelerator(cpu=wants_cpu)
     # Dropout draws from the global generator, which is seeded per step; the caller's state comes back.
     with torch.random.fork_rng():
         return _Run(experiment, dataset, Path(folder), accelerator, resume).train(progress)
@@ -159,7 +159,7 @@ class _Run:
             class_names=dataset.class_names,
             is_ordinal=dataset.is_ordinal,
         )
-        if experiment.train.selection == "auc_macro_ovr" and len(dataset.val.labels.unique()) < 2:
+        if experiment.train.selection == "auc_macro_ovr" and int(dataset.val.labels.min()) == int(dataset.val.labels.max()):
             raise ValueError(
                 "selection must be accuracy or balanced_accuracy where the val split holds a single class; "
                 "got 'auc_macro_ovr'"
@@ -172,7 +172,7 @@ class _Run:
         torch.manual_seed(self.settings.seed)
         flow = MedSymmFlow(self.task, experiment).to(self.device)
         self.code = flow.code
-        # Averaged before `prepare`, which replaces the network's forward pass by one under autocast.
+        # Averaged before `prepare`, which may wrap the network.
         self.average = weight_average(flow.network, self.settings.ema_decay)
         self.averaged_flow = MedSymmFlow(self.task, experiment, network=self.average.module)
         optimizer = torch.optim.AdamW(
@@ -241,7 +241,8 @@ class _Run:
             seed=settings.seed,
             sigma_min=self.experiment.path.sigma_min,
         )
-        velocity = self.network(z_t, t)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            velocity = self.network(z_t, t)
         loss = symmetric_loss(velocity, dz_t, self.task.image_channels, self.experiment.path.image_weight).total
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)

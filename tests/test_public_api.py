@@ -58,8 +58,8 @@ def test_every_operator_documents_arguments_results_errors_numerics_and_source(n
 
 def test_every_operator_has_a_reference_that_can_always_serve():
     table = msf_kernels.backends()
-    assert set(table) == OPERATORS
-    assert all(table[name]["reference"] == [] for name in OPERATORS)
+    assert set(table) >= OPERATORS
+    assert all(table[name]["reference"] == [] for name in table)
 
 
 def test_the_flow_is_found_at_the_top_of_the_package():

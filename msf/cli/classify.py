@@ -81,7 +81,7 @@ def _print_rows(rows: list[dict[str, Any]], score: str, uncertainty: list[float]
     for row, value in list(zip(rows, uncertainty, strict=True))[:SHOWN]:
         name = row["label_name"]
         decision = "refer to a person" if row["is_referred"] else "accept"
-        table.add_row(row["file"], name, f"{row[f'probability_{name}']:.3f}", f"{value:.4f}", decision)
+        table.add_row(Path(row["file"]).name, name, f"{row[f'probability_{name}']:.3f}", f"{value:.4f}", decision)
     console.out.print(table)
     if len(rows) > SHOWN:
         console.out.print(f"... and {len(rows) - SHOWN} more (all of them with --csv or --json)")

@@ -103,14 +103,20 @@ def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, monkeypatch, t
         {
             **recipe.to_dict(),
             "data": {"dataset": str(tiny_npz), "image_size": 8},
-            "network": {"base_channels": 32, "channel_multipliers": [1], "n_res_blocks": 1, "attention_down_rates": []},
+            "network": {
+                "base_channels": 32,
+                "channel_multipliers": [1],
+                "n_res_blocks": 1,
+                "attention_down_rates": [],
+                "head_channels": 32,
+            },
         }
     )
     assert isinstance(small.data, DataConfig)
     assert isinstance(small.network, UNetConfig)
     monkeypatch.setitem(demo.RECIPES, "demo", small)
     out = tmp_path / "demo"
-    code, printed, _ = msf("demo", "--out", out, "--epochs", 1, "--device", "cpu")
+    code, printed, err = msf("demo", "--out", out, "--epochs", 1, "--device", "cpu")
     assert code == 0
     assert {"summary.md", "metrics.json", "generated.png", "certainty.png", "risk_coverage.png"} <= set(os.listdir(out))
     page = (out / "summary.md").read_text()
