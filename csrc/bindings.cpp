@@ -9,13 +9,19 @@ STABLE_TORCH_LIBRARY(msf_native, m) {
   m.def(
       "rk_combine_out(Tensor state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items, "
       "Tensor(a!) out, Tensor(b!)? cast_out) -> ()");
+  m.def(
+      "rk_combine_bwd(Tensor grad, float[] weights, float dt, Tensor? dt_items, ScalarType[] dtypes) -> Tensor[]");
+  m.def("rk_combine_bwd_dt(Tensor grad, Tensor[] slopes, float[] weights) -> Tensor");
   m.def("philox_normal_fwd(Tensor sample_index, SymInt[] shape, SymInt seed, SymInt stream, ScalarType dtype) -> Tensor");
   m.def("philox_words_fwd(Tensor counter, Tensor key) -> Tensor");
   m.def(
       "symmetric_path_fwd(Tensor image, Tensor semantic, Tensor t, Tensor sample_index, SymInt seed, float sigma_min) "
       "-> (Tensor, Tensor)");
+  m.def(
+      "symmetric_path_bwd(Tensor grad_z, Tensor grad_dz, Tensor t, float sigma_min, SymInt n_image_channels) "
+      "-> (Tensor, Tensor)");
   m.def("class_distance_fwd(Tensor semantic, Tensor codes) -> (Tensor, Tensor)");
-  m.def("class_distance_bwd(Tensor grad_distance, Tensor semantic, Tensor codes) -> (Tensor, Tensor)");
+  m.def("class_distance_bwd(Tensor grad, Tensor semantic, Tensor codes, bool needs_codes) -> (Tensor, Tensor)");
   m.def(
       "group_norm_silu_fwd(Tensor x, int num_groups, Tensor weight, Tensor bias, Tensor? skip, Tensor? add, "
       "Tensor? scale, Tensor? shift, float eps, bool silu) -> (Tensor, Tensor, Tensor)");
@@ -31,9 +37,12 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("rk_combine_fwd", TORCH_BOX(&msf::rk_combine_fwd));
   m.impl("rk_combine_cast_fwd", TORCH_BOX(&msf::rk_combine_cast_fwd));
   m.impl("rk_combine_out", TORCH_BOX(&msf::rk_combine_out));
+  m.impl("rk_combine_bwd", TORCH_BOX(&msf::rk_combine_bwd));
+  m.impl("rk_combine_bwd_dt", TORCH_BOX(&msf::rk_combine_bwd_dt));
   m.impl("philox_normal_fwd", TORCH_BOX(&msf::philox_normal_fwd));
   m.impl("philox_words_fwd", TORCH_BOX(&msf::philox_words_fwd));
   m.impl("symmetric_path_fwd", TORCH_BOX(&msf::symmetric_path_fwd));
+  m.impl("symmetric_path_bwd", TORCH_BOX(&msf::symmetric_path_bwd));
   m.impl("class_distance_fwd", TORCH_BOX(&msf::class_distance_fwd));
   m.impl("class_distance_bwd", TORCH_BOX(&msf::class_distance_bwd));
   m.impl("group_norm_silu_fwd", TORCH_BOX(&msf::group_norm_silu_fwd));

@@ -132,8 +132,11 @@ void backward_chunk(const ClassDistanceBwdArgs& args, int64_t task) {
   T* grad_map = static_cast<T*>(args.grad_semantic) + item * args.grad_strides.item;
   const C* codes = static_cast<const C*>(args.codes);
   const C* grad_distance = static_cast<const C*>(args.grad_distance) + item * args.n_classes;
-  double* grad_codes = args.chunk_grad_codes + task * args.n_classes * args.n_channels;
-  for (int64_t i = 0; i < args.n_classes * args.n_channels; ++i) grad_codes[i] = 0;
+  double* grad_codes = nullptr;
+  if (args.chunk_grad_codes != nullptr) {
+    grad_codes = args.chunk_grad_codes + task * args.n_classes * args.n_channels;
+    for (int64_t i = 0; i < args.n_classes * args.n_channels; ++i) grad_codes[i] = 0;
+  }
 
   Planes<C> planes, grads;
   planes.stride = grads.stride = block_size(args.n_channels);
@@ -153,7 +156,9 @@ void backward_chunk(const ClassDistanceBwdArgs& args, int64_t task) {
         C* grad = grads.values + k * grads.stride;
         const C target = code[k];
         for (int64_t i = 0; i < n; ++i) grad[i] = multiply_add(factor[i], value[i] - target, grad[i]);
-        grad_codes[c * args.n_channels + k] -= sum<C>(n, [&](int64_t i) { return factor[i] * (value[i] - target); });
+        if (grad_codes != nullptr) {
+          grad_codes[c * args.n_channels + k] -= sum<C>(n, [&](int64_t i) { return factor[i] * (value[i] - target); });
+        }
       }
     }
     for (int64_t k = 0; k < args.n_channels; ++k) {

@@ -18,6 +18,10 @@ static inline int64_t noise_runs(int64_t n_positions) { return (n_positions + kN
 
 // Elements [begin, end) of the flat result.
 MSF_DECLARE_LEVELS(rk_combine, const RkCombineArgs& args, int64_t begin, int64_t end)
+MSF_DECLARE_LEVELS(rk_combine_bwd, const RkCombineBwdArgs& args, int64_t begin, int64_t end)
+
+// Items [begin, end).
+MSF_DECLARE_LEVELS(rk_combine_bwd_dt, const RkCombineBwdDtArgs& args, int64_t begin, int64_t end)
 
 // Runs [begin, end), the runs of an item after those of the item before.
 MSF_DECLARE_LEVELS(philox_normal, const PhiloxNormalArgs& args, int64_t begin, int64_t end)
@@ -27,6 +31,9 @@ MSF_DECLARE_LEVELS(philox_words, const PhiloxWordsArgs& args, int64_t begin, int
 
 // Runs [begin, end): for each item those of the image, then those of the semantic map.
 MSF_DECLARE_LEVELS(symmetric_path, const SymmetricPathArgs& args, int64_t begin, int64_t end)
+
+// Channels [begin, end) of the joint gradient, those of an item after those of the item before.
+MSF_DECLARE_LEVELS(symmetric_path_bwd, const SymmetricPathBwdArgs& args, int64_t begin, int64_t end)
 
 // Chunks [begin, end) of pixels, those of an item after those of the item before; then items, or entries of the codes.
 MSF_DECLARE_LEVELS(class_distance, const ClassDistanceArgs& args, int64_t begin, int64_t end)

@@ -1,4 +1,5 @@
 #include "kernels.h"
+#include "lanes.h"
 #include "visit.h"
 
 namespace msf::cpu::MSF_LEVEL {
@@ -33,9 +34,9 @@ void add_state(C* sum, const S* state, S* out, int64_t n) {
   }
 }
 
-template <typename C, typename S>
-void combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
-  C sum[kBlock];
+// Calls f(start, n, coefficients) for blocks of elements that belong to one item.
+template <typename C, typename Args, typename F>
+void for_each_block(const Args& args, int64_t begin, int64_t end, F&& f) {
   C coefficients[kMaxSlopes];
   int64_t coefficients_of = -1;
   for (int64_t start = begin; start < end;) {
@@ -44,23 +45,69 @@ void combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
     int64_t n = end < item_end ? end - start : item_end - start;
     n = n < kBlock ? n : kBlock;
     if (item != coefficients_of) {
-      const double dt = args.dt_items == nullptr ? args.dt : read(args.dt_items, args.dt_type, item);
+      const double dt = item_step(args, item);
       for (int i = 0; i < args.n_slopes; ++i) coefficients[i] = static_cast<C>(dt * args.weights[i]);
       coefficients_of = item;
     }
-    if (args.n_slopes == 0) {
-      for (int64_t i = 0; i < n; ++i) sum[i] = 0;
-    }
-    for (int i = 0; i < args.n_slopes; ++i) {
-      visit(args.slope_types[i], args.slopes[i], start,
-            [&](const auto* slope) { add_slope(sum, slope, coefficients[i], i == 0, n); });
-    }
+    f(start, n, coefficients);
+    start += n;
+  }
+}
+
+template <typename C, typename Args>
+void add_slopes(const Args& args, const C* coefficients, int64_t start, int64_t n, C* sum) {
+  if (args.n_slopes == 0) {
+    for (int64_t i = 0; i < n; ++i) sum[i] = 0;
+  }
+  for (int i = 0; i < args.n_slopes; ++i) {
+    visit(args.slope_types[i], args.slopes[i], start,
+          [&](const auto* slope) { add_slope(sum, slope, coefficients[i], i == 0, n); });
+  }
+}
+
+template <typename C, typename S>
+void combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
+  for_each_block<C>(args, begin, end, [&](int64_t start, int64_t n, const C* coefficients) {
+    C sum[kBlock];
+    add_slopes(args, coefficients, start, n, sum);
     add_state(sum, static_cast<const S*>(args.state) + start, static_cast<S*>(args.out) + start, n);
     if (args.cast_out != nullptr) {
       visit(args.cast_type, args.cast_out, start, [&](auto* out) { convert(out, sum, n); });
     }
-    start += n;
+  });
+}
+
+template <typename C, typename S>
+void combine_bwd(const RkCombineBwdArgs& args, int64_t begin, int64_t end) {
+  for_each_block<C>(args, begin, end, [&](int64_t start, int64_t n, const C* coefficients) {
+    C grad[kBlock];
+    convert(grad, static_cast<const S*>(args.grad) + start, n);
+    for (int i = 0; i < args.n_slopes; ++i) {
+      visit(args.slope_types[i], args.grad_slopes[i], start, [&](auto* grad_slope) {
+        for (int64_t j = 0; j < n; ++j) assign(grad_slope[j], coefficients[i] * grad[j]);
+      });
+    }
+  });
+}
+
+template <typename C, typename S>
+void combine_bwd_dt(const RkCombineBwdDtArgs& args, int64_t item) {
+  C weights[kMaxSlopes];
+  for (int i = 0; i < args.n_slopes; ++i) weights[i] = static_cast<C>(args.weights[i]);
+  double total = 0;
+  for (int64_t start = item * args.item_size; start < (item + 1) * args.item_size; start += kBlock) {
+    const int64_t left = (item + 1) * args.item_size - start;
+    const int64_t n = left < kBlock ? left : kBlock;
+    C direction[kBlock];
+    add_slopes(args, weights, start, n, direction);
+    const S* grad = static_cast<const S*>(args.grad) + start;
+    total += sum<C>(n, [&](int64_t i) {
+      C value;
+      assign(value, grad[i]);
+      return value * direction[i];
+    });
   }
+  static_cast<C*>(args.grad_dt)[item] = static_cast<C>(total);
 }
 
 }  // namespace
@@ -69,6 +116,22 @@ void rk_combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
   dispatch(args.state_type, [&](auto types) {
     using Type = decltype(types);
     combine<typename Type::Compute, typename Type::Element>(args, begin, end);
+  });
+}
+
+void rk_combine_bwd(const RkCombineBwdArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.grad_type, [&](auto types) {
+    using Type = decltype(types);
+    combine_bwd<typename Type::Compute, typename Type::Element>(args, begin, end);
+  });
+}
+
+void rk_combine_bwd_dt(const RkCombineBwdDtArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.grad_type, [&](auto types) {
+    using Type = decltype(types);
+    for (int64_t item = begin; item < end; ++item) {
+      combine_bwd_dt<typename Type::Compute, typename Type::Element>(args, item);
+    }
   });
 }
 

@@ -31,8 +31,7 @@ void stream_run(const SymmetricPathArgs& args, int64_t item, int64_t run) {
   T* z = static_cast<T*>(args.z) + item * args.out_strides.item;
   T* dz = static_cast<T*>(args.dz) + item * args.out_strides.item;
 
-  const double t = read(args.t, args.t_type, item * args.n_times + (kIsImage ? 0 : args.n_times - 1));
-
+  const double t = stream_time(args, item, kIsImage);
   const int64_t begin = run * kNoiseRun;
   const int64_t size = channels * args.n_pixels;
   const int64_t end = begin + kNoiseRun < size ? begin + kNoiseRun : size;
@@ -67,7 +66,39 @@ void path(const SymmetricPathArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+template <typename C, typename T>
+void path_bwd(const SymmetricPathBwdArgs& args, int64_t begin, int64_t end) {
+  const int64_t channels = args.image_channels + args.semantic_channels;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t item = i / channels;
+    const int64_t channel = i % channels;
+    const bool is_image = channel < args.image_channels;
+    const MapStrides& to_strides = is_image ? args.image_strides : args.semantic_strides;
+    const int64_t to_channel = is_image ? channel : channel - args.image_channels;
+    const T* z = static_cast<const T*>(args.grad_z) + item * args.z_strides.item + channel * args.z_strides.channel;
+    const T* dz = static_cast<const T*>(args.grad_dz) + item * args.dz_strides.item + channel * args.dz_strides.channel;
+    T* to = static_cast<T*>(is_image ? args.grad_image : args.grad_semantic) + item * to_strides.item +
+            to_channel * to_strides.channel;
+    const C t = static_cast<C>(stream_time(args, item, is_image));
+    const C keep = static_cast<C>(args.keep);
+    for (int64_t p = 0; p < args.n_pixels; ++p) {
+      C grad_z, grad_dz;
+      assign(grad_z, z[p * args.z_strides.pixel]);
+      assign(grad_dz, dz[p * args.dz_strides.pixel]);
+      const C grad = is_image ? image_gradient(grad_z, grad_dz, t, keep) : semantic_gradient(grad_z, grad_dz, t, keep);
+      assign(to[p * to_strides.pixel], grad);
+    }
+  }
+}
+
 }  // namespace
+
+void symmetric_path_bwd(const SymmetricPathBwdArgs& args, int64_t begin, int64_t end) {
+  dispatch(args.type, [&](auto types) {
+    using Type = decltype(types);
+    path_bwd<typename Type::Compute, typename Type::Element>(args, begin, end);
+  });
+}
 
 void symmetric_path(const SymmetricPathArgs& args, int64_t begin, int64_t end) {
   dispatch(args.type, [&](auto types) {

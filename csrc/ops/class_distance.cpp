@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "operators.h"
 #include "run.h"
 
@@ -41,7 +43,7 @@ std::tuple<Tensor, Tensor> class_distance_fwd(const Tensor& semantic, const Tens
 }
 
 std::tuple<Tensor, Tensor> class_distance_bwd(const Tensor& grad_distance, const Tensor& semantic,
-                                              const Tensor& codes) {
+                                              const Tensor& codes, bool needs_codes) {
   const ScalarType type = compute_type(semantic);
   const Tensor map = has_pixel_stride(semantic) ? semantic : torch::stable::contiguous(semantic);
   const Tensor dense_codes = torch::stable::contiguous(torch::stable::to(codes, type));
@@ -52,9 +54,10 @@ std::tuple<Tensor, Tensor> class_distance_bwd(const Tensor& grad_distance, const
   args.n_classes = codes.size(0);
   args.n_pixels = semantic.size(2) * semantic.size(3);
   Tensor grad_semantic = empty(semantic, semantic.sizes(), semantic.scalar_type(), is_channels_last(semantic));
-  Tensor grad_codes = empty(codes, codes.sizes(), type);
+  Tensor grad_codes = empty(codes, {needs_codes ? args.n_classes : 0, args.n_channels}, type);
   const int64_t chunks = args.n_items * pixel_chunks(args.n_pixels);
-  const Tensor chunk_grad_codes = empty(semantic, {chunks, args.n_classes, args.n_channels}, ScalarType::Double);
+  const Tensor chunk_grad_codes =
+      empty(semantic, {needs_codes ? chunks : 0, args.n_classes, args.n_channels}, ScalarType::Double);
   args.semantic = map.const_data_ptr();
   args.semantic_type = scalar_of(semantic, "semantic");
   args.strides = map_strides(map);
@@ -62,8 +65,10 @@ std::tuple<Tensor, Tensor> class_distance_bwd(const Tensor& grad_distance, const
   args.grad_distance = dense_grad.const_data_ptr();
   args.grad_semantic = grad_semantic.mutable_data_ptr();
   args.grad_strides = map_strides(grad_semantic);
-  args.chunk_grad_codes = chunk_grad_codes.mutable_data_ptr<double>();
-  args.grad_codes = grad_codes.mutable_data_ptr();
+  if (needs_codes) {
+    args.chunk_grad_codes = chunk_grad_codes.mutable_data_ptr<double>();
+    args.grad_codes = grad_codes.mutable_data_ptr();
+  }
 #if defined(MSF_WITH_CUDA)
   if (semantic.is_cuda()) {
     const CudaScope scope(semantic);
@@ -73,7 +78,9 @@ std::tuple<Tensor, Tensor> class_distance_bwd(const Tensor& grad_distance, const
   {
     const int64_t chunk_work = args.n_classes * std::min(args.n_pixels, kPixelChunk);
     run_cpu(MSF_AT_LEVEL(class_distance_bwd), args, chunks, grain(2 * chunk_work));
-    run_cpu(MSF_AT_LEVEL(class_distance_bwd_merge), args, args.n_classes * args.n_channels, grain(chunks));
+    if (needs_codes) {
+      run_cpu(MSF_AT_LEVEL(class_distance_bwd_merge), args, args.n_classes * args.n_channels, grain(chunks));
+    }
   }
   return {grad_semantic, torch::stable::to(grad_codes, codes.scalar_type())};
 }

@@ -19,6 +19,11 @@ std::tuple<Tensor, Tensor> rk_combine_cast_fwd(const Tensor& state, const std::v
 void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, const std::vector<double>& weights,
                     double dt, const std::optional<Tensor>& dt_items, Tensor out, std::optional<Tensor> cast_out);
 
+std::vector<Tensor> rk_combine_bwd(const Tensor& grad, const std::vector<double>& weights, double dt,
+                                   const std::optional<Tensor>& dt_items, const std::vector<ScalarType>& dtypes);
+
+Tensor rk_combine_bwd_dt(const Tensor& grad, const std::vector<Tensor>& slopes, const std::vector<double>& weights);
+
 Tensor philox_normal_fwd(const Tensor& sample_index, const std::vector<int64_t>& shape, int64_t seed, int64_t stream,
                          ScalarType dtype);
 
@@ -27,10 +32,13 @@ Tensor philox_words_fwd(const Tensor& counter, const Tensor& key);
 std::tuple<Tensor, Tensor> symmetric_path_fwd(const Tensor& image, const Tensor& semantic, const Tensor& t,
                                               const Tensor& sample_index, int64_t seed, double sigma_min);
 
+std::tuple<Tensor, Tensor> symmetric_path_bwd(const Tensor& grad_z, const Tensor& grad_dz, const Tensor& t,
+                                              double sigma_min, int64_t n_image_channels);
+
 std::tuple<Tensor, Tensor> class_distance_fwd(const Tensor& semantic, const Tensor& codes);
 
 std::tuple<Tensor, Tensor> class_distance_bwd(const Tensor& grad_distance, const Tensor& semantic,
-                                              const Tensor& codes);
+                                              const Tensor& codes, bool needs_codes);
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const Tensor& x, int64_t num_groups, const Tensor& weight,
                                                        const Tensor& bias, const std::optional<Tensor>& skip,

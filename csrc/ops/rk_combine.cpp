@@ -2,12 +2,31 @@
 #include "run.h"
 
 namespace msf {
+namespace {
+
+void check_slopes(size_t n_slopes, const std::vector<double>& weights) {
+  STD_TORCH_CHECK(n_slopes <= kMaxSlopes && n_slopes == weights.size(), "slopes must be at most ", kMaxSlopes,
+                  " tensors with one weight each; got ", n_slopes, " and ", weights.size(), " weights");
+}
+
+// Fills in the step; returns the tensor that the arguments point into.
+template <typename Args>
+std::optional<Tensor> set_step(Args& args, const Tensor& state, double dt, const std::optional<Tensor>& dt_items) {
+  args.dt = dt;
+  args.n_items = dt_items.has_value() ? state.size(0) : 1;
+  args.item_size = state.numel() / args.n_items;
+  if (!dt_items.has_value()) return std::nullopt;
+  const Tensor dense = torch::stable::contiguous(*dt_items);
+  args.dt_items = dense.const_data_ptr();
+  args.dt_type = scalar_of(dense, "dt");
+  return dense;
+}
+
+}  // namespace
 
 void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, const std::vector<double>& weights,
                     double dt, const std::optional<Tensor>& dt_items, Tensor out, std::optional<Tensor> cast_out) {
-  STD_TORCH_CHECK(slopes.size() <= kMaxSlopes && slopes.size() == weights.size(), "slopes must be at most ",
-                  kMaxSlopes, " tensors with one weight each; got ", slopes.size(), " and ", weights.size(),
-                  " weights");
+  check_slopes(slopes.size(), weights);
   const int64_t numel = state.numel();
   if (numel == 0) return;
 
@@ -34,17 +53,7 @@ void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, cons
     args.cast_out = cast_target->mutable_data_ptr();
     args.cast_type = scalar_of(*cast_target, "cast_to");
   }
-  args.dt = dt;
-  args.n_items = 1;
-  std::optional<Tensor> dt_dense;
-  if (dt_items.has_value()) {
-    dt_dense = torch::stable::contiguous(*dt_items);
-    args.dt_items = dt_dense->const_data_ptr();
-    args.dt_type = scalar_of(*dt_dense, "dt");
-    args.n_items = state.size(0);
-  }
-  args.item_size = numel / args.n_items;
-
+  const std::optional<Tensor> dense_dt = set_step(args, state, dt, dt_items);
 #if defined(MSF_WITH_CUDA)
   if (state.is_cuda()) {
     const CudaScope scope(state);
@@ -71,6 +80,67 @@ std::tuple<Tensor, Tensor> rk_combine_cast_fwd(const Tensor& state, const std::v
   Tensor cast_out = empty_like(out, cast_to);
   rk_combine_out(state, slopes, weights, dt, dt_items, out, cast_out);
   return {out, cast_out};
+}
+
+std::vector<Tensor> rk_combine_bwd(const Tensor& grad, const std::vector<double>& weights, double dt,
+                                   const std::optional<Tensor>& dt_items, const std::vector<ScalarType>& dtypes) {
+  check_slopes(dtypes.size(), weights);
+  std::vector<Tensor> grad_slopes;
+  for (const ScalarType dtype : dtypes) {
+    grad_slopes.push_back(empty(grad, grad.sizes(), dtype, is_channels_last(grad)));
+  }
+  if (grad.numel() == 0 || grad_slopes.empty()) return grad_slopes;
+  const Tensor dense_grad = in_layout(grad, grad_slopes[0]);
+  RkCombineBwdArgs args{};
+  args.grad = dense_grad.const_data_ptr();
+  args.grad_type = scalar_of(grad, "grad");
+  args.n_slopes = static_cast<int32_t>(grad_slopes.size());
+  for (size_t i = 0; i < grad_slopes.size(); ++i) {
+    args.grad_slopes[i] = grad_slopes[i].mutable_data_ptr();
+    args.slope_types[i] = scalar_of(grad_slopes[i], "dtypes");
+    args.weights[i] = weights[i];
+  }
+  const std::optional<Tensor> dense_dt = set_step(args, grad, dt, dt_items);
+#if defined(MSF_WITH_CUDA)
+  if (grad.is_cuda()) {
+    const CudaScope scope(grad);
+    check_launch("rk_combine_bwd", cuda::rk_combine_bwd(args, scope.stream()));
+  } else
+#endif
+    run_cpu(MSF_AT_LEVEL(rk_combine_bwd), args, grad.numel(), grain(1));
+  return grad_slopes;
+}
+
+Tensor rk_combine_bwd_dt(const Tensor& grad, const std::vector<Tensor>& slopes, const std::vector<double>& weights) {
+  check_slopes(slopes.size(), weights);
+  Tensor grad_dt = empty(grad, {grad.size(0)}, compute_type(grad));
+  if (grad.numel() == 0) {
+    torch::stable::zero_(grad_dt);
+    return grad_dt;
+  }
+  const Tensor dense_grad = is_dense_by_item(grad) ? grad : torch::stable::contiguous(grad);
+  std::vector<Tensor> inputs;
+  RkCombineBwdDtArgs args{};
+  args.grad = dense_grad.const_data_ptr();
+  args.grad_type = scalar_of(grad, "grad");
+  args.n_slopes = static_cast<int32_t>(slopes.size());
+  for (size_t i = 0; i < slopes.size(); ++i) {
+    inputs.push_back(in_layout(slopes[i], dense_grad));
+    args.slopes[i] = inputs.back().const_data_ptr();
+    args.slope_types[i] = scalar_of(slopes[i], "slopes");
+    args.weights[i] = weights[i];
+  }
+  args.grad_dt = grad_dt.mutable_data_ptr();
+  args.n_items = grad.size(0);
+  args.item_size = grad.numel() / args.n_items;
+#if defined(MSF_WITH_CUDA)
+  if (grad.is_cuda()) {
+    const CudaScope scope(grad);
+    check_launch("rk_combine_bwd_dt", cuda::rk_combine_bwd_dt(args, scope.stream()));
+  } else
+#endif
+    run_cpu(MSF_AT_LEVEL(rk_combine_bwd_dt), args, args.n_items, grain(args.item_size));
+  return grad_dt;
 }
 
 }  // namespace msf

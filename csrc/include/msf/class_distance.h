@@ -32,8 +32,8 @@ struct ClassDistanceBwdArgs {
   const void* grad_distance;  // C [N, n_classes], contiguous
   void* grad_semantic;        // as semantic
   MapStrides grad_strides;
-  double* chunk_grad_codes;  // [N, chunks, n_classes, K]
-  void* grad_codes;          // C [n_classes, K]
+  double* chunk_grad_codes;  // [N, chunks, n_classes, K], or null: without the gradient of the codes
+  void* grad_codes;          // C [n_classes, K], or null
   int64_t n_items, n_channels, n_classes, n_pixels;
 };
 

@@ -18,11 +18,44 @@ struct RkCombineArgs {
   int32_t n_slopes;
   Scalar state_type;  // also of out; float64 computes in double, everything else in float
   Scalar cast_type;
-  double dt;            // when dt_items is null
-  const void* dt_items; // [n_items]
+  double dt;             // when dt_items is null
+  const void* dt_items;  // [n_items]
   Scalar dt_type;
   int64_t n_items;
   int64_t item_size;
 };
+
+// grad_slopes[i] = coefficient_i * grad
+struct RkCombineBwdArgs {
+  const void* grad;
+  Scalar grad_type;  // float64 computes in double, everything else in float
+  void* grad_slopes[kMaxSlopes];
+  Scalar slope_types[kMaxSlopes];
+  double weights[kMaxSlopes];
+  int32_t n_slopes;
+  double dt;
+  const void* dt_items;
+  Scalar dt_type;
+  int64_t n_items;
+  int64_t item_size;
+};
+
+// grad_dt[item] = sum over the item's elements of grad * sum_i weight_i * slope_i
+struct RkCombineBwdDtArgs {
+  const void* grad;
+  Scalar grad_type;  // of the arithmetic and the result too, where it is float64; else these are float
+  const void* slopes[kMaxSlopes];
+  Scalar slope_types[kMaxSlopes];
+  double weights[kMaxSlopes];
+  int32_t n_slopes;
+  void* grad_dt;  // [n_items]
+  int64_t n_items;
+  int64_t item_size;
+};
+
+template <typename Args>
+MSF_HOST_DEVICE double item_step(const Args& args, int64_t item) {
+  return args.dt_items == nullptr ? args.dt : read(args.dt_items, args.dt_type, item);
+}
 
 }  // namespace msf
