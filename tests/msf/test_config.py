@@ -1,0 +1,97 @@
+import dataclasses
+import json
+import typing
+
+import pytest
+
+from msf.cli.flags import PANELS, configured
+from msf.config import (
+    RECIPES,
+    AutoencoderConfig,
+    CodeConfig,
+    DataConfig,
+    ExperimentConfig,
+    InferenceConfig,
+    PathConfig,
+    TaskConfig,
+    TrainConfig,
+    UNetConfig,
+)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name):
+    recipe = RECIPES[name]
+    assert ExperimentConfig.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: CodeConfig(name="palette"), ["name", "rgb", "simplex", "palette"]),
+        (lambda: CodeConfig(beta=-1.0), ["beta", ">= 0", "-1.0"]),
+        (lambda: CodeConfig(beta=float("nan")), ["beta", "finite"]),
+        (lambda: PathConfig(end_share=1.5), ["end_share", "[0, 1]", "1.5"]),
+        (lambda: PathConfig(sigma_min=1.0), ["sigma_min", "[0, 1)"]),
+        (lambda: UNetConfig(base_channels=48), ["base_channels", "multiple of n_groups = 32", "48"]),
+        (lambda: UNetConfig(channel_multipliers=()), ["channel_multipliers"]),
+        (lambda: UNetConfig(attention_down_rates=(3,)), ["attention_down_rates", "3"]),
+        (lambda: UNetConfig(n_heads=4), ["head_channels", "n_heads"]),
+        (lambda: DataConfig(image_size=0), ["image_size", "positive"]),
+        (lambda: TrainConfig(epochs=0), ["epochs", ">= 1"]),
+        (lambda: TrainConfig(min_learning_rate=1.0), ["min_learning_rate"]),
+        (lambda: InferenceConfig(n_samples=0), ["n_samples", ">= 1"]),
+        (lambda: TaskConfig(n_classes=1, image_channels=3), ["n_classes", ">= 2", "1"]),
+        (lambda: TaskConfig(n_classes=2, image_channels=4), ["image_channels", "1 or 3"]),
+        (lambda: TaskConfig(n_classes=3, image_channels=1, class_names=("a",)), ["class_names", "3"]),
+        (lambda: ExperimentConfig(data=DataConfig(image_size=28)), ["image_size", "multiple of 8", "28"]),
+        (
+            lambda: ExperimentConfig(code=CodeConfig(name="grey"), autoencoder=AutoencoderConfig(name="kl")),
+            ["grey", "autoencoder"],
+        ),
+        (
+            lambda: ExperimentConfig(inference=InferenceConfig(flow="conditional")),
+            ["conditional", "independent", "shared"],
+        ),
+        (lambda: ExperimentConfig.from_dict({"network": {"depth": 3}}), ["network", "base_channels", "depth"]),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_was_wanted(make, words):
+    with pytest.raises(ValueError, match=".") as raised:
+        make()
+    assert all(word in str(raised.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TrainConfig(epochs="3"),
+        lambda: TrainConfig(epochs=2.5),
+        lambda: UNetConfig(use_scale_shift_norm=1),
+        lambda: ExperimentConfig.from_dict({"train": 3}),
+    ],
+)
+def test_a_value_of_another_type_is_refused(make):
+    with pytest.raises(TypeError, match="must be"):
+        make()
+
+
+def test_every_field_of_the_configuration_is_a_flag_of_its_own():
+    arguments = [
+        entry.metadata["flag"] or entry.name
+        for group in PANELS
+        for entry in dataclasses.fields(typing.get_type_hints(ExperimentConfig)[group])
+    ]
+    assert set(PANELS) == {entry.name for entry in dataclasses.fields(ExperimentConfig)}
+    assert len(set(arguments)) == len(arguments)
+
+
+def test_flags_change_the_recipe_and_leave_the_rest():
+    changed = configured("cpu-small", {"epochs": 3, "channel_multipliers": "1,2", "code": "simplex", "n_heads": 2})
+    recipe = RECIPES["cpu-small"]
+    assert changed.train == dataclasses.replace(recipe.train, epochs=3)
+    assert changed.code == CodeConfig(name="simplex")
+    assert changed.network == dataclasses.replace(
+        recipe.network, channel_multipliers=(1, 2), n_heads=2, head_channels=None
+    )
+    assert changed.path == recipe.path
