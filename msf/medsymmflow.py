@@ -17,7 +17,7 @@ from msf.codes import make_code
 from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, TaskConfig
 from msf.data import seeded_generator
 from msf.generate import generate
-from msf.official import OfficialReport, load_official
+from msf.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
 from msf.uncertainty import Decision, Prediction
 from msf.unet import UNet
 from msf.velocity import FlowSolver, Time
@@ -90,7 +90,7 @@ class MedSymmFlow:
         *,
         n_classes: int,
         code: CodeName = "rgb",
-        head_channels: int | None = 64,
+        head_channels: int | None = PUBLISHED_HEAD_CHANNELS,
         num_heads: int | None = None,
         qkv_order: QkvOrder = "legacy",
         beta: float = 4.0,
@@ -103,7 +103,7 @@ class MedSymmFlow:
             n_classes: Classes that it was trained on.
             code: `rgb` or `grey`.
             head_channels: Channels per attention head, which the file does not tell.
-            num_heads: Attention heads; then `head_channels` must be None.
+            num_heads: Attention heads; takes the place of the default of `head_channels`.
             qkv_order: Packing of queries, keys and values, which the file does not tell.
             beta: The code's parameter.
             **others: Further arguments of `msf.official.load_official`, such as `image_size`.
@@ -115,6 +115,8 @@ class MedSymmFlow:
             FileNotFoundError: No such file.
             ValueError: Not such a checkpoint, or arguments that contradict it.
         """
+        if num_heads is not None and head_channels == PUBLISHED_HEAD_CHANNELS:
+            head_channels = None
         task, experiment, state_dict, report = load_official(
             path,
             n_classes=n_classes,

@@ -159,7 +159,8 @@ class _Run:
             class_names=dataset.class_names,
             is_ordinal=dataset.is_ordinal,
         )
-        if experiment.train.selection == "auc_macro_ovr" and int(dataset.val.labels.min()) == int(dataset.val.labels.max()):
+        has_one_class = bool((dataset.val.labels == dataset.val.labels[0]).all())
+        if experiment.train.selection == "auc_macro_ovr" and has_one_class:
             raise ValueError(
                 "selection must be accuracy or balanced_accuracy where the val split holds a single class; "
                 "got 'auc_macro_ovr'"

@@ -34,13 +34,11 @@ def import_official(
 
     if head_channels is not None and num_heads is not None:
         raise ValueError("give --head-channels or --num-heads, not both")
-    if head_channels is None and num_heads is None:
-        head_channels = PUBLISHED_HEAD_CHANNELS
     flow = MedSymmFlow.from_official(
         file,
         n_classes=n_classes,
         code=code,
-        head_channels=head_channels,
+        head_channels=head_channels or PUBLISHED_HEAD_CHANNELS,
         num_heads=num_heads,
         qkv_order=qkv_order,
         beta=beta,

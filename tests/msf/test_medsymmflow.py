@@ -18,6 +18,7 @@ from msf.config import (
     UNetConfig,
 )
 from msf.medsymmflow import MedSymmFlow
+from msf.unet import UNet
 
 GOLDEN_SOLVES = {
     "euler1": ("euler", 1),
@@ -200,3 +201,11 @@ def test_a_configuration_for_conditional_inference_builds_a_network_with_two_tim
     flow = MedSymmFlow(TaskConfig(n_classes=2, image_channels=1), experiment)
     assert flow.has_independent_times
     assert flow.network.n_times == 2
+
+
+def test_a_number_of_heads_takes_the_place_of_the_default_head_width(tmp_path):
+    config = UNetConfig(channel_multipliers=(1, 2), n_res_blocks=1, head_channels=None, n_heads=4)
+    state = UNet(config, 6, 6).state_dict()
+    torch.save(state, tmp_path / "model.pt")
+    flow = MedSymmFlow.from_official(tmp_path / "model.pt", n_classes=8, num_heads=4)
+    assert (flow.config.network.n_heads, flow.config.network.head_channels) == (4, None)
