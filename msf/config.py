@@ -328,11 +328,11 @@ RECIPES: dict[str, ExperimentConfig] = {
     "demo": ExperimentConfig(
         data=DataConfig(dataset="phantoms", image_size=28),
         code=CodeConfig(name="simplex"),
-        path=PathConfig(end_share=0.3),
+        path=PathConfig(end_share=0.2),
         network=UNetConfig(
             base_channels=32, n_groups=8, channel_multipliers=(1, 2, 2), n_res_blocks=1, head_channels=32
         ),
-        train=TrainConfig(epochs=9, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
+        train=TrainConfig(epochs=10, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
     ),
     "published-28": _PUBLISHED_28,
     "published-224": dataclasses.replace(

@@ -61,8 +61,8 @@ def certainty_grid(
     order = prediction.scores()[score].cpu().sort(stable=True).indices.tolist()
     n = min(n, len(order) // 2)
     blocks = [("most certain", order[:n]), ("least certain", order[len(order) - n :])]
-    figure = Figure(figsize=(1.75 * n + 0.6, 6.4))
-    axes = figure.subplots(4, n, squeeze=False, height_ratios=[2.2, 1, 2.2, 1])
+    figure = Figure(figsize=(1.75 * n + 0.6, 5.8))
+    axes = figure.subplots(4, n, squeeze=False, height_ratios=[1.5, 1, 1.5, 1])
     pixels = as_pixels(pictures)
     for block, (title, chosen) in enumerate(blocks):
         for column, index in enumerate(chosen):
