@@ -61,8 +61,9 @@ def certainty_grid(
     order = prediction.scores()[score].cpu().sort(stable=True).indices.tolist()
     n = min(n, len(order) // 2)
     blocks = [("most certain", order[:n]), ("least certain", order[len(order) - n :])]
-    figure = Figure(figsize=(1.75 * n + 0.6, 5.8))
-    axes = figure.subplots(4, n, squeeze=False, height_ratios=[1.5, 1, 1.5, 1])
+    figure = Figure(figsize=(1.75 * n + 0.6, 6.2), layout="constrained")
+    figure.suptitle(f"ranked by {score}", fontsize=9)
+    axes = figure.subplots(4, n, squeeze=False, height_ratios=[2, 1, 2, 1])
     pixels = as_pixels(pictures)
     for block, (title, chosen) in enumerate(blocks):
         for column, index in enumerate(chosen):
@@ -75,8 +76,7 @@ def certainty_grid(
                 color="black" if predicted == true else "crimson",
             )
             _probability_bars(bars, prediction.probability[index], with_names=column == 0, class_names=class_names)
-        axes[2 * block][0].set_ylabel(f"{title}\nby {score}", fontsize=8)
-    figure.tight_layout()
+        axes[2 * block][0].set_ylabel(title, fontsize=9)
     return figure
 
 
