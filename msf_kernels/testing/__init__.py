@@ -5,9 +5,11 @@ from msf_kernels.testing.budget import (
     assert_operator_within_budget,
     assert_within_budget,
     error_report,
+    outputs_and_gradients,
     poison_empty,
     promote,
     quantise,
+    random_upstream,
 )
 from msf_kernels.testing.exact_field import GaussianMixtureFlow
 
@@ -17,7 +19,9 @@ __all__ = [
     "assert_operator_within_budget",
     "assert_within_budget",
     "error_report",
+    "outputs_and_gradients",
     "poison_empty",
     "promote",
     "quantise",
+    "random_upstream",
 ]

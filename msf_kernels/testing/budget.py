@@ -176,12 +176,55 @@ def assert_operator_within_budget(
         AssertionError: An output or a gradient is outside its budget; the text names it and gives the ratios.
     """
     quantised = [quantise(tensor, dtype) for tensor in inputs]
-    run = partial(_run, dtype=dtype, check_gradients=check_gradients, seed=seed)
+    wanted = [i for i, tensor in enumerate(quantised) if check_gradients and tensor.is_floating_point()]
+    run = partial(outputs_and_gradients, dtype=dtype, gradients_of=wanted, seed=seed)
     actual = run(operator, quantised)
     oracle = run(reference, [promote(tensor) for tensor in quantised])
     eager = run(yardstick or reference, quantised)
-    for (name, got), (_, wanted), (_, plain) in zip(actual, oracle, eager, strict=True):
-        assert_within_budget(got, wanted, plain.to(got.dtype), name)
+    for (name, got), (_, exact), (_, plain) in zip(actual, oracle, eager, strict=True):
+        assert_within_budget(got, exact, plain.to(got.dtype), name)
+
+
+def outputs_and_gradients(
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    dtype: torch.dtype,
+    gradients_of: Sequence[int] = (),
+    *,
+    seed: int = 0,
+    upstream: Sequence[Tensor] | None = None,
+) -> list[tuple[str, Tensor]]:
+    """Run a function, and its backward pass for one random upstream gradient per differentiable output.
+
+    Args:
+        function: Called as `function(*inputs)`; returns a tensor or a sequence of them.
+        inputs: Tensors of any shape, dtype and strides; passed on as they are, so the function must not change them.
+        dtype: The upstream gradients are rounded to it, so that runs in other dtypes can be given the same ones.
+        gradients_of: Positions of the inputs whose gradients are wanted; float tensors. Empty: no backward pass.
+        seed: Seed of the upstream gradients.
+        upstream: Upstream gradients to use instead, one per output.
+
+    Returns:
+        Names and values: the outputs, then the gradients.
+    """
+    leaves = [tensor.detach().requires_grad_(i in gradients_of) for i, tensor in enumerate(inputs)]
+    result = function(*leaves)
+    outputs = [result] if isinstance(result, Tensor) else list(result)
+    named = [(f"output {i}", output.detach()) for i, output in enumerate(outputs)]
+    if gradients_of:
+        upstream = random_upstream(outputs, dtype, seed) if upstream is None else upstream
+        pairs = [(output, grad) for output, grad in zip(outputs, upstream, strict=True) if output.requires_grad]
+        gradients = torch.autograd.grad(
+            [output for output, _ in pairs], [leaves[i] for i in gradients_of], [grad for _, grad in pairs]
+        )
+        named += [(f"gradient of input {i}", grad) for i, grad in zip(gradients_of, gradients, strict=True)]
+    return named
+
+
+def random_upstream(outputs: Sequence[Tensor], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    """Return a normal gradient for each output, rounded to `dtype`, in the output's dtype and on its device."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(output.shape, generator=generator).to(dtype).to(output) for output in outputs]
 
 
 @contextmanager
@@ -201,22 +244,6 @@ def poison_empty(*, native: bool = False) -> Iterator[None]:
         if native:
             stack.enter_context(_deterministic_fill())
         yield
-
-
-def _run(
-    function: Callable[..., Any], inputs: Sequence[Tensor], *, dtype: torch.dtype, check_gradients: bool, seed: int
-) -> list[tuple[str, Tensor]]:
-    leaves = [t.detach().clone().requires_grad_(check_gradients and t.is_floating_point()) for t in inputs]
-    result = function(*leaves)
-    outputs = [result] if isinstance(result, Tensor) else list(result)
-    named = [(f"output {i}", output.detach()) for i, output in enumerate(outputs)]
-    if check_gradients:
-        generator = torch.Generator().manual_seed(seed)
-        upstream = [torch.randn(output.shape, generator=generator).to(dtype).to(output) for output in outputs]
-        wanted = [(i, leaf) for i, leaf in enumerate(leaves) if leaf.requires_grad]
-        gradients = torch.autograd.grad(outputs, [leaf for _, leaf in wanted], upstream)
-        named += [(f"gradient of input {i}", grad) for (i, _), grad in zip(wanted, gradients, strict=True)]
-    return named
 
 
 def _poisoned(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
