@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from msf_kernels.checks import FLOATING
+from msf_kernels.distinct import distinct
 from msf_kernels.rk_combine._allocation import empty_combined
 
 
@@ -21,7 +23,8 @@ class RkCombineOperators:
         fwd: `(state, slopes, weights, dt, dt_items) -> combined`.
         cast_fwd: `(state, slopes, weights, dt, dt_items, cast_to) -> (combined, cast)`.
         out: `(state, slopes, weights, dt, dt_items, out, cast_out) -> ()`; fills `out` and, if given, `cast_out`.
-        bwd: `(grad, weights, dt, dt_items, dtypes) -> gradients of slopes`, `dt * weights[i] * grad` in `dtypes[i]`.
+        bwd: `(grad, weights, dt, dt_items, dtype_codes) -> gradients of slopes`: `dt * weights[i] * grad`, in the dtype
+            at position `dtype_codes[i]` of `FLOATING` (torch.library's schema check knows no list of dtypes).
         bwd_dt: `(grad, slopes, weights) -> [N]`, sum over an item of `grad * sum_i weights[i] * slopes[i]`.
     """
 
@@ -65,8 +68,9 @@ def differentiable(operators: RkCombineOperators) -> Callable[..., Tensor | tupl
             if grad is not None:
                 wanted = [i for i, is_needed in enumerate(ctx.needs_input_grad[5:]) if is_needed]
                 if wanted:
-                    weights, dtypes = [ctx.weights[i] for i in wanted], [ctx.slope_dtypes[i] for i in wanted]
-                    for i, gradient in zip(wanted, operators.bwd(grad, weights, ctx.dt, dt_items, dtypes), strict=True):
+                    weights = [ctx.weights[i] for i in wanted]
+                    codes = [FLOATING.index(ctx.slope_dtypes[i]) for i in wanted]
+                    for i, gradient in zip(wanted, operators.bwd(grad, weights, ctx.dt, dt_items, codes), strict=True):
                         grad_slopes[i] = gradient
                 if ctx.needs_input_grad[1] and ctx.weights:
                     grad_dt = operators.bwd_dt(grad, slopes, ctx.weights).to(dt_items.dtype)
@@ -100,6 +104,7 @@ def differentiable(operators: RkCombineOperators) -> Callable[..., Tensor | tupl
             operators.out(state, slopes, weights, dt_number, dt_items, out, cast)
             return out if cast is None else (out, cast)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (state, dt_items, *slopes)):
+            state, *slopes = distinct([state, *slopes])
             result: Tensor | tuple[Tensor, Tensor] = RkCombine.apply(  # type: ignore[no-untyped-call]
                 state, dt_items, tuple(weights), dt_number, cast_to, *slopes
             )

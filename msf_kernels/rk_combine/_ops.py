@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from msf_kernels._triton.registration import register
-from msf_kernels.rk_combine._allocation import empty_combined, empty_gradients, empty_step_gradient
+from msf_kernels.checks import FLOATING
+from msf_kernels.rk_combine._allocation import (
+    fake_rk_combine_bwd,
+    fake_rk_combine_bwd_dt,
+    fake_rk_combine_cast_fwd,
+    fake_rk_combine_fwd,
+    fake_rk_combine_out,
+)
 from msf_kernels.rk_combine._autograd import RkCombineOperators, differentiable
 from msf_kernels.rk_combine._reference import combine, compute_dtype, direction, per_item
 
@@ -34,10 +41,6 @@ def _fwd_formula(
     return combine(state, slopes, weights, dt if dt_items is None else dt_items).to(state.dtype)
 
 
-def _fwd_fake(state: Tensor, *_rest: Any) -> Tensor:
-    return empty_combined(state, state.dtype)
-
-
 def _cast_fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
     from msf_kernels.rk_combine._triton import launch_rk_combine_cast_fwd
 
@@ -54,17 +57,6 @@ def _cast_fwd_formula(
 ) -> tuple[Tensor, Tensor]:
     combined = combine(state, slopes, weights, dt if dt_items is None else dt_items)
     return combined.to(state.dtype), combined.to(cast_to, copy=True)
-
-
-def _cast_fwd_fake(
-    state: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Sequence[float],
-    dt: float,
-    dt_items: Tensor | None,
-    cast_to: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    return empty_combined(state, state.dtype), empty_combined(state, cast_to)
 
 
 def _out_kernel(*args: Any) -> None:
@@ -88,31 +80,23 @@ def _out_formula(
     out.copy_(combined)
 
 
-def _out_fake(*_args: Any) -> None:
-    return None
-
-
-def _bwd_kernel(*args: Any) -> list[Tensor]:
+def _bwd_kernel(
+    grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtype_codes: Sequence[int]
+) -> list[Tensor]:
     from msf_kernels.rk_combine._triton import launch_rk_combine_bwd
 
-    return launch_rk_combine_bwd(*args)
+    return launch_rk_combine_bwd(grad, weights, dt, dt_items, [FLOATING[code] for code in dtype_codes])
 
 
 def _bwd_formula(
-    grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtypes: Sequence[torch.dtype]
+    grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtype_codes: Sequence[int]
 ) -> list[Tensor]:
     step = dt if dt_items is None else per_item(dt_items.to(compute_dtype(grad)), grad)
     scaled = grad.to(compute_dtype(grad)) * step
-    outputs = empty_gradients(grad, dtypes)
+    outputs = fake_rk_combine_bwd(grad, weights, dt, dt_items, dtype_codes)
     for output, weight in zip(outputs, weights, strict=True):
         output.copy_(scaled * weight)
     return outputs
-
-
-def _bwd_fake(
-    grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtypes: Sequence[torch.dtype]
-) -> list[Tensor]:
-    return empty_gradients(grad, dtypes)
 
 
 def _bwd_dt_kernel(*args: Any) -> Tensor:
@@ -126,35 +110,33 @@ def _bwd_dt_formula(grad: Tensor, slopes: Sequence[Tensor], weights: Sequence[fl
     return product.flatten(1).sum(1) if product.dim() > 1 else product
 
 
-def _bwd_dt_fake(grad: Tensor, *_rest: Any) -> Tensor:
-    return empty_step_gradient(grad)
-
-
 _operators = RkCombineOperators(
-    fwd=register(f"rk_combine_fwd({_ARGUMENTS}) -> Tensor", kernel=_fwd_kernel, formula=_fwd_formula, fake=_fwd_fake),
+    fwd=register(
+        f"rk_combine_fwd({_ARGUMENTS}) -> Tensor", kernel=_fwd_kernel, formula=_fwd_formula, fake=fake_rk_combine_fwd
+    ),
     cast_fwd=register(
         f"rk_combine_cast_fwd({_ARGUMENTS}, ScalarType cast_to) -> (Tensor, Tensor)",
         kernel=_cast_fwd_kernel,
         formula=_cast_fwd_formula,
-        fake=_cast_fwd_fake,
+        fake=fake_rk_combine_cast_fwd,
     ),
     out=register(
         f"rk_combine_out({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? cast_out) -> ()",
         kernel=_out_kernel,
         formula=_out_formula,
-        fake=_out_fake,
+        fake=fake_rk_combine_out,
     ),
     bwd=register(
-        "rk_combine_bwd(Tensor grad, float[] weights, float dt, Tensor? dt_items, ScalarType[] dtypes) -> Tensor[]",
+        "rk_combine_bwd(Tensor grad, float[] weights, float dt, Tensor? dt_items, int[] dtype_codes) -> Tensor[]",
         kernel=_bwd_kernel,
         formula=_bwd_formula,
-        fake=_bwd_fake,
+        fake=fake_rk_combine_bwd,
     ),
     bwd_dt=register(
         "rk_combine_bwd_dt(Tensor grad, Tensor[] slopes, float[] weights) -> Tensor",
         kernel=_bwd_dt_kernel,
         formula=_bwd_dt_formula,
-        fake=_bwd_dt_fake,
+        fake=fake_rk_combine_bwd_dt,
     ),
 )
 

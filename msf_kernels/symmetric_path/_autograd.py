@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from msf_kernels.distinct import distinct
+
 
 @dataclass(frozen=True)
 class SymmetricPathOperators:
@@ -52,10 +54,12 @@ def differentiable(operators: SymmetricPathOperators) -> Callable[..., tuple[Ten
     def symmetric_path(
         image: Tensor, semantic: Tensor, t: Tensor, *, sample_index: Tensor, seed: int, sigma_min: float = 1e-4
     ) -> tuple[Tensor, Tensor]:
-        args = (image, semantic, t, sample_index, seed, sigma_min)
         if torch.is_grad_enabled() and (image.requires_grad or semantic.requires_grad):
-            path: tuple[Tensor, Tensor] = SymmetricPath.apply(*args)  # type: ignore[no-untyped-call]
+            image, semantic = distinct([image, semantic])
+            path: tuple[Tensor, Tensor] = SymmetricPath.apply(  # type: ignore[no-untyped-call]
+                image, semantic, t, sample_index, seed, sigma_min
+            )
             return path
-        return operators.fwd(*args)
+        return operators.fwd(image, semantic, t, sample_index, seed, sigma_min)
 
     return symmetric_path
