@@ -1,0 +1,126 @@
+"""Time that a solver spends beyond the network: 25 Heun steps of a cheap linear field, ours against its peers.
+
+    python -m benchmarks.solver_overhead [--out FILE]
+
+All solvers integrate the same field over the same grid in one process, in turn (A B C A B C ...), and must agree on the
+end state. The overhead of a run is its time less that of its 50 evaluations, which are timed in the same turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msf_kernels.solvers import HEUN, integrate, uniform_grid
+
+SHAPE = (64, 8, 32, 32)
+N_STEPS = 25
+RATE = -0.5
+
+
+def field(z: Tensor) -> Tensor:
+    return z * RATE
+
+
+def ours(z: Tensor) -> Tensor:
+    return integrate(lambda z, t: field(z), z, uniform_grid(N_STEPS), HEUN).state
+
+
+def with_torchdiffeq(z: Tensor) -> Tensor:
+    from torchdiffeq import odeint
+
+    end: Tensor = odeint(
+        lambda t, z: field(z), z, torch.tensor([0.0, 1.0]), method="heun2", options={"step_size": 1 / N_STEPS}
+    )[-1]
+    return end
+
+
+def with_torchode(z: Tensor) -> Tensor:
+    import torchode
+
+    flat = z.flatten(1)  # its states are [batch, features]
+    term = torchode.ODETerm(lambda t, z: field(z))
+    solver = torchode.AutoDiffAdjoint(torchode.Heun(term=term), torchode.FixedStepController())
+    n = len(flat)
+    problem = torchode.InitialValueProblem(y0=flat, t_start=torch.zeros(n), t_end=torch.ones(n))
+    solution = solver.solve(problem, dt0=torch.full((n,), 1 / N_STEPS))
+    return solution.ys[:, -1].view_as(z)
+
+
+def evaluations(z: Tensor) -> Tensor:
+    for _ in range(2 * N_STEPS):
+        z = field(z)
+    return z
+
+
+def seconds(run: Callable[[Tensor], Tensor], z: Tensor) -> float:
+    started = time.perf_counter()
+    run(z)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="write rows as JSON Lines")
+    parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    runs: dict[str, Callable[[Tensor], Tensor]] = {"ours": ours}
+    absent = {}
+    for name, run in (("torchdiffeq", with_torchdiffeq), ("torchode", with_torchode)):
+        try:
+            __import__(name)
+            runs[name] = run
+        except ImportError as error:
+            absent[name] = str(error)
+    z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ends = {name: run(z) for name, run in runs.items()}
+        for name, end in ends.items():
+            torch.testing.assert_close(end, ends["ours"], rtol=1e-4, atol=1e-5, msg=f"{name} disagrees with ours")
+        overheads: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(arguments.repeats):
+            network = seconds(evaluations, z)
+            for name, run in runs.items():
+                overheads[name].append(seconds(run, z) - network)
+
+    shared = {
+        "suite": "solver",
+        "job": "solver-heun25-linear",
+        "n": arguments.repeats,
+        "machine": platform.processor() or platform.machine(),
+        "device": "cpu",
+        "versions": {"torch": torch.__version__, "threads": arguments.threads},
+        "note": f"state {list(SHAPE)} float32; time beyond the evaluations",
+    }
+    rows = []
+    for name, values in overheads.items():
+        low, _, _, high = statistics.quantiles(values, n=5)
+        figures = {"median": statistics.median(values) * 1e3, "p20": low * 1e3, "p80": high * 1e3}
+        rows.append({**shared, "variant": name, "metric": "overhead", "unit": "ms", **figures})
+    for name in list(overheads)[1:]:
+        ratios = [peer / own for peer, own in zip(overheads[name], overheads["ours"], strict=True)]
+        low, _, _, high = statistics.quantiles(ratios, n=5)
+        figures = {"median": statistics.median(ratios), "p20": low, "p80": high}
+        rows.append({**shared, "variant": "ours", "metric": f"speedup_vs:{name}", "unit": "ratio", **figures})
+    for row in rows:
+        spread = f"[{row['p20']:.2f}, {row['p80']:.2f}]"
+        print(f"{row['variant']:12} {row['metric']:24} {row['median']:9.2f} {row['unit']}  {spread}")
+    for name, reason in absent.items():
+        print(f"{name:12} not installed: {reason}")
+    if arguments.out is not None:
+        arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
