@@ -162,16 +162,17 @@ class BuildNative(build_ext):
         fresh.replace(target)
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "msf_kernels._C",
-            sources=[],
-            depends=sorted(str(path) for path in CSRC.rglob("*") if path.is_file()),
-            py_limited_api=True,
-            optional=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildNative},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+if __name__ == "__main__":  # as build tools run it; the functions above also serve other scripts
+    setup(
+        ext_modules=[
+            Extension(
+                "msf_kernels._C",
+                sources=[],
+                depends=sorted(str(path) for path in CSRC.rglob("*") if path.is_file()),
+                py_limited_api=True,
+                optional=True,
+            )
+        ],
+        cmdclass={"build_ext": BuildNative},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )

@@ -1,0 +1,1 @@
+"""Parts of `msf_kernels.aot`; importing them does not import Triton."""

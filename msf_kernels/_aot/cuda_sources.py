@@ -1,0 +1,75 @@
+"""Compiling the CUDA sources of a checkout with the flags of the build."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from msf_kernels._aot.compilation import Compilation
+
+_ENTRY = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'"
+    r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+def cuda_sources(root: Path) -> tuple[list[str], str]:
+    """Return the names of the CUDA sources that can be compiled here; without any, the reason."""
+    sources = sorted(path.name for path in (root / "csrc" / "cuda").glob("*.cu"))
+    if not sources:
+        return [], "no CUDA sources here: they come with a source checkout"
+    if shutil.which("nvcc") is None:
+        return [], "nvcc is not on PATH"
+    return sources, ""
+
+
+def compile_source(root: Path, source: str, arch: str) -> list[Compilation]:
+    """Compile one file for one architecture; one entry per kernel in it."""
+    build = runpy.run_path(str(root / "setup.py"), run_name="setup_functions")
+    with tempfile.TemporaryDirectory() as folder:
+        commands = build["compile_commands"](
+            Path(folder), [arch.removeprefix("sm_")], build["find_torch"](), build["find_compiler"]()
+        )
+        (command,) = (command for command in commands.values() if f"csrc/cuda/{source}" in command)
+        done = subprocess.run([*command, "-Xptxas", "-v"], capture_output=True, text=True, cwd=root)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        first = next((line for line in lines if "error" in line), "nvcc failed")
+        return [Compilation("nvcc", source, "", arch, "", error=first)]
+    return parse_ptxas(done.stdout + done.stderr, source, arch)
+
+
+def parse_ptxas(text: str, source: str, arch: str) -> list[Compilation]:
+    """Read what `ptxas -v` says of each kernel."""
+    found = []
+    for entry in _ENTRY.finditer(text):
+        shared = re.search(r"(\d+) bytes smem", entry["rest"])
+        found.append(
+            Compilation(
+                "nvcc",
+                source,
+                _demangled(entry["name"]),
+                arch,
+                "",
+                int(entry["registers"]),
+                max(int(entry["stack"]), int(entry["stores"]) + int(entry["loads"])),
+                int(shared[1]) if shared else 0,
+            )
+        )
+    if not found:
+        return [Compilation("nvcc", source, "", arch, "", error="ptxas reported no kernel")]
+    return found
+
+
+def _demangled(name: str) -> str:
+    """Return the C++ name without its arguments, or the name itself where there is no c++filt."""
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None:
+        return name
+    return subprocess.run([tool, name], capture_output=True, text=True).stdout.strip() or name
