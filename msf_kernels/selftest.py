@@ -1,11 +1,13 @@
 """Every operator and backend of this machine against the definition: error, bound, verdict.
 
     python -m msf_kernels.selftest [--op NAME ...] [--backend NAME ...] [--dtype NAME ...] [--case LABEL ...]
-                                   [--seeds N] [--device cpu|cuda] [--json FILE]
+                                   [--seeds N] [--run plain|compiled|captured] [--device cpu|cuda] [--json FILE]
 
 Inputs are rounded to the dtype under test; the oracle is the definition in float64 on the same inputs; outputs start as
 NaN. An output or gradient may be at most twice as wrong as the plain formula in the same dtype plus one rounding unit,
-in maximum and in root mean square. Exit code 0: everything passed; 1: something failed; 2: bad arguments.
+in maximum and in root mean square. `--run compiled` sends every call through `torch.compile` as one graph; `--run
+captured` replays it as a CUDA graph, which must repeat a plain run bit for bit. Exit code 0: everything passed; 1:
+something failed; 2: bad arguments.
 
 On a machine without a GPU, `TRITON_INTERPRET=1` runs the Triton kernels in their interpreter (float32 and float16).
 """
@@ -28,7 +30,9 @@ from msf_kernels.environment import describe_machine, versions
 from msf_kernels.testing.case import OperatorCase
 from msf_kernels.testing.cases import fixed_cases, random_case
 from msf_kernels.testing.conformance import FAIL, PASS, REFUSED, Verdict, check, expectations
+from msf_kernels.testing.execution import run_captured, run_compiled, run_poisoned
 
+RUNS = {"plain": run_poisoned, "compiled": run_compiled, "captured": run_captured}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _WIDTHS = "{:<18}{:<12}{:<10}{:<21}{:>10}{:>10}{:>10}{:>10}  {}"
@@ -45,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--seeds must be >= 0; got {options.seeds}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device must be cpu here; got cuda, but there is no CUDA device")
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.run == "captured" and device.type != "cuda":
+        parser.error("--run captured needs --device cuda")
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json must be in an existing folder; got {options.json}")
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     operators = options.op or sorted(available)
     verdicts: list[Verdict] = []
@@ -72,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "device": str(device),
             "machine": describe_machine(device),
             "versions": versions(),
+            "run": options.run,
             "seeds": options.seeds,
             "passed": has_passed,
             "unavailable": unavailable,
@@ -91,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     several("--case", help="fixed cases to test; default all")
     parser.add_argument("--dtype", choices=DTYPES, help="dtypes to test; default all", nargs="+", default=[*DTYPES])
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="random cases per operator; default 3")
+    parser.add_argument("--run", choices=RUNS, default="plain", help="how to run a call; default plain")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default cuda where there is one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row there")
     return parser
@@ -114,7 +122,7 @@ def _run_operator(
         for dtype in [DTYPES[name] for name in options.dtype] if case.has_dtype else [torch.int64]:
             expected = expectations(case, dtype, device)
             for backend in serving:
-                yield from check(case, backend, dtype, device, expected)
+                yield from check(case, backend, dtype, device, expected, RUNS[options.run])
 
 
 def _cases(operator: str, options: argparse.Namespace) -> list[OperatorCase]:

@@ -6,9 +6,7 @@ What a self-test is made of, and a check of compiled or captured calls.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +14,9 @@ import torch
 from torch import Tensor
 
 from msf_kernels.errors import BackendUnavailableError
-from msf_kernels.testing.budget import (
-    ErrorReport,
-    error_report,
-    outputs_and_gradients,
-    poison_empty,
-    promote,
-)
+from msf_kernels.testing.budget import ErrorReport, error_report, outputs_and_gradients, promote
 from msf_kernels.testing.case import InputDraw, OperatorCase
+from msf_kernels.testing.execution import Run, run_poisoned
 
 PASS, FAIL, REFUSED = "pass", "fail", "refused"
 
@@ -31,8 +24,6 @@ PASS, FAIL, REFUSED = "pass", "fail", "refused"
 # output, values; the largest bound counts.
 MIN_YARDSTICK_DRAWS = 4
 MIN_YARDSTICK_VALUES = 64
-
-Run = Callable[[Callable[..., Any], Sequence[Tensor], torch.dtype, Sequence[int]], list[tuple[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -119,14 +110,6 @@ def expectations(case: OperatorCase, dtype: torch.dtype, device: torch.device) -
         )
         for (name, oracle), (_, plain), of_output in zip(oracles, promised, zip(*reports, strict=True), strict=True)
     ]
-
-
-def run_poisoned(
-    function: Callable[..., Any], inputs: Sequence[Tensor], dtype: torch.dtype, gradients_of: Sequence[int]
-) -> list[tuple[str, Tensor]]:
-    """Run a function and its backward pass where every fresh tensor starts as NaN."""
-    with _quiet_about_determinism(), poison_empty(native=True):
-        return outputs_and_gradients(function, inputs, dtype, gradients_of)
 
 
 def check(
@@ -254,11 +237,3 @@ def _ratio(error: float | None, bound: float | None) -> float:
     if error is None or bound is None:
         return math.inf
     return 0.0 if error == 0.0 else error / bound if bound else math.inf
-
-
-@contextmanager
-def _quiet_about_determinism() -> Iterator[None]:
-    """Poisoning goes through PyTorch's deterministic mode, which warns of operations that have no such variant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*determinis.*", category=UserWarning)
-        yield
