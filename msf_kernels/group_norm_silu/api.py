@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from msf_kernels._ext import native_backend
+from msf_kernels._triton.machine import triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
     require_bool,
@@ -14,10 +16,19 @@ from msf_kernels.checks import (
     require_shape,
     require_tensor,
 )
+from msf_kernels.group_norm_silu._native import group_norm_silu_native, native_reasons
+from msf_kernels.group_norm_silu._ops import group_norm_silu_triton, triton_input_reasons
 from msf_kernels.group_norm_silu._reference import group_norm_silu_reference
 from msf_kernels.shapes import FeatureMap
 
-_operator = Operator("group_norm_silu", [Backend("reference", group_norm_silu_reference)])
+_operator = Operator(
+    "group_norm_silu",
+    [
+        triton_backend(group_norm_silu_triton, triton_input_reasons),
+        native_backend(group_norm_silu_native, native_reasons),
+        Backend("reference", group_norm_silu_reference),
+    ],
+)
 
 
 def group_norm_silu(

@@ -1,0 +1,74 @@
+"""Gradients of the group norm over any family of operators that compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def differentiable(
+    fwd: Callable[..., tuple[Tensor, Tensor, Tensor]], bwd: Callable[..., tuple[Tensor, ...]]
+) -> Callable[..., Tensor]:
+    """Return the public function, without its checks and its selector, over the given operators.
+
+    Args:
+        fwd: `(x, num_groups, weight, bias, skip, add, scale, shift, eps, silu) -> (out, mean, rstd)`.
+        bwd: `(grad_out, mean, rstd, x, num_groups, weight, bias, skip, add, scale, shift, silu) -> gradients` of x,
+            weight, bias, skip, add, scale and shift; without elements for an absent one.
+    """
+
+    class GroupNormSilu(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any,
+            x: Tensor,
+            num_groups: int,
+            weight: Tensor,
+            bias: Tensor,
+            skip: Tensor | None,
+            add: Tensor | None,
+            scale: Tensor | None,
+            shift: Tensor | None,
+            eps: float,
+            silu: bool,
+        ) -> Tensor:
+            out, mean, rstd = fwd(x, num_groups, weight, bias, skip, add, scale, shift, eps, silu)
+            ctx.save_for_backward(mean, rstd, x, weight, bias, skip, add, scale, shift)
+            ctx.num_groups, ctx.silu = num_groups, silu
+            return out
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+            mean, rstd, x, weight, bias, *optional = ctx.saved_tensors
+            grads = bwd(grad_out, mean, rstd, x, ctx.num_groups, weight, bias, *optional, ctx.silu)
+            grad_x, grad_weight, grad_bias, *grad_optional = grads
+            pairs = zip(optional, grad_optional, strict=True)
+            of_given = [None if given is None else grad for given, grad in pairs]
+            return grad_x, None, grad_weight, grad_bias, *of_given, None, None
+
+    def group_norm_silu(
+        x: Tensor,
+        num_groups: int,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        skip: Tensor | None = None,
+        add: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        eps: float = 1e-5,
+        silu: bool = True,
+    ) -> Tensor:
+        tensors = (x, weight, bias, skip, add, scale, shift)
+        args = (x, num_groups, weight, bias, skip, add, scale, shift, eps, silu)
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+            out: Tensor = GroupNormSilu.apply(*args)  # type: ignore[no-untyped-call]
+            return out
+        return fwd(*args)[0]
+
+    return group_norm_silu

@@ -1,0 +1,35 @@
+"""The group norm in the native extension: its operators, their gradients, and what they do not take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msf_kernels import _ext
+from msf_kernels.group_norm_silu._allocation import fake_group_norm_silu_bwd, fake_group_norm_silu_fwd
+from msf_kernels.group_norm_silu._autograd import differentiable
+
+group_norm_silu_native = differentiable(
+    fwd=_ext.operator("group_norm_silu_fwd", fake_group_norm_silu_fwd),
+    bwd=_ext.operator("group_norm_silu_bwd", fake_group_norm_silu_bwd),
+)
+
+
+def native_reasons(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    skip: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    silu: bool,
+) -> list[str]:
+    """Return why the native operators cannot serve these inputs; empty when they can."""
+    reasons = _ext.tensor_reasons("group_norm_silu_fwd", (x,))
+    if x.dtype == torch.float64:
+        reasons.append("computes in float32; float64 is left to the reference")
+    return reasons
