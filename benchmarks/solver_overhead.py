@@ -9,9 +9,6 @@ end state. The overhead of a run is its time less that of its 50 evaluations, wh
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.rows import RowWriter
 from msf_kernels.solvers import HEUN, integrate, uniform_grid
 
 SHAPE = (64, 8, 32, 32)
@@ -94,32 +92,16 @@ def main() -> None:
             for name, run in runs.items():
                 overheads[name].append(seconds(run, z) - network)
 
-    shared = {
-        "suite": "solver",
-        "job": "solver-heun25-linear",
-        "n": arguments.repeats,
-        "machine": platform.processor() or platform.machine(),
-        "device": "cpu",
-        "versions": {"torch": torch.__version__, "threads": arguments.threads},
-        "note": f"state {list(SHAPE)} float32; time beyond the evaluations",
-    }
-    rows = []
+    writer = RowWriter("solver", z.device)
+    note = f"state {list(SHAPE)} float32; time beyond the evaluations"
     for name, values in overheads.items():
-        low, _, _, high = statistics.quantiles(values, n=5)
-        figures = {"median": statistics.median(values) * 1e3, "p20": low * 1e3, "p80": high * 1e3}
-        rows.append({**shared, "variant": name, "metric": "overhead", "unit": "ms", **figures})
-    for name in list(overheads)[1:]:
-        ratios = [peer / own for peer, own in zip(overheads[name], overheads["ours"], strict=True)]
-        low, _, _, high = statistics.quantiles(ratios, n=5)
-        figures = {"median": statistics.median(ratios), "p20": low, "p80": high}
-        rows.append({**shared, "variant": "ours", "metric": f"speedup_vs:{name}", "unit": "ratio", **figures})
-    for row in rows:
-        spread = f"[{row['p20']:.2f}, {row['p80']:.2f}]"
-        print(f"{row['variant']:12} {row['metric']:24} {row['median']:9.2f} {row['unit']}  {spread}")
+        writer.add("solver-heun25-linear", name, "overhead", "ms", [value * 1e3 for value in values], note)
+    writer.add_speedups("solver-heun25-linear", overheads, note)
     for name, reason in absent.items():
-        print(f"{name:12} not installed: {reason}")
+        writer.add("solver-heun25-linear", name, "overhead", "ms", [], f"not installed: {reason}")
+    print(writer.table())
     if arguments.out is not None:
-        arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        writer.write(arguments.out)
 
 
 if __name__ == "__main__":

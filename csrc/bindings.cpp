@@ -10,7 +10,7 @@ STABLE_TORCH_LIBRARY(msf_native, m) {
       "rk_combine_out(Tensor state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items, "
       "Tensor(a!) out, Tensor(b!)? cast_out) -> ()");
   m.def(
-      "rk_combine_bwd(Tensor grad, float[] weights, float dt, Tensor? dt_items, ScalarType[] dtypes) -> Tensor[]");
+      "rk_combine_bwd(Tensor grad, float[] weights, float dt, Tensor? dt_items, int[] dtype_codes) -> Tensor[]");
   m.def("rk_combine_bwd_dt(Tensor grad, Tensor[] slopes, float[] weights) -> Tensor");
   m.def("philox_normal_fwd(Tensor sample_index, SymInt[] shape, SymInt seed, SymInt stream, ScalarType dtype) -> Tensor");
   m.def("philox_words_fwd(Tensor counter, Tensor key) -> Tensor");

@@ -1,37 +1,49 @@
 """The optional native extension: found and loaded at first use, never at import.
 
-Operators register their fake implementations here by decorator; they reach torch when the library is loaded, because
-their schemas live in it.
+An operator's `_native.py` names its operators here with their fakes. Schemas and kernels are in the library, so fakes
+reach torch when that is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from msf_kernels.backend import Backend
 
 NAMESPACE = "msf_native"
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _fakes: dict[str, Callable[..., Any]] = {}
 _library: torch.library.Library | None = None
 _failure: str | None = None
 
 
-def register_fake(operator: str) -> Callable[[_Function], _Function]:
-    """Register the decorated function as the fake implementation of `msf_native::<operator>`."""
+def operator(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a callable that runs `msf_native::<name>`; it may be called when `machine_reasons()` is empty.
 
-    def register(function: _Function) -> _Function:
-        _fakes[operator] = function
-        if _library is not None:
-            _register(_library, operator, function)
-        return function
+    Args:
+        name: Name in the library.
+        fake: Allocates the outputs as the operator does, strides included.
+    """
+    _fakes[name] = fake
+    if _library is not None:
+        _register(_library, name, fake)
 
-    return register
+    def run(*args: Any) -> Any:
+        return getattr(getattr(torch.ops, NAMESPACE), name).default(*args)
+
+    return run
+
+
+def native_backend(run: Callable[..., Any], input_reasons: Callable[..., list[str]]) -> Backend:
+    """Return the `native` entry of an operator's table; arguments as for `Backend`."""
+    return Backend("native", run, machine_reasons, input_reasons)
 
 
 def machine_reasons() -> list[str]:
@@ -40,13 +52,21 @@ def machine_reasons() -> list[str]:
     return [] if failure is None else [failure]
 
 
-def device_reasons(operator: str, device: torch.device) -> list[str]:
-    """Return why `msf_native::<operator>` has no kernel for tensors of this device; empty when it has one."""
-    if device.type == "cpu" or (device.type == "cuda" and _has_kernel(operator, "CUDA")):
-        return []
-    if device.type == "cuda":
-        return ["built without CUDA: reinstall with nvcc on PATH and a CUDA build of torch"]
-    return [f"has no kernel for device {device}"]
+def tensor_reasons(name: str, tensors: Iterable[Tensor | None]) -> list[str]:
+    """Return why `msf_native::<name>` has no kernel on the devices of these tensors; empty when it has.
+
+    Args:
+        name: Name in the library.
+        tensors: All tensor arguments of the call; None where an optional one is absent.
+    """
+    devices = sorted({x.device.type for x in tensors if x is not None})
+    reasons = []
+    for device in devices:
+        if device == "cuda" and not _has_cuda_kernel(name):
+            reasons.append("built without CUDA: reinstall with nvcc on PATH and a CUDA build of torch")
+        elif device not in ("cpu", "cuda"):
+            reasons.append(f"has no kernel for tensors on {device}")
+    return reasons
 
 
 def _load() -> str | None:
@@ -56,8 +76,8 @@ def _load() -> str | None:
         path = _find()
         if path is None:
             _failure = (
-                "the native extension is not built: reinstall where a C++ compiler and torch are, with "
-                "MSF_BUILD_NATIVE=1 pip install --no-build-isolation, to build it or see why it cannot be"
+                "the native extension is not built: reinstall where torch and a C++ compiler are, with "
+                "MSF_BUILD_NATIVE=1 and pip's --no-build-isolation, to build it or to see why it cannot be"
             )
         else:
             try:
@@ -66,25 +86,27 @@ def _load() -> str | None:
                 _failure = f"the native extension {path.name} failed to load: {error}"
             else:
                 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
-                for operator, function in _fakes.items():
-                    _register(_library, operator, function)
+                for name, fake in _fakes.items():
+                    _register(_library, name, fake)
     return _failure
 
 
-# torch.compile evaluates the function while it traces and keeps the result: loading a library cannot be traced. The
+def _has_cuda_kernel(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CUDA")
+
+
+# torch.compile evaluates these while it traces and keeps the result, since loading a library cannot be traced. The
 # attribute is what torch.compiler.assume_constant_result sets; that function would import the compiler here.
-_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _function in (_load, _has_cuda_kernel):
+    vars(_function)["_dynamo_marked_constant"] = True
 
 
-def _has_kernel(operator: str, dispatch_key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", dispatch_key)
-
-
-_has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _register(library: torch.library.Library, operator: str, function: Callable[..., Any]) -> None:
-    torch.library.register_fake(f"{NAMESPACE}::{operator}", function, lib=library)
+def _register(library: torch.library.Library, name: str, fake: Callable[..., Any]) -> None:
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    # The families of operators share names and schemas, and so the FLOP formulas that FlopCounterMode looks up.
+    twin = getattr(torch.ops.msf_triton, name, None)
+    if twin in flop_registry:
+        flop_registry[getattr(getattr(torch.ops, NAMESPACE), name)] = flop_registry[twin]
 
 
 def _find() -> Path | None:

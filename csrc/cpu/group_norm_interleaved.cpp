@@ -7,11 +7,12 @@ namespace {
 
 constexpr int64_t kRunValues = 8192;  // values whose moments are taken at once
 constexpr int64_t kPilotPixels = 8;   // pixels whose means are the centres of an item's first run
+constexpr int64_t kGradientRun = 16;  // pixels whose gradients are summed in float before they go into double
 
-// Pixels of such a run; it depends on the map only, never on how the work is cut.
+// Pixels of such a run: few enough for a sum in float. It depends on the map only, never on how the work is cut.
 int64_t run_pixels(int64_t n_channels) {
   const int64_t n = kRunValues / (n_channels > 0 ? n_channels : 1);
-  return n < 8 ? 8 : n > 512 ? 512 : n;
+  return n < 8 ? 8 : n > 64 ? 64 : n;
 }
 
 // sum[c] += x[p, c] over n pixels
@@ -157,38 +158,55 @@ void forward_task(const GroupNormArgs& args, int64_t item, int64_t first_group, 
 
 // The channel maps of one item, one array per member, and what the backward adds to them.
 struct BackwardScratch {
-  float *centre, *rstd, *rest, *gain, *offset, *mean_g, *mean_g_xhat, *run_sum, *run_sum_xhat;
+  float *centre, *rstd, *rest, *gain, *offset, *mean_g, *mean_g_xhat, *run_g, *run_g_xhat, *run_xhat;
 
   BackwardScratch(float* memory, int64_t n_channels) {
-    float** members[] = {&centre, &rstd, &rest, &gain, &offset, &mean_g, &mean_g_xhat, &run_sum, &run_sum_xhat};
-    for (int i = 0; i < 9; ++i) *members[i] = memory + i * n_channels;
+    float** members[] = {&centre, &rstd,        &rest,  &gain,       &offset,
+                         &mean_g, &mean_g_xhat, &run_g, &run_g_xhat, &run_xhat};
+    for (int i = 0; i < 10; ++i) *members[i] = memory + i * n_channels;
   }
 };
 
-// sum[c] += g and sum_xhat[c] += g * xhat over n pixels
+// g_sum[c] += g, g_xhat_sum[c] += g * xhat and xhat_sum[c] += xhat over n pixels
 template <bool kSilu, typename T>
 void add_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_stride, int64_t n, int64_t channels,
                    const float* __restrict centre, const float* __restrict rstd, const float* __restrict rest,
-                   const float* __restrict gain, const float* __restrict offset, float* __restrict sum,
-                   float* __restrict sum_xhat) {
-  for (int64_t p = 0; p < n; ++p) {
+                   const float* __restrict gain, const float* __restrict offset, float* __restrict g_sum,
+                   float* __restrict g_xhat_sum, float* __restrict xhat_sum) {
+  const auto gradient_of = [&](const T* x, const T* grad_y, int64_t c, float& xhat) __attribute__((always_inline)) {
+    xhat = multiply_add(value_of(x[c]) - centre[c], rstd[c], rest[c]);
+    return gradient_before_silu<kSilu>(value_of(grad_y[c]), multiply_add(xhat, gain[c], offset[c]));
+  };
+  int64_t p = 0;
+  for (; p + 2 <= n; p += 2) {
     const T* __restrict row = from + p * stride;
     const T* __restrict grad_row = grad + p * grad_stride;
     for (int64_t c = 0; c < channels; ++c) {
-      const float xhat = multiply_add(value_of(row[c]) - centre[c], rstd[c], rest[c]);
-      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), multiply_add(xhat, gain[c], offset[c]));
-      sum[c] += g;
-      sum_xhat[c] = multiply_add(g, xhat, sum_xhat[c]);
+      float xhat0, xhat1;
+      const float g0 = gradient_of(row, grad_row, c, xhat0);
+      const float g1 = gradient_of(row + stride, grad_row + grad_stride, c, xhat1);
+      g_sum[c] += g0 + g1;
+      g_xhat_sum[c] += multiply_add(g0, xhat0, g1 * xhat1);
+      xhat_sum[c] += xhat0 + xhat1;
+    }
+  }
+  for (; p < n; ++p) {
+    for (int64_t c = 0; c < channels; ++c) {
+      float xhat;
+      const float g = gradient_of(from + p * stride, grad + p * grad_stride, c, xhat);
+      g_sum[c] += g;
+      g_xhat_sum[c] = multiply_add(g, xhat, g_xhat_sum[c]);
+      xhat_sum[c] += xhat;
     }
   }
 }
 
-// grad_x[p, c] = rstd (gain g - mean_g - xhat mean_g_xhat), and sum[c] += it
+// grad_x[p, c] = rstd (gain g - mean_g - xhat mean_g_xhat)
 template <bool kSilu, typename T>
 void write_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_stride, T* to, int64_t to_stride,
                      int64_t n, int64_t channels, const float* __restrict centre, const float* __restrict rstd,
                      const float* __restrict rest, const float* __restrict gain, const float* __restrict offset,
-                     const float* __restrict mean_g, const float* __restrict mean_g_xhat, float* __restrict sum) {
+                     const float* __restrict mean_g, const float* __restrict mean_g_xhat) {
   for (int64_t p = 0; p < n; ++p) {
     const T* __restrict row = from + p * stride;
     const T* __restrict grad_row = grad + p * grad_stride;
@@ -196,9 +214,7 @@ void write_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_
     for (int64_t c = 0; c < channels; ++c) {
       const float xhat = multiply_add(value_of(row[c]) - centre[c], rstd[c], rest[c]);
       const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), multiply_add(xhat, gain[c], offset[c]));
-      const float grad_h = rstd[c] * multiply_add(-xhat, mean_g_xhat[c], multiply_add(gain[c], g, -mean_g[c]));
-      assign(to_row[c], grad_h);
-      sum[c] += grad_h;
+      assign(to_row[c], rstd[c] * multiply_add(-xhat, mean_g_xhat[c], multiply_add(gain[c], g, -mean_g[c])));
     }
   }
 }
@@ -208,11 +224,10 @@ void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_gro
   const int64_t group_channels = args.n_channels / args.n_groups;
   const int64_t begin = first_group * group_channels;
   const int64_t end = last_group * group_channels;
-  const int64_t run = run_pixels(args.n_channels);
-  const BackwardScratch s(args.scratch + item * 9 * args.n_channels, args.n_channels);
+  const BackwardScratch s(args.scratch + item * 10 * args.n_channels, args.n_channels);
   double* sum_g = args.sums + item * 3 * args.n_channels;
   double* sum_g_xhat = sum_g + args.n_channels;
-  double* sum_grad_h = sum_g_xhat + args.n_channels;
+  double* sum_xhat = sum_g_xhat + args.n_channels;  // then that of grad_h
   const T* grad_out = static_cast<const T*>(args.grad_out.data) + item * args.grad_out.strides.item;
   const int64_t grad_stride = args.grad_out.strides.pixel;
   for (int64_t c = begin; c < end; ++c) {
@@ -223,21 +238,22 @@ void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_gro
     s.rest[c] = map.rest;
     s.gain[c] = map.gain;
     s.offset[c] = map.offset;
-    sum_g[c] = sum_g_xhat[c] = sum_grad_h[c] = 0;
+    sum_g[c] = sum_g_xhat[c] = sum_xhat[c] = 0;
   }
 
-  for (int64_t start = 0; start < args.n_pixels; start += run) {
-    const int64_t n = start + run < args.n_pixels ? run : args.n_pixels - start;
-    for (int64_t c = begin; c < end; ++c) s.run_sum[c] = s.run_sum_xhat[c] = 0;
+  for (int64_t start = 0; start < args.n_pixels; start += kGradientRun) {
+    const int64_t n = start + kGradientRun < args.n_pixels ? kGradientRun : args.n_pixels - start;
+    for (int64_t c = begin; c < end; ++c) s.run_g[c] = s.run_g_xhat[c] = s.run_xhat[c] = 0;
     for_each_source<const T>(
         args.x, args.skip, item, start, begin, end, [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
           add_gradients<kSilu>(from, stride, grad_out + start * grad_stride + c, grad_stride, n, channels,
-                               s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c, s.run_sum + c,
-                               s.run_sum_xhat + c);
+                               s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c, s.run_g + c,
+                               s.run_g_xhat + c, s.run_xhat + c);
         });
     for (int64_t c = begin; c < end; ++c) {
-      sum_g[c] += s.run_sum[c];
-      sum_g_xhat[c] += s.run_sum_xhat[c];
+      sum_g[c] += s.run_g[c];
+      sum_g_xhat[c] += s.run_g_xhat[c];
+      sum_xhat[c] += s.run_xhat[c];
     }
   }
 
@@ -249,24 +265,21 @@ void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_gro
       mean_g_xhat += s.gain[c] * sum_g_xhat[c] / count;
     }
     for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
+      const ChannelMap map{s.centre[c], s.rstd[c], s.rest[c], s.gain[c], s.offset[c]};
+      sum_xhat[c] = sum_of_grad_h(map, sum_g[c], sum_xhat[c], args.n_pixels, mean_g, mean_g_xhat);
       s.mean_g[c] = static_cast<float>(mean_g);
       s.mean_g_xhat[c] = static_cast<float>(mean_g_xhat);
     }
   }
 
-  for (int64_t start = 0; start < args.n_pixels; start += run) {
-    const int64_t n = start + run < args.n_pixels ? run : args.n_pixels - start;
-    for (int64_t c = begin; c < end; ++c) s.run_sum[c] = 0;
-    for_each_source<const T>(
-        args.x, args.skip, item, start, begin, end, [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
-          const int64_t to_stride = (c < args.x.n_channels ? args.grad_x : args.grad_skip).strides.pixel;
-          write_gradients<kSilu>(from, stride, grad_out + start * grad_stride + c, grad_stride,
-                                 channel_data<T>(args.grad_x, args.grad_skip, item, c) + start * to_stride, to_stride,
-                                 n, channels, s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c,
-                                 s.mean_g + c, s.mean_g_xhat + c, s.run_sum + c);
-        });
-    for (int64_t c = begin; c < end; ++c) sum_grad_h[c] += s.run_sum[c];
-  }
+  for_each_source<const T>(
+      args.x, args.skip, item, 0, begin, end, [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
+        const int64_t to_stride = (c < args.x.n_channels ? args.grad_x : args.grad_skip).strides.pixel;
+        write_gradients<kSilu>(from, stride, grad_out + c, grad_stride,
+                               channel_data<T>(args.grad_x, args.grad_skip, item, c), to_stride, args.n_pixels,
+                               channels, s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c,
+                               s.mean_g + c, s.mean_g_xhat + c);
+      });
 }
 
 }  // namespace

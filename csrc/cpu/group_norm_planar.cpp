@@ -99,16 +99,24 @@ void backward_group(const GroupNormBwdArgs& args, int64_t item, int64_t group) {
     const ChannelMap map = channel_map(args.affine, item, c, mean, rstd);
     const T* row = channel_data<const T>(args.x, args.skip, item, c);
     const T* grad = grad_out + c * args.grad_out.strides.channel;
-    double sum_g = 0, sum_g_xhat = 0;
+    double sum_g = 0, sum_g_xhat = 0, sum_xhat = 0;
     for (int64_t start = 0; start < args.n_pixels; start += kRun) {
       const int64_t n = start + kRun < args.n_pixels ? kRun : args.n_pixels - start;
       float* g = is_kept ? kept + (c - first) * args.n_pixels + start : one_run;
       gradients_before_silu<kSilu>(row + start, grad + start, n, map, g);
       sum_g += sum<float>(n, [&](int64_t i) { return g[i]; });
-      sum_g_xhat += sum<float>(n, [&](int64_t i) { return g[i] * normalised(row[start + i], map); });
+      float g_xhat[kLanes] = {}, xhat[kLanes] = {};
+      for_each_lane(n, [&](int64_t i, int lane) {
+        const float value = normalised(row[start + i], map);
+        g_xhat[lane] = multiply_add(g[i], value, g_xhat[lane]);
+        xhat[lane] += value;
+      });
+      sum_g_xhat += sum_of_lanes(g_xhat);
+      sum_xhat += sum_of_lanes(xhat);
     }
     sums[c] = sum_g;
     sums[args.n_channels + c] = sum_g_xhat;
+    sums[2 * args.n_channels + c] = sum_xhat;
     mean_g += map.gain * sum_g / count;
     mean_g_xhat += map.gain * sum_g_xhat / count;
   }
@@ -120,19 +128,18 @@ void backward_group(const GroupNormBwdArgs& args, int64_t item, int64_t group) {
     const T* row = channel_data<const T>(args.x, args.skip, item, c);
     const T* grad = grad_out + c * args.grad_out.strides.channel;
     T* to = channel_data<T>(args.grad_x, args.grad_skip, item, c);
-    double sum_grad_h = 0;
+    double* channel_sums = sums + c;
+    channel_sums[2 * args.n_channels] =
+        sum_of_grad_h(map, channel_sums[0], channel_sums[2 * args.n_channels], args.n_pixels, mean_g, mean_g_xhat);
     for (int64_t start = 0; start < args.n_pixels; start += kRun) {
       const int64_t n = start + kRun < args.n_pixels ? kRun : args.n_pixels - start;
       const float* g = is_kept ? kept + (c - first) * args.n_pixels + start : one_run;
       if (!is_kept) gradients_before_silu<kSilu>(row + start, grad + start, n, map, one_run);
-      sum_grad_h += sum<float>(n, [&](int64_t i) {
+      for (int64_t i = 0; i < n; ++i) {
         const float g_part = multiply_add(map.gain, g[i], -g_share);
-        const float grad_h = map.rstd * multiply_add(-normalised(row[start + i], map), xhat_share, g_part);
-        assign(to[start + i], grad_h);
-        return grad_h;
-      });
+        assign(to[start + i], map.rstd * multiply_add(-normalised(row[start + i], map), xhat_share, g_part));
+      }
     }
-    sums[2 * args.n_channels + c] = sum_grad_h;
   }
 }
 

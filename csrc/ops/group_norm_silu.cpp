@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
   const Tensor dense_mean = torch::stable::contiguous(mean);
   const Tensor dense_rstd = torch::stable::contiguous(rstd);
   const Tensor sums = empty(x, {args.n_items, 3, args.n_channels}, ScalarType::Double);
-  const Tensor scratch = empty(x, {interleaved ? args.n_items : 0, 9, args.n_channels}, ScalarType::Float);
+  const Tensor scratch = empty(x, {interleaved ? args.n_items : 0, 10, args.n_channels}, ScalarType::Float);
   Parameters parameters;
   args.x = view(x_map);
   args.grad_out = view(grad_map);

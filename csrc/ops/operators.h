@@ -19,8 +19,9 @@ std::tuple<Tensor, Tensor> rk_combine_cast_fwd(const Tensor& state, const std::v
 void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, const std::vector<double>& weights,
                     double dt, const std::optional<Tensor>& dt_items, Tensor out, std::optional<Tensor> cast_out);
 
+// `dtype_codes` are positions in float16, bfloat16, float32, float64.
 std::vector<Tensor> rk_combine_bwd(const Tensor& grad, const std::vector<double>& weights, double dt,
-                                   const std::optional<Tensor>& dt_items, const std::vector<ScalarType>& dtypes);
+                                   const std::optional<Tensor>& dt_items, const std::vector<int64_t>& dtype_codes);
 
 Tensor rk_combine_bwd_dt(const Tensor& grad, const std::vector<Tensor>& slopes, const std::vector<double>& weights);
 

@@ -83,11 +83,13 @@ std::tuple<Tensor, Tensor> rk_combine_cast_fwd(const Tensor& state, const std::v
 }
 
 std::vector<Tensor> rk_combine_bwd(const Tensor& grad, const std::vector<double>& weights, double dt,
-                                   const std::optional<Tensor>& dt_items, const std::vector<ScalarType>& dtypes) {
-  check_slopes(dtypes.size(), weights);
+                                   const std::optional<Tensor>& dt_items, const std::vector<int64_t>& dtype_codes) {
+  constexpr ScalarType kTypes[] = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double};
+  check_slopes(dtype_codes.size(), weights);
   std::vector<Tensor> grad_slopes;
-  for (const ScalarType dtype : dtypes) {
-    grad_slopes.push_back(empty(grad, grad.sizes(), dtype, is_channels_last(grad)));
+  for (const int64_t code : dtype_codes) {
+    STD_TORCH_CHECK(code >= 0 && code < 4, "dtype_codes must be in [0, 4); got ", code);
+    grad_slopes.push_back(empty(grad, grad.sizes(), kTypes[code], is_channels_last(grad)));
   }
   if (grad.numel() == 0 || grad_slopes.empty()) return grad_slopes;
   const Tensor dense_grad = in_layout(grad, grad_slopes[0]);
@@ -97,7 +99,7 @@ std::vector<Tensor> rk_combine_bwd(const Tensor& grad, const std::vector<double>
   args.n_slopes = static_cast<int32_t>(grad_slopes.size());
   for (size_t i = 0; i < grad_slopes.size(); ++i) {
     args.grad_slopes[i] = grad_slopes[i].mutable_data_ptr();
-    args.slope_types[i] = scalar_of(grad_slopes[i], "dtypes");
+    args.slope_types[i] = scalar_of(grad_slopes[i], "dtype_codes");
     args.weights[i] = weights[i];
   }
   const std::optional<Tensor> dense_dt = set_step(args, grad, dt, dt_items);

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from msf_kernels._triton.registration import register
-from msf_kernels.class_distance._allocation import empty_distances, empty_gradients
+from msf_kernels.class_distance._allocation import empty_distances, empty_gradients, fake_class_distance_bwd
 from msf_kernels.class_distance._autograd import ClassDistanceOperators, differentiable
 from msf_kernels.class_distance._reference import class_distance_reference
 
@@ -56,7 +56,7 @@ _operators = ClassDistanceOperators(
         "class_distance_bwd(Tensor grad, Tensor semantic, Tensor codes, bool needs_codes) -> (Tensor, Tensor)",
         kernel=_bwd_kernel,
         formula=_bwd_formula,
-        fake=lambda grad, semantic, codes, needs_codes: empty_gradients(semantic, codes, needs_codes),
+        fake=fake_class_distance_bwd,
     ),
 )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import require_same_device, require_shape, require_tensor
+from msf_kernels.class_distance._native import class_distance_native, native_reasons
 from msf_kernels.class_distance._ops import class_distance_triton
 from msf_kernels.class_distance._reference import class_distance_reference
 from msf_kernels.shapes import ClassDistances, Codes, SemanticBatch
@@ -24,7 +26,11 @@ def _triton_reasons(semantic: Tensor, codes: Tensor) -> list[str]:
 
 _operator = Operator(
     "class_distance",
-    [triton_backend(class_distance_triton, _triton_reasons), Backend("reference", class_distance_reference)],
+    [
+        triton_backend(class_distance_triton, _triton_reasons),
+        native_backend(class_distance_native, native_reasons),
+        Backend("reference", class_distance_reference),
+    ],
 )
 
 

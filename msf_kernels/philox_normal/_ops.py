@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from msf_kernels._triton.registration import register
+from msf_kernels.philox_normal._allocation import fake_philox_normal_fwd, fake_philox_words_fwd
 from msf_kernels.philox_normal._reference import philox_normal_reference, philox_words_reference
 
 
@@ -25,31 +26,23 @@ def _normal_formula(sample_index: Tensor, shape: Sequence[int], seed: int, strea
     return philox_normal_reference(sample_index, shape, seed, stream=stream, dtype=dtype)
 
 
-def _normal_fake(sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype) -> Tensor:
-    return sample_index.new_empty((sample_index.shape[0], *shape), dtype=dtype)
-
-
 def _words_kernel(counter: Tensor, key: Tensor) -> Tensor:
     from msf_kernels.philox_normal._triton import launch_philox_words_fwd
 
     return launch_philox_words_fwd(counter, key)
 
 
-def _words_fake(counter: Tensor, key: Tensor) -> Tensor:
-    return counter.new_empty((counter.shape[0], 4))
-
-
 _normal_fwd = register(
     "philox_normal_fwd(Tensor sample_index, SymInt[] shape, SymInt seed, SymInt stream, ScalarType dtype) -> Tensor",
     kernel=_normal_kernel,
     formula=_normal_formula,
-    fake=_normal_fake,
+    fake=fake_philox_normal_fwd,
 )
 _words_fwd = register(
     "philox_words_fwd(Tensor counter, Tensor key) -> Tensor",
     kernel=_words_kernel,
     formula=philox_words_reference,
-    fake=_words_fake,
+    fake=fake_philox_words_fwd,
 )
 
 

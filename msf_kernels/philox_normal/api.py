@@ -8,9 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import FLOATING, require_int, require_same_device, require_shape, require_tensor
+from msf_kernels.philox_normal._native import (
+    native_normal_reasons,
+    native_words_reasons,
+    philox_normal_native,
+    philox_words_native,
+)
 from msf_kernels.philox_normal._ops import philox_normal_triton, philox_words_triton
 from msf_kernels.philox_normal._reference import philox_normal_reference, philox_words_reference
 from msf_kernels.shapes import SampleIndex
@@ -36,6 +43,7 @@ _normal_operator = Operator(
     "philox_normal",
     [
         triton_backend(philox_normal_triton, _normal_triton_reasons),
+        native_backend(philox_normal_native, native_normal_reasons),
         Backend("reference", philox_normal_reference),
     ],
 )
@@ -43,6 +51,7 @@ _words_operator = Operator(
     "philox_words",
     [
         triton_backend(philox_words_triton, _words_triton_reasons),
+        native_backend(philox_words_native, native_words_reasons),
         Backend("reference", philox_words_reference),
     ],
 )

@@ -281,12 +281,15 @@ def aot_cases(arch: int) -> list[AotCase]:
         (torch.float16, 2),
     ):
         slopes, weights = [state.to(dtype)] * n_slopes, [0.5] * n_slopes
-        with record_launches(f"rk_combine {dtype} slopes={n_slopes}".replace("torch.", "")) as recorded:
+        label = f"rk_combine {dtype} slopes={n_slopes}".replace("torch.", "")
+        with record_launches(label) as one_step:
             launch_rk_combine_fwd(state, slopes, weights, 0.1, None)
-            launch_rk_combine_fwd(state, slopes, weights, 1.0, dt_items)
-            launch_rk_combine_cast_fwd(state, slopes, weights, 0.1, None, dtype)
             launch_rk_combine_bwd(state, weights, 0.1, None, [dtype] * n_slopes)
-            launch_rk_combine_bwd(state, weights, 1.0, dt_items, [dtype] * n_slopes)
             launch_rk_combine_bwd_dt(state, slopes, weights)
-        cases += recorded
+        with record_launches(f"{label} cast") as with_cast:
+            launch_rk_combine_cast_fwd(state, slopes, weights, 0.1, None, dtype)
+        with record_launches(f"{label} step per item") as per_item:
+            launch_rk_combine_fwd(state, slopes, weights, 1.0, dt_items)
+            launch_rk_combine_bwd(state, weights, 1.0, dt_items, [dtype] * n_slopes)
+        cases += one_step + with_cast + per_item
     return cases

@@ -8,6 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
@@ -18,6 +19,7 @@ from msf_kernels.checks import (
     require_shape,
     require_tensor,
 )
+from msf_kernels.rk_combine._native import native_reasons, rk_combine_native
 from msf_kernels.rk_combine._ops import rk_combine_triton
 from msf_kernels.rk_combine._reference import rk_combine_reference
 
@@ -37,7 +39,11 @@ def _triton_reasons(
 
 _operator = Operator(
     "rk_combine",
-    [triton_backend(rk_combine_triton, _triton_reasons), Backend("reference", rk_combine_reference)],
+    [
+        triton_backend(rk_combine_triton, _triton_reasons),
+        native_backend(rk_combine_native, native_reasons),
+        Backend("reference", rk_combine_reference),
+    ],
 )
 
 

@@ -59,7 +59,7 @@ def integrate_adaptive(
         max_steps: Limit of accepted plus rejected steps of an item; >= 1.
         first_step: Length of the first step; default chosen per item with one extra evaluation.
         min_step: Steps are not made shorter than this, and one of this length is kept whatever its error.
-        max_step: Steps are not made longer than this; default no limit.
+        max_step: Steps are not made longer than this (the last one by 1e-4 of itself); default no limit.
         output_times: [T] or [N, T] times between `t_start` and `t_end`, in any order, at which states are returned;
             they do not shorten steps.
         context: Tensors [N, ...] that the velocity field needs per item (labels, conditions); it receives their rows.
@@ -184,7 +184,8 @@ class _AdaptiveSolver:
             ratio = self.error_ratio(rows, trial)
             is_kept = ratio <= 1.0
             if self.min_step:
-                is_kept = is_kept | ((trial.dt.abs() <= self.min_step) & ratio.isfinite())
+                is_shortest = torch.minimum(rows.length, trial.dt.abs()) <= self.min_step
+                is_kept = is_kept | (is_shortest & ratio.isfinite())
             is_kept = is_kept & rows.is_running
             if outputs is not None:
                 outputs.record(rows, trial, is_kept)

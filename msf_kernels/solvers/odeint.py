@@ -138,7 +138,7 @@ class _Packing:
         if self.shapes is None:
             return y
         parts = torch.split(y, [shape.numel() for shape in self.shapes], dim=leading)
-        return tuple(part.reshape(*y.shape[:leading], *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return tuple(part.reshape((*y.shape[:leading], *shape)) for part, shape in zip(parts, self.shapes, strict=True))
 
     def field(self, func: Callable[[Any, Any], Any]) -> Callable[[Tensor, float], Tensor]:
         """Return `func` as a velocity field of the packed state on a shared grid."""

@@ -78,6 +78,8 @@ class Tableau:
         if self.error_weights is not None and self.embedded_order is not None:
             embedded = tuple(w - e for w, e in zip(self.weights, self.error_weights, strict=True))
             self._check_order("weights - error_weights", embedded, self.embedded_order)
+        # Computed now, not at first use, which torch.compile could not trace: it takes a lock.
+        _ = self.is_first_same_as_last, self.fixed_step_stages, self.solution, self.error
 
     @property
     def n_stages(self) -> int:

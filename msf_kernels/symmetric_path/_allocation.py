@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,3 +30,15 @@ def empty_gradients(grad_z: Tensor, n_image_channels: int) -> tuple[Tensor, Tens
         for part in (n_image_channels, channels - n_image_channels)
     )
     return grad_image, grad_semantic
+
+
+def fake_symmetric_path_fwd(image: Tensor, semantic: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
+    """Return what `symmetric_path_fwd` of any family of operators allocates."""
+    return empty_path(image, semantic)
+
+
+def fake_symmetric_path_bwd(
+    grad_z: Tensor, grad_dz: Tensor, t: Tensor, sigma_min: float, n_image_channels: int
+) -> tuple[Tensor, Tensor]:
+    """Return what `symmetric_path_bwd` of any family of operators allocates."""
+    return empty_gradients(grad_z, n_image_channels)

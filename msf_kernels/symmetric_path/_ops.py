@@ -15,7 +15,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from msf_kernels._triton.registration import register
-from msf_kernels.symmetric_path._allocation import empty_gradients, empty_path
+from msf_kernels.symmetric_path._allocation import (
+    empty_gradients,
+    fake_symmetric_path_bwd,
+    fake_symmetric_path_fwd,
+)
 from msf_kernels.symmetric_path._autograd import SymmetricPathOperators, differentiable
 from msf_kernels.symmetric_path._reference import symmetric_path_reference, time_per_stream
 
@@ -30,10 +34,6 @@ def _fwd_formula(
     image: Tensor, semantic: Tensor, t: Tensor, sample_index: Tensor, seed: int, sigma_min: float
 ) -> tuple[Tensor, Tensor]:
     return symmetric_path_reference(image, semantic, t, sample_index=sample_index, seed=seed, sigma_min=sigma_min)
-
-
-def _fwd_fake(image: Tensor, semantic: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
-    return empty_path(image, semantic)
 
 
 def _bwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
@@ -55,12 +55,6 @@ def _bwd_formula(
     return grad_image, grad_semantic
 
 
-def _bwd_fake(
-    grad_z: Tensor, grad_dz: Tensor, t: Tensor, sigma_min: float, n_image_channels: int
-) -> tuple[Tensor, Tensor]:
-    return empty_gradients(grad_z, n_image_channels)
-
-
 symmetric_path_triton = differentiable(
     SymmetricPathOperators(
         fwd=register(
@@ -68,14 +62,14 @@ symmetric_path_triton = differentiable(
             "float sigma_min) -> (Tensor, Tensor)",
             kernel=_fwd_kernel,
             formula=_fwd_formula,
-            fake=_fwd_fake,
+            fake=fake_symmetric_path_fwd,
         ),
         bwd=register(
             "symmetric_path_bwd(Tensor grad_z, Tensor grad_dz, Tensor t, float sigma_min, SymInt n_image_channels) "
             "-> (Tensor, Tensor)",
             kernel=_bwd_kernel,
             formula=_bwd_formula,
-            fake=_bwd_fake,
+            fake=fake_symmetric_path_bwd,
         ),
     )
 )

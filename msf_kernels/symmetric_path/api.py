@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
@@ -16,6 +17,7 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.shapes import ImageBatch, JointState, SampleIndex, SemanticBatch, TimeBatch
+from msf_kernels.symmetric_path._native import native_reasons, symmetric_path_native
 from msf_kernels.symmetric_path._ops import symmetric_path_triton
 from msf_kernels.symmetric_path._reference import symmetric_path_reference
 
@@ -35,7 +37,11 @@ def _triton_reasons(
 
 _operator = Operator(
     "symmetric_path",
-    [triton_backend(symmetric_path_triton, _triton_reasons), Backend("reference", symmetric_path_reference)],
+    [
+        triton_backend(symmetric_path_triton, _triton_reasons),
+        native_backend(symmetric_path_native, native_reasons),
+        Backend("reference", symmetric_path_reference),
+    ],
 )
 
 

@@ -86,7 +86,7 @@ struct GroupNormBwdArgs {
   const float* mean;
   const float* rstd;
   double* sums;    // [N, 3, C]: over an item's pixels, of g, g * xhat and grad_h, where g is the gradient of y
-  float* scratch;  // [N, 9, C]
+  float* scratch;  // [N, 10, C]
   int64_t n_items, n_groups, n_channels, n_pixels, task_groups;
   bool silu;
 };
@@ -124,6 +124,13 @@ MSF_HOST_DEVICE void parameter_gradients(const GroupNormParameterArgs& args, int
     add_entry(args.grads.scale, item, args.n_items, channel, grad_factor, scale);
     add_entry(args.grads.shift, item, args.n_items, channel, g, shift);
   }
+}
+
+// The sum over a channel's pixels of grad_h = rstd (gain g - mean_g - xhat mean_g_xhat), from the sums of g and xhat.
+// Adding up the rounded grad_h instead would lose most of a sum that nearly cancels.
+MSF_HOST_DEVICE double sum_of_grad_h(const ChannelMap& map, double sum_g, double sum_xhat, int64_t n_pixels,
+                                     double mean_g, double mean_g_xhat) {
+  return map.rstd * (map.gain * sum_g - static_cast<double>(n_pixels) * mean_g - sum_xhat * mean_g_xhat);
 }
 
 // g, the gradient of y, from that of silu(y) or of y itself.

@@ -1,0 +1,83 @@
+"""When Triton kernels serve, how they are launched, and that they compile without a GPU; private names on purpose."""
+
+import pytest
+import torch
+
+from msf_kernels._triton.machine import is_interpreting, machine_reasons, tensor_reasons
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", True), ("true", True), ("ON", True), ("0", False), ("", False), ("no", False)]
+)
+def test_the_interpreter_is_recognised_as_triton_recognises_it(monkeypatch, value, expected):
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert is_interpreting() is expected
+
+
+def test_a_missing_triton_is_the_reason(monkeypatch):
+    monkeypatch.setattr("msf_kernels._triton.machine._HAS_TRITON", False)
+    assert machine_reasons() == ["triton is not installed"]
+
+
+def test_a_missing_device_is_the_reason_where_kernels_are_compiled(monkeypatch):
+    monkeypatch.setattr("msf_kernels._triton.machine._HAS_TRITON", True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert machine_reasons() == ["needs a CUDA device (or TRITON_INTERPRET=1 for tests)"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert machine_reasons() == []
+
+
+def test_every_reason_against_the_tensors_is_listed(monkeypatch):
+    tensors = [torch.zeros(2, dtype=torch.float64), torch.zeros(2, device="meta")]
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    reasons = tensor_reasons(tensors)
+    assert reasons[0] == "Triton takes tensors on cuda; got cpu, meta"
+    assert "float64" in reasons[1]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert tensor_reasons([torch.zeros(2)]) == []
+    assert tensor_reasons([torch.zeros(2)], [torch.bfloat16]) == ["Triton's interpreter is wrong in bfloat16"]
+    assert tensor_reasons(tensors[1:])[0] == "Triton's interpreter takes tensors on cpu; got meta"
+
+
+@pytest.mark.interpreter
+def test_a_launch_uses_the_first_configuration_and_skips_an_empty_grid():
+    from msf_kernels._triton.launch import KernelConfig, launch
+
+    launched = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **arguments: launched.append((grid, arguments["BLOCK"], arguments["x"]))
+
+    configs = (KernelConfig({"BLOCK": 4}), KernelConfig({"BLOCK": 8}))
+    launch(Kernel(), configs, lambda blocks: (blocks["BLOCK"], 2), tuning_key=1, x=7)
+    launch(Kernel(), configs, lambda blocks: (0,), tuning_key=1, x=7)
+    assert launched == [((4, 2), 4, 7)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", ["philox_normal", "symmetric_path", "rk_combine", "class_distance"])
+def test_every_kernel_compiles_for_three_architectures_without_a_gpu(run_fresh, operator):
+    pytest.importorskip("triton", reason="triton is not installed")
+    printed = run_fresh(
+        f"from msf_kernels.{operator}._triton import aot_cases\n"
+        "kernels = {case.kernel.__name__: case for case in aot_cases(90)}\n"
+        "for name, case in kernels.items():\n"
+        "    for capability in (80, 90, 100):\n"
+        "        assert len(case.compile(capability).asm['cubin']) > 1000\n"
+        "    print(name)\n"
+    )
+    assert f"_{operator}_fwd_kernel" in printed.split()
+
+
+def test_configurations_are_few_and_named_apart(run_fresh):
+    pytest.importorskip("triton", reason="triton is not installed")
+    run_fresh(
+        "import importlib\n"
+        "for operator in ('philox_normal', 'symmetric_path', 'rk_combine', 'class_distance'):\n"
+        "    module = importlib.import_module(f'msf_kernels.{operator}._triton')\n"
+        "    assert len(getattr(module, 'CONFIGS', ())) <= 6\n"
+        "    labels = [case.label for case in module.aot_cases(90)]\n"
+        "    assert labels and len(set(labels)) == len(labels), labels\n"
+    )
