@@ -18,7 +18,7 @@ _TRUE = ("1", "true", "yes", "on", "y")
 
 def is_interpreting() -> bool:
     """Return whether kernels run in Triton's interpreter on CPU tensors (environment variable `TRITON_INTERPRET`)."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in _TRUE
+    return _HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in _TRUE
 
 
 def machine_reasons() -> list[str]:

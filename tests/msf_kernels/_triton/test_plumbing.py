@@ -10,13 +10,16 @@ from msf_kernels._triton.machine import is_interpreting, machine_reasons, tensor
     ("value", "expected"), [("1", True), ("true", True), ("ON", True), ("0", False), ("", False), ("no", False)]
 )
 def test_the_interpreter_is_recognised_as_triton_recognises_it(monkeypatch, value, expected):
+    monkeypatch.setattr("msf_kernels._triton.machine._HAS_TRITON", True)
     monkeypatch.setenv("TRITON_INTERPRET", value)
     assert is_interpreting() is expected
 
 
 def test_a_missing_triton_is_the_reason(monkeypatch):
     monkeypatch.setattr("msf_kernels._triton.machine._HAS_TRITON", False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert machine_reasons() == ["triton is not installed"]
+    assert not is_interpreting()
 
 
 def test_a_missing_device_is_the_reason_where_kernels_are_compiled(monkeypatch):
@@ -29,6 +32,7 @@ def test_a_missing_device_is_the_reason_where_kernels_are_compiled(monkeypatch):
 
 
 def test_every_reason_against_the_tensors_is_listed(monkeypatch):
+    monkeypatch.setattr("msf_kernels._triton.machine._HAS_TRITON", True)
     tensors = [torch.zeros(2, dtype=torch.float64), torch.zeros(2, device="meta")]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     reasons = tensor_reasons(tensors)
