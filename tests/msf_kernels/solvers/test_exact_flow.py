@@ -86,8 +86,8 @@ def test_an_adaptive_solve_of_the_conditional_flow_gives_the_posterior_too(flow,
 def small_flow():
     """Three classes in four dimensions with variance 0.25."""
     generator = torch.Generator().manual_seed(3)
-    means = torch.randn(3, 4, dtype=torch.float64, generator=generator)
-    codes = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    means = 2.0 * torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    codes = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1]], dtype=torch.float64)
     return GaussianMixtureFlow(means, codes, sigma=0.5)
 
 
