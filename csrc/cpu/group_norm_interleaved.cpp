@@ -138,13 +138,13 @@ void forward_task(const GroupNormArgs& args, int64_t item, int64_t first_group, 
       moments = merged(moments, {static_cast<double>(args.n_pixels), mean[c] + entry(args.affine.add, item, c, 0), m2[c]});
     }
     const double rstd = reciprocal_std(moments, args.eps);
-    args.mean[item * args.n_groups + group] = static_cast<float>(moments.mean);
-    args.rstd[item * args.n_groups + group] = static_cast<float>(rstd);
+    args.mean[item * args.n_groups + group] = moments.mean;
+    args.rstd[item * args.n_groups + group] = rstd;
     for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
       const ChannelMap map = channel_map(args.affine, item, c, moments.mean, rstd);
       centre[c] = map.centre;
-      slope[c] = map.rstd * map.gain;
-      offset[c] = map.rest * map.gain + map.offset;
+      slope[c] = map.slope;
+      offset[c] = map.offset;
     }
   }
 
@@ -156,65 +156,62 @@ void forward_task(const GroupNormArgs& args, int64_t item, int64_t first_group, 
                            });
 }
 
-// The channel maps of one item, one array per member, and what the backward adds to them.
+// The channel and gradient maps of one item, one array per member, and sums over a run of pixels.
 struct BackwardScratch {
-  float *centre, *rstd, *rest, *gain, *offset, *mean_g, *mean_g_xhat, *run_g, *run_g_xhat, *run_xhat;
+  float *centre, *slope, *offset, *of_u, *constant, *g, *g_u, *u;
 
   BackwardScratch(float* memory, int64_t n_channels) {
-    float** members[] = {&centre, &rstd,        &rest,  &gain,       &offset,
-                         &mean_g, &mean_g_xhat, &run_g, &run_g_xhat, &run_xhat};
-    for (int i = 0; i < 10; ++i) *members[i] = memory + i * n_channels;
+    float** members[] = {&centre, &slope, &offset, &of_u, &constant, &g, &g_u, &u};
+    for (int i = 0; i < 8; ++i) *members[i] = memory + i * n_channels;
   }
 };
 
-// g_sum[c] += g, g_xhat_sum[c] += g * xhat and xhat_sum[c] += xhat over n pixels
+// g_sum[c] += g, g_u_sum[c] += g * u and u_sum[c] += u over n pixels
 template <bool kSilu, typename T>
 void add_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_stride, int64_t n, int64_t channels,
-                   const float* __restrict centre, const float* __restrict rstd, const float* __restrict rest,
-                   const float* __restrict gain, const float* __restrict offset, float* __restrict g_sum,
-                   float* __restrict g_xhat_sum, float* __restrict xhat_sum) {
-  const auto gradient_of = [&](const T* x, const T* grad_y, int64_t c, float& xhat) __attribute__((always_inline)) {
-    xhat = multiply_add(value_of(x[c]) - centre[c], rstd[c], rest[c]);
-    return gradient_before_silu<kSilu>(value_of(grad_y[c]), multiply_add(xhat, gain[c], offset[c]));
+                   const float* __restrict centre, const float* __restrict slope, const float* __restrict offset,
+                   float* __restrict g_sum, float* __restrict g_u_sum, float* __restrict u_sum) {
+  const auto gradient_of = [&](const T* x, const T* grad_y, int64_t c, float& u) __attribute__((always_inline)) {
+    u = value_of(x[c]) - centre[c];
+    return gradient_before_silu<kSilu>(value_of(grad_y[c]), multiply_add(u, slope[c], offset[c]));
   };
   int64_t p = 0;
   for (; p + 2 <= n; p += 2) {
     const T* __restrict row = from + p * stride;
     const T* __restrict grad_row = grad + p * grad_stride;
     for (int64_t c = 0; c < channels; ++c) {
-      float xhat0, xhat1;
-      const float g0 = gradient_of(row, grad_row, c, xhat0);
-      const float g1 = gradient_of(row + stride, grad_row + grad_stride, c, xhat1);
+      float u0, u1;
+      const float g0 = gradient_of(row, grad_row, c, u0);
+      const float g1 = gradient_of(row + stride, grad_row + grad_stride, c, u1);
       g_sum[c] += g0 + g1;
-      g_xhat_sum[c] += multiply_add(g0, xhat0, g1 * xhat1);
-      xhat_sum[c] += xhat0 + xhat1;
+      g_u_sum[c] += multiply_add(g0, u0, g1 * u1);
+      u_sum[c] += u0 + u1;
     }
   }
   for (; p < n; ++p) {
     for (int64_t c = 0; c < channels; ++c) {
-      float xhat;
-      const float g = gradient_of(from + p * stride, grad + p * grad_stride, c, xhat);
+      float u;
+      const float g = gradient_of(from + p * stride, grad + p * grad_stride, c, u);
       g_sum[c] += g;
-      g_xhat_sum[c] = multiply_add(g, xhat, g_xhat_sum[c]);
-      xhat_sum[c] += xhat;
+      g_u_sum[c] = multiply_add(g, u, g_u_sum[c]);
+      u_sum[c] += u;
     }
   }
 }
 
-// grad_x[p, c] = rstd (gain g - mean_g - xhat mean_g_xhat)
+// grad_x[p, c] = slope g + of_u u + constant over n pixels
 template <bool kSilu, typename T>
 void write_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_stride, T* to, int64_t to_stride,
-                     int64_t n, int64_t channels, const float* __restrict centre, const float* __restrict rstd,
-                     const float* __restrict rest, const float* __restrict gain, const float* __restrict offset,
-                     const float* __restrict mean_g, const float* __restrict mean_g_xhat) {
+                     int64_t n, int64_t channels, const float* __restrict centre, const float* __restrict slope,
+                     const float* __restrict offset, const float* __restrict of_u, const float* __restrict constant) {
   for (int64_t p = 0; p < n; ++p) {
     const T* __restrict row = from + p * stride;
     const T* __restrict grad_row = grad + p * grad_stride;
     T* __restrict to_row = to + p * to_stride;
     for (int64_t c = 0; c < channels; ++c) {
-      const float xhat = multiply_add(value_of(row[c]) - centre[c], rstd[c], rest[c]);
-      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), multiply_add(xhat, gain[c], offset[c]));
-      assign(to_row[c], rstd[c] * multiply_add(-xhat, mean_g_xhat[c], multiply_add(gain[c], g, -mean_g[c])));
+      const float u = value_of(row[c]) - centre[c];
+      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), multiply_add(u, slope[c], offset[c]));
+      assign(to_row[c], multiply_add(slope[c], g, multiply_add(of_u[c], u, constant[c])));
     }
   }
 }
@@ -224,51 +221,55 @@ void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_gro
   const int64_t group_channels = args.n_channels / args.n_groups;
   const int64_t begin = first_group * group_channels;
   const int64_t end = last_group * group_channels;
-  const BackwardScratch s(args.scratch + item * 10 * args.n_channels, args.n_channels);
-  double* sum_g = args.sums + item * 3 * args.n_channels;
-  double* sum_g_xhat = sum_g + args.n_channels;
-  double* sum_xhat = sum_g_xhat + args.n_channels;  // then that of grad_h
+  const BackwardScratch s(args.scratch + item * 8 * args.n_channels, args.n_channels);
+  double* sums_g = args.sums + item * 3 * args.n_channels;
+  double* sums_g_xhat = sums_g + args.n_channels;       // until all pixels are seen: of g * u
+  double* sums_grad_h = sums_g_xhat + args.n_channels;  // until then: of u
   const T* grad_out = static_cast<const T*>(args.grad_out.data) + item * args.grad_out.strides.item;
   const int64_t grad_stride = args.grad_out.strides.pixel;
-  for (int64_t c = begin; c < end; ++c) {
+  const auto map_of = [&](int64_t c) {
     const int64_t group = item * args.n_groups + c / group_channels;
-    const ChannelMap map = channel_map(args.affine, item, c, args.mean[group], args.rstd[group]);
+    return channel_map(args.affine, item, c, args.mean[group], args.rstd[group]);
+  };
+  for (int64_t c = begin; c < end; ++c) {
+    const ChannelMap map = map_of(c);
     s.centre[c] = map.centre;
-    s.rstd[c] = map.rstd;
-    s.rest[c] = map.rest;
-    s.gain[c] = map.gain;
+    s.slope[c] = map.slope;
     s.offset[c] = map.offset;
-    sum_g[c] = sum_g_xhat[c] = sum_xhat[c] = 0;
+    sums_g[c] = sums_g_xhat[c] = sums_grad_h[c] = 0;
   }
 
   for (int64_t start = 0; start < args.n_pixels; start += kGradientRun) {
     const int64_t n = start + kGradientRun < args.n_pixels ? kGradientRun : args.n_pixels - start;
-    for (int64_t c = begin; c < end; ++c) s.run_g[c] = s.run_g_xhat[c] = s.run_xhat[c] = 0;
+    for (int64_t c = begin; c < end; ++c) s.g[c] = s.g_u[c] = s.u[c] = 0;
     for_each_source<const T>(
         args.x, args.skip, item, start, begin, end, [&](const T* from, int64_t stride, int64_t c, int64_t channels) {
           add_gradients<kSilu>(from, stride, grad_out + start * grad_stride + c, grad_stride, n, channels,
-                               s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c, s.run_g + c,
-                               s.run_g_xhat + c, s.run_xhat + c);
+                               s.centre + c, s.slope + c, s.offset + c, s.g + c, s.g_u + c, s.u + c);
         });
     for (int64_t c = begin; c < end; ++c) {
-      sum_g[c] += s.run_g[c];
-      sum_g_xhat[c] += s.run_g_xhat[c];
-      sum_xhat[c] += s.run_xhat[c];
+      sums_g[c] += s.g[c];
+      sums_g_xhat[c] += s.g_u[c];
+      sums_grad_h[c] += s.u[c];
     }
   }
 
   const double count = static_cast<double>(group_channels * args.n_pixels);
   for (int64_t group = first_group; group < last_group; ++group) {
+    const int64_t group_begin = group * group_channels;
     double mean_g = 0, mean_g_xhat = 0;
-    for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
-      mean_g += s.gain[c] * sum_g[c] / count;
-      mean_g_xhat += s.gain[c] * sum_g_xhat[c] / count;
+    for (int64_t c = group_begin; c < group_begin + group_channels; ++c) {
+      const ChannelMap map = map_of(c);
+      sums_g_xhat[c] = sum_of_g_xhat(map, {sums_g[c], sums_g_xhat[c], sums_grad_h[c]});
+      mean_g += map.gain * sums_g[c] / count;
+      mean_g_xhat += map.gain * sums_g_xhat[c] / count;
     }
-    for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
-      const ChannelMap map{s.centre[c], s.rstd[c], s.rest[c], s.gain[c], s.offset[c]};
-      sum_xhat[c] = sum_of_grad_h(map, sum_g[c], sum_xhat[c], args.n_pixels, mean_g, mean_g_xhat);
-      s.mean_g[c] = static_cast<float>(mean_g);
-      s.mean_g_xhat[c] = static_cast<float>(mean_g_xhat);
+    for (int64_t c = group_begin; c < group_begin + group_channels; ++c) {
+      const GradientMap gradient =
+          gradient_map(map_of(c), {sums_g[c], 0, sums_grad_h[c]}, args.n_pixels, mean_g, mean_g_xhat);
+      s.of_u[c] = gradient.of_u;
+      s.constant[c] = gradient.constant;
+      sums_grad_h[c] = gradient.sum;
     }
   }
 
@@ -277,8 +278,7 @@ void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_gro
         const int64_t to_stride = (c < args.x.n_channels ? args.grad_x : args.grad_skip).strides.pixel;
         write_gradients<kSilu>(from, stride, grad_out + c, grad_stride,
                                channel_data<T>(args.grad_x, args.grad_skip, item, c), to_stride, args.n_pixels,
-                               channels, s.centre + c, s.rstd + c, s.rest + c, s.gain + c, s.offset + c,
-                               s.mean_g + c, s.mean_g_xhat + c);
+                               channels, s.centre + c, s.slope + c, s.offset + c, s.of_u + c, s.constant + c);
       });
 }
 

@@ -41,10 +41,9 @@ Moments row_moments(const T* row, int64_t n_pixels) {
 
 template <bool kSilu, typename T>
 void forward_row(const T* row, T* out, int64_t n_pixels, const ChannelMap& map) {
-  const float slope = map.rstd * map.gain;
-  const float offset = map.rest * map.gain + map.offset;
+  const float centre = map.centre, slope = map.slope, offset = map.offset;
   for (int64_t i = 0; i < n_pixels; ++i) {
-    assign(out[i], activated<kSilu>(multiply_add(value_of(row[i]) - map.centre, slope, offset)));
+    assign(out[i], activated<kSilu>(multiply_add(value_of(row[i]) - centre, slope, offset)));
   }
 }
 
@@ -59,8 +58,8 @@ void forward_group(const GroupNormArgs& args, int64_t item, int64_t group) {
     moments = merged(moments, row);
   }
   const double rstd = reciprocal_std(moments, args.eps);
-  args.mean[item * args.n_groups + group] = static_cast<float>(moments.mean);
-  args.rstd[item * args.n_groups + group] = static_cast<float>(rstd);
+  args.mean[item * args.n_groups + group] = moments.mean;
+  args.rstd[item * args.n_groups + group] = rstd;
   for (int64_t c = first; c < first + group_channels; ++c) {
     forward_row<kSilu>(channel_data<const T>(args.x, args.skip, item, c),
                        static_cast<T*>(args.out.data) + item * args.out.strides.item + c * args.out.strides.channel,
@@ -68,18 +67,28 @@ void forward_group(const GroupNormArgs& args, int64_t item, int64_t group) {
   }
 }
 
-template <typename T>
-inline __attribute__((always_inline)) float normalised(T x, const ChannelMap& map) {
-  return multiply_add(value_of(x) - map.centre, map.rstd, map.rest);
-}
-
 // g[i], the gradient before the SiLU, of n values of a row
 template <bool kSilu, typename T>
 void gradients_before_silu(const T* row, const T* grad, int64_t n, const ChannelMap& map, float* g) {
+  const float centre = map.centre, slope = map.slope, offset = map.offset;
   for (int64_t i = 0; i < n; ++i) {
-    const float y = multiply_add(normalised(row[i], map), map.gain, map.offset);
+    const float y = multiply_add(value_of(row[i]) - centre, slope, offset);
     g[i] = gradient_before_silu<kSilu>(value_of(grad[i]), y);
   }
+}
+
+template <typename T>
+void add_sums(const T* row, const float* g, int64_t n, float centre, ChannelSums& sums) {
+  float g_lanes[kLanes] = {}, g_u_lanes[kLanes] = {}, u_lanes[kLanes] = {};
+  for_each_lane(n, [&](int64_t i, int lane) {
+    const float u = value_of(row[i]) - centre;
+    g_lanes[lane] += g[i];
+    g_u_lanes[lane] = multiply_add(g[i], u, g_u_lanes[lane]);
+    u_lanes[lane] += u;
+  });
+  sums.g += sum_of_lanes(g_lanes);
+  sums.g_u += sum_of_lanes(g_u_lanes);
+  sums.u += sum_of_lanes(u_lanes);
 }
 
 template <bool kSilu, typename T>
@@ -88,7 +97,9 @@ void backward_group(const GroupNormBwdArgs& args, int64_t item, int64_t group) {
   const int64_t first = group * group_channels;
   const double mean = args.mean[item * args.n_groups + group];
   const double rstd = args.rstd[item * args.n_groups + group];
-  double* sums = args.sums + item * 3 * args.n_channels;
+  double* sums_g = args.sums + item * 3 * args.n_channels;
+  double* sums_g_xhat = sums_g + args.n_channels;
+  double* sums_grad_h = sums_g_xhat + args.n_channels;  // until the second pass: of u
   const T* grad_out = static_cast<const T*>(args.grad_out.data) + item * args.grad_out.strides.item;
   const double count = static_cast<double>(group_channels * args.n_pixels);
   const bool is_kept = group_channels * args.n_pixels <= kKeptValues;
@@ -99,45 +110,36 @@ void backward_group(const GroupNormBwdArgs& args, int64_t item, int64_t group) {
     const ChannelMap map = channel_map(args.affine, item, c, mean, rstd);
     const T* row = channel_data<const T>(args.x, args.skip, item, c);
     const T* grad = grad_out + c * args.grad_out.strides.channel;
-    double sum_g = 0, sum_g_xhat = 0, sum_xhat = 0;
+    ChannelSums sums{0, 0, 0};
     for (int64_t start = 0; start < args.n_pixels; start += kRun) {
       const int64_t n = start + kRun < args.n_pixels ? kRun : args.n_pixels - start;
       float* g = is_kept ? kept + (c - first) * args.n_pixels + start : one_run;
       gradients_before_silu<kSilu>(row + start, grad + start, n, map, g);
-      sum_g += sum<float>(n, [&](int64_t i) { return g[i]; });
-      float g_xhat[kLanes] = {}, xhat[kLanes] = {};
-      for_each_lane(n, [&](int64_t i, int lane) {
-        const float value = normalised(row[start + i], map);
-        g_xhat[lane] = multiply_add(g[i], value, g_xhat[lane]);
-        xhat[lane] += value;
-      });
-      sum_g_xhat += sum_of_lanes(g_xhat);
-      sum_xhat += sum_of_lanes(xhat);
+      add_sums(row + start, g, n, map.centre, sums);
     }
-    sums[c] = sum_g;
-    sums[args.n_channels + c] = sum_g_xhat;
-    sums[2 * args.n_channels + c] = sum_xhat;
-    mean_g += map.gain * sum_g / count;
-    mean_g_xhat += map.gain * sum_g_xhat / count;
+    sums_g[c] = sums.g;
+    sums_g_xhat[c] = sum_of_g_xhat(map, sums);
+    sums_grad_h[c] = sums.u;
+    mean_g += map.gain * sums.g / count;
+    mean_g_xhat += map.gain * sums_g_xhat[c] / count;
   }
 
-  const float g_share = static_cast<float>(mean_g);
-  const float xhat_share = static_cast<float>(mean_g_xhat);
   for (int64_t c = first; c < first + group_channels; ++c) {
     const ChannelMap map = channel_map(args.affine, item, c, mean, rstd);
+    const ChannelSums sums{sums_g[c], 0, sums_grad_h[c]};
+    const GradientMap gradient = gradient_map(map, sums, args.n_pixels, mean_g, mean_g_xhat);
+    sums_grad_h[c] = gradient.sum;
     const T* row = channel_data<const T>(args.x, args.skip, item, c);
     const T* grad = grad_out + c * args.grad_out.strides.channel;
     T* to = channel_data<T>(args.grad_x, args.grad_skip, item, c);
-    double* channel_sums = sums + c;
-    channel_sums[2 * args.n_channels] =
-        sum_of_grad_h(map, channel_sums[0], channel_sums[2 * args.n_channels], args.n_pixels, mean_g, mean_g_xhat);
     for (int64_t start = 0; start < args.n_pixels; start += kRun) {
       const int64_t n = start + kRun < args.n_pixels ? kRun : args.n_pixels - start;
       const float* g = is_kept ? kept + (c - first) * args.n_pixels + start : one_run;
       if (!is_kept) gradients_before_silu<kSilu>(row + start, grad + start, n, map, one_run);
+      const float centre = map.centre, slope = map.slope, of_u = gradient.of_u, constant = gradient.constant;
       for (int64_t i = 0; i < n; ++i) {
-        const float g_part = multiply_add(map.gain, g[i], -g_share);
-        assign(to[start + i], map.rstd * multiply_add(-normalised(row[start + i], map), xhat_share, g_part));
+        const float u = value_of(row[start + i]) - centre;
+        assign(to[start + i], multiply_add(slope, g[i], multiply_add(of_u, u, constant)));
       }
     }
   }

@@ -57,8 +57,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const Tensor& x, int64_t 
   args.silu = silu;
   const bool interleaved = is_channels_last(x);
   Tensor out = empty(x, {args.n_items, args.n_channels, x.size(2), x.size(3)}, x.scalar_type(), interleaved);
-  Tensor mean = empty(x, {args.n_items, num_groups}, ScalarType::Float);
-  Tensor rstd = empty(x, {args.n_items, num_groups}, ScalarType::Float);
+  Tensor mean = empty(x, {args.n_items, num_groups}, ScalarType::Double);
+  Tensor rstd = empty(x, {args.n_items, num_groups}, ScalarType::Double);
 
   const Tensor x_map = in_format(x, interleaved);
   const std::optional<Tensor> skip_map = skip.has_value() ? std::optional(in_format(*skip, interleaved)) : std::nullopt;
@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const Tensor& x, int64_t 
   args.type = scalar_of(x, "x");
   args.affine = {parameters.rows(weight, "weight"), parameters.rows(bias, "bias"), parameters.rows(add, "add"),
                  parameters.rows(scale, "scale"), parameters.rows(shift, "shift")};
-  args.mean = mean.mutable_data_ptr<float>();
-  args.rstd = rstd.mutable_data_ptr<float>();
+  args.mean = mean.mutable_data_ptr<double>();
+  args.rstd = rstd.mutable_data_ptr<double>();
   args.moments = moments.mutable_data_ptr<double>();
   args.scratch = scratch.mutable_data_ptr<float>();
 #if defined(MSF_WITH_CUDA)
@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
   const Tensor dense_mean = torch::stable::contiguous(mean);
   const Tensor dense_rstd = torch::stable::contiguous(rstd);
   const Tensor sums = empty(x, {args.n_items, 3, args.n_channels}, ScalarType::Double);
-  const Tensor scratch = empty(x, {interleaved ? args.n_items : 0, 10, args.n_channels}, ScalarType::Float);
+  const Tensor scratch = empty(x, {interleaved ? args.n_items : 0, 8, args.n_channels}, ScalarType::Float);
   Parameters parameters;
   args.x = view(x_map);
   args.grad_out = view(grad_map);
@@ -141,8 +141,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
   args.type = scalar_of(x, "x");
   args.affine = {parameters.rows(weight, "weight"), parameters.rows(bias, "bias"), parameters.rows(add, "add"),
                  parameters.rows(scale, "scale"), parameters.rows(shift, "shift")};
-  args.mean = dense_mean.const_data_ptr<float>();
-  args.rstd = dense_rstd.const_data_ptr<float>();
+  args.mean = dense_mean.const_data_ptr<double>();
+  args.rstd = dense_rstd.const_data_ptr<double>();
   args.sums = sums.mutable_data_ptr<double>();
   args.scratch = scratch.mutable_data_ptr<float>();
 

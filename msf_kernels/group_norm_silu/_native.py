@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from msf_kernels import _ext
-from msf_kernels.group_norm_silu._allocation import fake_group_norm_silu_bwd, fake_group_norm_silu_fwd
+from msf_kernels.group_norm_silu._allocation import empty_outputs, fake_group_norm_silu_bwd
 from msf_kernels.group_norm_silu._autograd import differentiable
 
+
+def _fwd_fake(x: Tensor, num_groups: int, weight: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the operator allocates: unlike other families, it saves the statistics in float64."""
+    out, mean, rstd = empty_outputs(x, num_groups, weight)
+    return out, mean.double(), rstd.double()
+
+
 group_norm_silu_native = differentiable(
-    fwd=_ext.operator("group_norm_silu_fwd", fake_group_norm_silu_fwd),
+    fwd=_ext.operator("group_norm_silu_fwd", _fwd_fake),
     bwd=_ext.operator("group_norm_silu_bwd", fake_group_norm_silu_bwd),
 )
 

@@ -45,21 +45,48 @@ struct Affine {
   Rows weight, bias, add, scale, shift;
 };
 
-// What a channel of an item does to a value x:
-//   xhat = (x + add - mean) * rstd                                 = (x - centre) * rstd + rest
-//   y = xhat * (weight * (1 + scale)) + (bias * (1 + scale) + shift) = xhat * gain + offset
-// The centre is rounded to float, and the rest is what that loses.
+// What a channel of an item does to a value x, with u = x - centre:
+//   xhat = (x + add - mean) * rstd                                  = (u + rest) * rstd
+//   y = xhat * (weight * (1 + scale)) + (bias * (1 + scale) + shift) = u * slope + offset
+// The centre is rounded to float, and the rest is what that loses; slope and offset are rounded once.
 struct ChannelMap {
-  float centre, rstd, rest, gain, offset;
+  float centre, slope, offset;
+  double rest, gain, rstd;
 };
 
 MSF_HOST_DEVICE ChannelMap channel_map(const Affine& affine, int64_t item, int64_t channel, double mean, double rstd) {
   const double factor = 1.0 + entry(affine.scale, item, channel, 0);
+  const double gain = entry(affine.weight, item, channel, 1) * factor;
+  const double offset = entry(affine.bias, item, channel, 0) * factor + entry(affine.shift, item, channel, 0);
   const double exact_centre = mean - entry(affine.add, item, channel, 0);
   const float centre = static_cast<float>(exact_centre);
-  return {centre, static_cast<float>(rstd), static_cast<float>((centre - exact_centre) * rstd),
-          static_cast<float>(entry(affine.weight, item, channel, 1) * factor),
-          static_cast<float>(entry(affine.bias, item, channel, 0) * factor + entry(affine.shift, item, channel, 0))};
+  const double rest = centre - exact_centre;
+  return {centre, static_cast<float>(rstd * gain), static_cast<float>(rest * rstd * gain + offset), rest, gain, rstd};
+}
+
+// Sums over a channel's pixels of g, the gradient of y, of g * u and of u.
+struct ChannelSums {
+  double g, g_u, u;
+};
+
+MSF_HOST_DEVICE double sum_of_g_xhat(const ChannelMap& map, const ChannelSums& sums) {
+  return map.rstd * (sums.g_u + map.rest * sums.g);
+}
+
+// grad_h = rstd (gain g - mean_g - xhat mean_g_xhat) = slope g + of_u u + constant, where the means over the group are
+// those of gain g and gain g xhat. Its sum over the pixels follows from the other sums: adding up rounded values would
+// lose most of a sum that nearly cancels.
+struct GradientMap {
+  float of_u, constant;
+  double sum;
+};
+
+MSF_HOST_DEVICE GradientMap gradient_map(const ChannelMap& map, const ChannelSums& sums, int64_t n_pixels,
+                                         double mean_g, double mean_g_xhat) {
+  const double of_u = -map.rstd * map.rstd * mean_g_xhat;
+  const double constant = -map.rstd * mean_g + of_u * map.rest;
+  return {static_cast<float>(of_u), static_cast<float>(constant),
+          map.rstd * map.gain * sums.g + of_u * sums.u + constant * static_cast<double>(n_pixels)};
 }
 
 // Work is cut into tasks of `task_groups` groups of one item (the last task of an item may have fewer). A task writes
@@ -69,8 +96,8 @@ struct GroupNormArgs {
   MapView out;
   Scalar type;  // of the maps; not float64
   Affine affine;
-  float* mean;      // [N, G]
-  float* rstd;      // [N, G]
+  double* mean;     // [N, G]; not float: a rounded mean would shift every xhat of the backward the same way
+  double* rstd;     // [N, G]
   double* moments;  // scratch [N, 2, C]
   float* scratch;   // [N, 3, C]
   int64_t n_items, n_groups, n_channels, n_pixels, task_groups;
@@ -83,10 +110,10 @@ struct GroupNormBwdArgs {
   MapView grad_x, grad_skip;
   Scalar type;
   Affine affine;
-  const float* mean;
-  const float* rstd;
-  double* sums;    // [N, 3, C]: over an item's pixels, of g, g * xhat and grad_h, where g is the gradient of y
-  float* scratch;  // [N, 10, C]
+  const double* mean;
+  const double* rstd;
+  double* sums;    // [N, 3, C]: over an item's pixels, of g, g * xhat and grad_h
+  float* scratch;  // [N, 8, C]
   int64_t n_items, n_groups, n_channels, n_pixels, task_groups;
   bool silu;
 };
@@ -124,13 +151,6 @@ MSF_HOST_DEVICE void parameter_gradients(const GroupNormParameterArgs& args, int
     add_entry(args.grads.scale, item, args.n_items, channel, grad_factor, scale);
     add_entry(args.grads.shift, item, args.n_items, channel, g, shift);
   }
-}
-
-// The sum over a channel's pixels of grad_h = rstd (gain g - mean_g - xhat mean_g_xhat), from the sums of g and xhat.
-// Adding up the rounded grad_h instead would lose most of a sum that nearly cancels.
-MSF_HOST_DEVICE double sum_of_grad_h(const ChannelMap& map, double sum_g, double sum_xhat, int64_t n_pixels,
-                                     double mean_g, double mean_g_xhat) {
-  return map.rstd * (map.gain * sum_g - static_cast<double>(n_pixels) * mean_g - sum_xhat * mean_g_xhat);
 }
 
 // g, the gradient of y, from that of silu(y) or of y itself.
