@@ -40,5 +40,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# With an interpreter that has PyTorch already: make gpu-check PYTHON=python3. Installs nothing.
+gpu-check:
+	$(if $(filter file default,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
+		-m benchmarks.gpu_check $(GPU_CHECK_ARGS)
+
 clean:
 	rm -rf $(VENV) build dist demo-out *.egg-info

@@ -44,7 +44,7 @@ class Job:
 
     name: str
     operator: str
-    variants: Mapping[str, Callable[[], object]]
+    variants: Mapping[str, Callable[[], Tensor]]
     note: str
     goals: Mapping[str, float] = field(default_factory=dict)
     is_boundary: bool = False

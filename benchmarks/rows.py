@@ -65,18 +65,33 @@ class RowWriter:
         self.rows: list[Row] = []
         self._suite = suite
         machine = describe_machine(device)
-        self._origin = {
-            "machine": machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads"),
-            "device": device.type,
-            "versions": versions() | {key: machine[key] for key in ("driver",) if key in machine},
-            "commit": commit(),
-        }
+        self._machine = str(machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads"))
+        self._device = device.type
+        self._versions = versions()
+        if "driver" in machine:
+            self._versions["driver"] = str(machine["driver"])
+        self._commit = commit()
 
     def add(self, job: str, variant: str, metric: str, unit: str, samples: Iterable[float], note: str = "") -> Row:
         """Summarise samples in a row and return it; where there are none, the note says why."""
         values = sorted(samples)
         p20, median, p80 = (quantile(values, q) if values else None for q in (0.2, 0.5, 0.8))
-        row = Row(self._suite, job, variant, metric, unit, median, p20, p80, len(values), note=note, **self._origin)
+        row = Row(
+            self._suite,
+            job,
+            variant,
+            metric,
+            unit,
+            median,
+            p20,
+            p80,
+            len(values),
+            self._machine,
+            self._device,
+            self._versions,
+            self._commit,
+            note,
+        )
         self.rows.append(row)
         return row
 

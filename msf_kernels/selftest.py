@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     available = backends()
     _check_names(parser, "--op", options.op, available)
     _check_names(parser, "--backend", options.backend, {name for table in available.values() for name in table})
+    operators = options.op or sorted(available)
+    _check_names(parser, "--case", options.case, {case.label for name in operators for case in fixed_cases(name)})
     if options.seeds < 0:
         parser.error(f"--seeds must be >= 0; got {options.seeds}")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -55,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json must be in an existing folder; got {options.json}")
 
-    operators = options.op or sorted(available)
     verdicts: list[Verdict] = []
     print(_WIDTHS.format("operator", "backend", "dtype", "case", "max error", "bound", "RMS error", "bound", "verdict"))
     for operator in operators:
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = [name for name in reasons if not options.backend or name in options.backend]
         serving = [name for name in wanted if not reasons[name]]
         found = list(_run_operator(operator, serving, options, device))
-        found += [_nothing_served(operator, name) for name in serving if not _has_result(found, name)]
+        found += [_nothing_served(operator, name) for name in serving if _has_only_refusals(found, name)]
         if options.backend:
             found += [_failure(operator, name, "; ".join(reasons[name])) for name in wanted if reasons[name]]
         _print_rows(found)
@@ -130,8 +131,9 @@ def _cases(operator: str, options: argparse.Namespace) -> list[OperatorCase]:
     return fixed + [random_case(operator, seed) for seed in range(options.seeds)]
 
 
-def _has_result(verdicts: Sequence[Verdict], backend: str) -> bool:
-    return any(verdict.backend == backend and verdict.verdict != REFUSED for verdict in verdicts)
+def _has_only_refusals(verdicts: Sequence[Verdict], backend: str) -> bool:
+    kinds = {verdict.verdict for verdict in verdicts if verdict.backend == backend}
+    return kinds == {REFUSED}
 
 
 def _nothing_served(operator: str, backend: str) -> Verdict:

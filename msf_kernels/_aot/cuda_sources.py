@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import runpy
 import shutil
@@ -31,13 +32,14 @@ def cuda_sources(root: Path) -> tuple[list[str], str]:
 
 def compile_source(root: Path, source: str, arch: str) -> list[Compilation]:
     """Compile one file for one architecture; one entry per kernel in it."""
-    build = runpy.run_path(str(root / "setup.py"), run_name="setup_functions")
-    with tempfile.TemporaryDirectory() as folder:
+    # The build speaks of its files relative to the checkout.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(root):
+        build = runpy.run_path("setup.py", run_name="setup_functions")
         commands = build["compile_commands"](
             Path(folder), [arch.removeprefix("sm_")], build["find_torch"](), build["find_compiler"]()
         )
         (command,) = (command for command in commands.values() if f"csrc/cuda/{source}" in command)
-        done = subprocess.run([*command, "-Xptxas", "-v"], capture_output=True, text=True, cwd=root)
+        done = subprocess.run([*command, "-Xptxas", "-v"], capture_output=True, text=True)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         first = next((line for line in lines if "error" in line), "nvcc failed")

@@ -22,7 +22,7 @@ PASS, FAIL, REFUSED = "pass", "fail", "refused"
 
 # One yardstick on one draw is luck, above all on a handful of values: it is measured on at least so many draws and, per
 # output, values; the largest bound counts.
-MIN_YARDSTICK_DRAWS = 4
+MIN_YARDSTICK_DRAWS = 8
 MIN_YARDSTICK_VALUES = 64
 
 

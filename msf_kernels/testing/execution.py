@@ -53,7 +53,9 @@ def run_captured(
     upstream = random_upstream([first] if isinstance(first, Tensor) else list(first), dtype)
 
     def work() -> Results:
-        return outputs_and_gradients(function, inputs, dtype, gradients_of, upstream=upstream)
+        results = outputs_and_gradients(function, inputs, dtype, gradients_of, upstream=upstream)
+        # A gradient may be the upstream gradient itself, which must outlive the overwriting below.
+        return [(name, tensor.clone()) for name, tensor in results]
 
     plain = work()
     _require_same_bits(plain, work(), "a second run")
@@ -71,7 +73,7 @@ def run_captured(
     graph.replay()
     torch.cuda.synchronize()
     _require_same_bits(plain, captured, "the replayed graph")
-    return [(name, tensor.clone()) for name, tensor in captured]
+    return captured
 
 
 def _require_same_bits(wanted: Results, actual: Results, what: str) -> None:
