@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -119,6 +119,57 @@ def rk_combine(
     Source:
         Hairer, Norsett and Wanner, "Solving ordinary differential equations I", section II.1.
     """
+    slopes, weights, dt = _require_call(state, slopes, weights, dt, out, cast_to)
+    result: Tensor | tuple[Tensor, Tensor] = _operator(backend, state, slopes, weights, dt, out=out, cast_to=cast_to)
+    return result
+
+
+def choose_rk_combine(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float | Tensor,
+    *,
+    out: Tensor | None = None,
+    cast_to: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Callable[..., Any]:
+    """Check a call as `rk_combine` does and return, without running it, the function that serves it.
+
+    For loops that make the same call many times: the function takes the arguments of `rk_combine` without `backend`
+    and repeats neither checks nor choice. It serves other values, and tensors that agree with these in shape, dtype
+    and device, whether `out` is given and whether a gradient is required; `weights` must hold no zero.
+
+    Args:
+        state: As for `rk_combine`.
+        slopes: Likewise.
+        weights: Likewise.
+        dt: Likewise.
+        out: Likewise.
+        cast_to: Likewise.
+        backend: Likewise.
+
+    Returns:
+        Callable `(state, slopes, weights, dt, *, out, cast_to)`.
+
+    Raises:
+        TypeError: As for `rk_combine`.
+        ValueError: As for `rk_combine`.
+        BackendUnavailableError: As for `rk_combine`.
+    """
+    slopes, weights, dt = _require_call(state, slopes, weights, dt, out, cast_to)
+    return _operator.choose(backend, state, slopes, weights, dt, out=out, cast_to=cast_to).run
+
+
+def _require_call(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float | Tensor,
+    out: Tensor | None,
+    cast_to: torch.dtype | None,
+) -> tuple[tuple[Tensor, ...], tuple[float, ...], float | Tensor]:
+    """Return the checked slopes and weights, without those of weight 0, and the step."""
     require_tensor("state", state, None)
     slopes, weights = _require_slopes(slopes, weights, state)
     if isinstance(dt, Tensor):
@@ -137,8 +188,7 @@ def rk_combine(
         require_same_dtype("out", out, "state", state)
         if torch.is_grad_enabled() and any(x.requires_grad for x in (out, state, *slopes, dt) if isinstance(x, Tensor)):
             raise ValueError("out must be None while gradients are recorded; an input requires a gradient")
-    result: Tensor | tuple[Tensor, Tensor] = _operator(backend, state, slopes, weights, dt, out=out, cast_to=cast_to)
-    return result
+    return slopes, weights, dt
 
 
 def _require_slopes(slopes: object, weights: object, state: Tensor) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from msf_kernels.rk_combine import rk_combine
+from msf_kernels.rk_combine.api import choose_rk_combine
 from msf_kernels.solvers.solution import Solution, SolveStatus
 from msf_kernels.solvers.tableau import EULER, Stage, Tableau
 from msf_kernels.solvers.time_grid import TimeGridLike, check_time_grid
@@ -37,8 +37,8 @@ def integrate(
 
     Args:
         velocity_field: Callable `(z, t) -> v`; v has the shape of z and any floating dtype. `t` is a Python float on
-            a shared grid and a tensor [N] in the grid's dtype on per-sample grids. It must not change z in place.
-            Its exceptions arrive unchanged.
+            a shared grid and a tensor [N] in the grid's dtype on per-sample grids. It must not change z in place,
+            nor a result that it returned earlier in the step. Its exceptions arrive unchanged.
         z_start: [N, ...] floating; dtype and memory format of the solution. Not modified.
         time_grid: [S + 1] numbers shared by all items (see `uniform_grid`, `grid_from_step_size`), or a floating
             tensor [N, S + 1] with one grid per item; strictly monotone, both ends included.
@@ -134,37 +134,65 @@ class _FixedStep:
     ) -> None:
         self.velocity_field = velocity_field
         self.stages = tableau.fixed_step_stages
-        self.solution = tableau.solution
+        self.updates = (*self.stages[1:], tableau.solution)
         self.cast_to = cast_to
         self.backend = backend
         self.nfe = 0
-        # One buffer per inner evaluation, because its slope may be a view of it, and two that take turns as the state.
-        n_buffers = len(self.stages) - 1 + 2 if reuse_buffers else 0
-        self.buffers = [torch.empty_like(z_start) for _ in range(n_buffers)]
+        # What serves each update, kept for as long as the velocities stay of one kind.
+        self.kind: tuple[torch.dtype, torch.device, bool] | None = None
+        self.chosen: list[Callable[..., Any] | None] = [None] * len(self.updates)
+        # One buffer per inner evaluation, because its slope may be a view of it, and one or two for the state.
+        self.inner_buffers = [torch.empty_like(z_start) for _ in self.stages[1:]] if reuse_buffers else None
+        self.state_buffers: list[Tensor] = []
 
     def advance(
         self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the state after one step, and the copy of it that the velocity field reads."""
         slopes = [self.evaluate(z, times[0])]
-        for i in range(1, len(self.stages)):
-            _, stage_z = self.combine(state, slopes, self.stages[i], dt, i - 1)
-            slopes.append(self.evaluate(stage_z, times[i]))
-        if self.buffers:
-            self.buffers[-2], self.buffers[-1] = self.buffers[-1], self.buffers[-2]
-        return self.combine(state, slopes, self.solution, dt, -1)
+        n_inner = len(self.stages) - 1
+        for i in range(n_inner):
+            out = None if self.inner_buffers is None else self.inner_buffers[i]
+            _, stage_z = self.combine(i, state, slopes, dt, out)
+            slopes.append(self.evaluate(stage_z, times[i + 1]))
+        out = None if self.inner_buffers is None else self.next_state_buffer(state, slopes)
+        return self.combine(n_inner, state, slopes, dt, out)
 
     def evaluate(self, z: Tensor, t: float | Tensor) -> Tensor:
-        velocity = self.velocity_field(z, t)
+        velocity = checked_velocity(self.velocity_field(z, t), z)
         self.nfe += 1
-        return checked_velocity(velocity, z)
+        kind = (velocity.dtype, velocity.device, velocity.requires_grad)
+        if kind != self.kind:
+            self.kind = kind
+            self.chosen = [None] * len(self.updates)
+        return velocity
 
     def combine(
-        self, state: Tensor, slopes: Sequence[Tensor], stage: Stage, dt: float | Tensor, buffer: int
+        self, update: int, state: Tensor, slopes: Sequence[Tensor], dt: float | Tensor, out: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        out = self.buffers[buffer] if self.buffers else None
-        used = [slopes[j] for j in stage.sources]
-        if self.cast_to is None:
-            combined = rk_combine(state, used, stage.weights, dt, out=out, backend=self.backend)
-            return combined, combined
-        return rk_combine(state, used, stage.weights, dt, out=out, cast_to=self.cast_to, backend=self.backend)
+        weights = self.updates[update].weights
+        used = [slopes[j] for j in self.updates[update].sources]
+        run = self.chosen[update]
+        if run is None:
+            run = choose_rk_combine(state, used, weights, dt, out=out, cast_to=self.cast_to, backend=self.backend)
+            self.chosen[update] = run
+        result = run(state, used, weights, dt, out=out, cast_to=self.cast_to)
+        return (result, result) if self.cast_to is None else result
+
+    def next_state_buffer(self, state: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+        """Return where the next state goes: over the present one, unless that is the start or a slope views it."""
+        for buffer in self.state_buffers:
+            if buffer is not state:
+                return buffer
+        if self.state_buffers and (self.cast_to is not None or _are_apart(state, slopes)):
+            return state
+        self.state_buffers.append(torch.empty_like(state))
+        return self.state_buffers[-1]
+
+
+def _are_apart(state: Tensor, slopes: Sequence[Tensor]) -> bool:
+    """Whether no slope shares memory with the state; False where that cannot be told, as while tracing."""
+    if torch.compiler.is_compiling() or type(state) is not Tensor:
+        return False
+    memory = state.untyped_storage().data_ptr()
+    return all(type(slope) is Tensor and slope.untyped_storage().data_ptr() != memory for slope in slopes)

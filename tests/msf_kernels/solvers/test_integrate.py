@@ -114,9 +114,13 @@ def test_trajectory_holds_the_state_at_every_grid_time(problem):
 
 @pytest.mark.parametrize("tableau", TABLEAUX, ids=by_name)
 def test_reused_buffers_change_no_bit_even_when_the_velocity_is_a_view_of_the_state(tableau):
-    z = torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     before = z.clone()
-    for field in (lambda z, t: z, lambda z, t: z.flip(0) * t, lambda z, t: z.permute(0, 1, 2, 3)):
+
+    def sometimes_a_view(z, t):
+        return z.mT if t < 0.3 else z * t
+
+    for field in (lambda z, t: z, lambda z, t: z.mT, lambda z, t: z.flip(0) * t, sometimes_a_view):
         plain = integrate(field, z, uniform_grid(4), tableau, return_trajectory=True)
         reused = integrate(field, z, uniform_grid(4), tableau, return_trajectory=True, reuse_buffers=True)
         assert torch.equal(plain.state, reused.state)
@@ -236,12 +240,33 @@ def test_the_loop_never_reads_a_value_back_from_the_device(device, is_per_sample
     assert solution.trajectory.shape == (6, 4, 2, 3, 3)
 
 
+@pytest.mark.parametrize("change", ["dtype", "gradient"])
+def test_velocities_that_change_their_kind_on_the_way_are_checked_anew(change):
+    weight = torch.ones(3, requires_grad=True)
+
+    def field(z, t):
+        if t < 0.5:
+            return -z
+        return (-z).bfloat16() if change == "dtype" else -z * weight
+
+    z = torch.ones(2, 3)
+    plain = integrate(field, z, uniform_grid(4), HEUN)
+    assert plain.state.dtype == torch.float32
+    if change == "dtype":
+        reused = integrate(field, z, uniform_grid(4), HEUN, reuse_buffers=True)
+        assert torch.equal(plain.state, reused.state)
+    else:
+        assert torch.autograd.grad(plain.state.sum(), weight)[0].abs().min() > 0
+        with pytest.raises(ValueError, match="gradients"):
+            integrate(field, z, uniform_grid(4), HEUN, reuse_buffers=True)
+
+
 @pytest.mark.parametrize("tableau", [EULER, HEUN, DOPRI5], ids=by_name)
 def test_a_solve_compiles_into_one_graph_and_keeps_its_gradient(tableau):
     weight = torch.randn(3, 3, generator=torch.Generator().manual_seed(1), requires_grad=True)
 
     def solve(z):
-        return integrate(lambda z, t: torch.tanh(z @ weight) * t, z, uniform_grid(3), tableau).state
+        return integrate(lambda z, t: torch.tanh(z @ weight) * t, z, uniform_grid(2), tableau).state
 
     compiled = torch.compile(solve, backend="aot_eager", fullgraph=True)
     z = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
