@@ -46,8 +46,9 @@ MSF_HOST_DEVICE double multiply_add(double a, double b, double c) {
 #endif
 }
 
-// 1 + e^-y to 1 unit in the last place; at most 2^127, so that a quotient below 1e-36 is not exact.
-MSF_HOST_DEVICE float one_plus_exp_minus(float y) {
+// e^-y = mantissa * power within 1e-7 (1 + |y|) of itself, held between 2^-126 and 2^127. What the error adds to a sigmoid
+// is within a rounding: the more |y|, the nearer that is to 0 or 1.
+MSF_HOST_DEVICE void exp_minus(float y, float& mantissa, float& power) {
   float t = y * -0x1.715476p0f;  // e^-y = 2^t
   t = t < -126.0f ? -126.0f : t;
   t = t > 127.0f ? 127.0f : t;
@@ -59,8 +60,8 @@ MSF_HOST_DEVICE float one_plus_exp_minus(float y) {
   p = multiply_add(p, r, 0x1.c6af9ep-5f);
   p = multiply_add(p, r, 0x1.ebfb94p-3f);
   p = multiply_add(p, r, 0x1.62e430p-1f);
-  const float power = float_of((bits_of(shifted) << 23) + 0x3f800000u);  // 2 to the integer part of t
-  return multiply_add(multiply_add(p, r, 1.0f), power, 1.0f);
+  mantissa = multiply_add(p, r, 1.0f);
+  power = float_of((bits_of(shifted) << 23) + 0x3f800000u);  // 2 to the integer part of t
 }
 
 // ln x for normal x > 0, accurate relative to the result also next to x = 1.
@@ -106,13 +107,19 @@ MSF_HOST_DEVICE void cosine_sine_of_turns(float v, float& cosine, float& sine) {
   sine = float_of(bits_of(is_odd ? c : s) ^ sine_sign);
 }
 
-// y sigmoid(y)
-MSF_HOST_DEVICE float silu(float y) { return y / one_plus_exp_minus(y); }
+// y sigmoid(y); where that is below 1e-36 in magnitude it is not accurate relative to itself.
+MSF_HOST_DEVICE float silu(float y) {
+  float mantissa, power;
+  exp_minus(y, mantissa, power);
+  return y / multiply_add(mantissa, power, 1.0f);
+}
 
-// The derivative of y sigmoid(y)
+// The derivative of y sigmoid(y): sigmoid(y) (1 + y sigmoid(-y)), with sigmoid(-y) = e^-y sigmoid(y), not 1 - sigmoid(y).
 MSF_HOST_DEVICE float silu_slope(float y) {
-  const float sigmoid = 1.0f / one_plus_exp_minus(y);
-  return multiply_add(y * sigmoid, 1.0f - sigmoid, sigmoid);
+  float mantissa, power;
+  exp_minus(y, mantissa, power);
+  const float sigmoid = 1.0f / multiply_add(mantissa, power, 1.0f);
+  return sigmoid * multiply_add(y, mantissa * power * sigmoid, 1.0f);
 }
 
 }  // namespace msf
