@@ -28,9 +28,11 @@ import torch
 from benchmarks.rows import ROOT, commit
 from msf_kernels import backends
 from msf_kernels.environment import describe_machine, versions
+from msf_kernels.testing.cases import fixed_cases
 
 PASSED, FAILED, TIMED_OUT, NOT_APPLICABLE = "passed", "failed", "timed out", "not applicable"
 OWN_BACKENDS = ("native", "reference", "triton")
+FEW_CASES = ("prime", "channels-last", "network map")
 NO_TESTS_COLLECTED = 5
 SANITIZER_FOUND_ERRORS = 86
 
@@ -80,9 +82,9 @@ def build_job(device: torch.device) -> Job:
 
 
 def selftest_jobs(operators: Sequence[str], device: torch.device, n_seeds: int, folder: Path) -> Iterator[Job]:
-    """Plain runs of all cases; compiled and captured runs of two, in the dtypes that networks use."""
-    few = ["--seeds", "0", "--case", "prime", "channels-last", "network map"]
+    """Plain runs of all cases; compiled and captured runs of a few, in the dtypes that networks use."""
     for operator in operators:
+        few = ["--seeds", "0", "--case", *(case.label for case in fixed_cases(operator) if case.label in FEW_CASES)]
         common = ["-m", "msf_kernels.selftest", "--device", device.type, "--op", operator]
         table = backends()[operator]
         # On a GPU all of ours must serve, so they are named; libraries are deterministic only where they say so.

@@ -26,7 +26,7 @@ from pathlib import Path
 from msf_kernels._aot.compilation import ARCHITECTURES, Compilation
 from msf_kernels._aot.cuda_sources import compile_source, cuda_sources
 from msf_kernels._aot.table import markdown, plain, table_rows
-from msf_kernels._aot.triton_kernels import compile_share, operators_with_kernels, start_worker
+from msf_kernels._aot.triton_kernels import compile_share, operators_with_kernels, without_interpreter
 from msf_kernels.environment import versions
 
 DEFAULT_ARCHS = ("sm_80", "sm_90", "sm_100")
@@ -100,7 +100,7 @@ def _compile_all(
     operators: Sequence[str], sources: Sequence[str], archs: Sequence[str], jobs: int
 ) -> Iterator[Compilation]:
     """Compile in fresh processes, so that an interpreter in this one does not matter."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=start_worker) as pool:
+    with without_interpreter(), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         pending: list[Future[list[Compilation]]] = []
         for arch in archs:
             pending += [pool.submit(compile_source, _ROOT, source, arch) for source in sources]

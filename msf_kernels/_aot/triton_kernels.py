@@ -7,7 +7,8 @@ import pkgutil
 import re
 import subprocess
 import tempfile
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,9 +27,19 @@ def operators_with_kernels() -> list[str]:
     return [name for name in folders if name[0] != "_" and find_spec(f"msf_kernels.{name}._triton") is not None]
 
 
-def start_worker() -> None:
-    """Make Triton compile, not interpret, whatever the parent process does; must run before Triton is imported."""
-    os.environ.pop("TRITON_INTERPRET", None)
+@contextmanager
+def without_interpreter() -> Iterator[None]:
+    """Let processes that start inside the block compile kernels, whatever this one does.
+
+    Triton reads the variable when it is imported, which importing torch may do, so it must be gone before they start.
+    """
+    name = "TRITON_INTERPRET"
+    kept = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ[name] = kept
 
 
 def compile_share(operator: str, arch: str, share: int, n_shares: int) -> list[Compilation]:
@@ -51,8 +62,8 @@ def _compile(case: AotCase, operator: str, arch: str) -> Compilation:
     try:
         compiled = case.compile(_capability(arch))
     except Exception as error:  # whatever the compiler raises is the finding
-        text = next(iter(str(error).strip().splitlines()), "")
-        failure = f"{type(error).__name__}: {text}"
+        lines = str(error).strip().splitlines()
+        failure = f"{type(error).__name__}: {lines[-1] if lines else ''}"
         return Compilation("triton", operator, name, arch, case.label, is_matmul=case.is_matmul, error=failure)
     registers, spill_bytes = _resources(compiled.asm["cubin"])
     return Compilation(

@@ -8,20 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from msf_kernels.errors import BackendUnavailableError
-from msf_kernels.testing.budget import ErrorReport, error_report, outputs_and_gradients, promote
+from msf_kernels.testing.budget import YARDSTICK_FACTOR, ErrorReport, error_report, outputs_and_gradients, promote
 from msf_kernels.testing.case import InputDraw, OperatorCase
 from msf_kernels.testing.execution import Run, run_poisoned
 
 PASS, FAIL, REFUSED = "pass", "fail", "refused"
 
 # One yardstick on one draw is luck, above all on a handful of values: it is measured on at least so many draws and, per
-# output, values; the largest bound counts.
+# output, values.
 MIN_YARDSTICK_DRAWS = 8
 MIN_YARDSTICK_VALUES = 64
 
@@ -87,8 +88,9 @@ class Verdict:
 def expectations(case: OperatorCase, dtype: torch.dtype, device: torch.device) -> list[Expected]:
     """Compute the oracle and the bounds of a case.
 
-    The error budget of `msf_kernels.testing` holds: at most twice the yardstick's error plus one rounding unit, where
-    the yardstick is the worst of the case's plain formulas on several draws of the inputs.
+    The error budget of `msf_kernels.testing` holds: at most twice the yardstick's error plus one rounding unit. The
+    yardstick is the worst of the case's plain formulas on several draws of the inputs, relative to the output's scale
+    (its maximum or root mean square); a draw whose output is small by cancellation counts with the median scale.
     """
     draws = [case.draw(InputDraw(dtype, device, seed=0))]
     oracles = _oracle(case, draws[0], dtype)
@@ -98,18 +100,14 @@ def expectations(case: OperatorCase, dtype: torch.dtype, device: torch.device) -
     n_draws = max(MIN_YARDSTICK_DRAWS, math.ceil(MIN_YARDSTICK_VALUES / fewest))
     draws += [case.draw(InputDraw(dtype, device, seed)) for seed in range(1, n_draws)]
     promised = _plain(case, case.function("reference"), draws[0], dtype)
-    reports = [report for inputs in draws for report in _yardstick_reports(case, inputs, dtype)]
-    return [
-        Expected(
-            name,
-            oracle,
-            plain.dtype,
-            _formats(plain) if name.startswith("output") else frozenset(),
-            max(report.max_bound for report in of_output) + case.tolerance,
-            max(report.rms_bound for report in of_output) + case.tolerance,
-        )
-        for (name, oracle), (_, plain), of_output in zip(oracles, promised, zip(*reports, strict=True), strict=True)
-    ]
+    errors = [error for inputs in draws for error in _yardstick_errors(case, inputs, dtype)]
+    expected = []
+    for (name, oracle), (_, plain), of_output in zip(oracles, promised, zip(*errors, strict=True), strict=True):
+        formats = _formats(plain) if name.startswith("output") else frozenset()
+        max_bound = _bound([error.largest for error in of_output], plain.dtype) + case.tolerance
+        rms_bound = _bound([error.rms for error in of_output], plain.dtype) + case.tolerance
+        expected.append(Expected(name, oracle, plain.dtype, formats, max_bound, rms_bound))
+    return expected
 
 
 def check(
@@ -204,17 +202,48 @@ def _plain(
     )
 
 
-def _yardstick_reports(case: OperatorCase, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[list[ErrorReport]]:
-    """Return, for each plain formula, its own error per output and gradient."""
+class _Scaled(NamedTuple):
+    """An error, and the size of what it is an error of."""
+
+    error: float
+    scale: float
+
+
+class _YardstickError(NamedTuple):
+    """Maximum and root mean square of both."""
+
+    largest: _Scaled
+    rms: _Scaled
+
+
+def _yardstick_errors(case: OperatorCase, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[list[_YardstickError]]:
+    """Return, for each plain formula, its error and the oracle's scale per output and gradient."""
     oracles = _oracle(case, inputs, dtype)
     formulas = [case.function("reference"), *case.yardsticks]
     return [
         [
-            error_report(plain, oracle, plain)
+            _yardstick_error(plain, oracle)
             for (_, plain), (_, oracle) in zip(_plain(case, formula, inputs, dtype), oracles, strict=True)
         ]
         for formula in formulas
     ]
+
+
+def _yardstick_error(plain: Tensor, oracle: Tensor) -> _YardstickError:
+    report = error_report(plain, oracle, plain)
+    if not oracle.numel():
+        return _YardstickError(_Scaled(0.0, 0.0), _Scaled(0.0, 0.0))
+    largest, rms = float(oracle.abs().max()), float(oracle.square().mean().sqrt())
+    return _YardstickError(_Scaled(report.max_error, largest), _Scaled(report.rms_error, rms))
+
+
+def _bound(errors: Sequence[_Scaled], dtype: torch.dtype) -> float:
+    """Return what the first draw may be wrong by."""
+    typical = median(error.scale for error in errors)
+    if typical == 0.0:
+        return YARDSTICK_FACTOR * max(error.error for error in errors)
+    relative = max(error.error / max(error.scale, typical) for error in errors)
+    return (YARDSTICK_FACTOR * relative + torch.finfo(dtype).eps / 2) * max(errors[0].scale, typical)
 
 
 def _exactly(case: OperatorCase, name: str, oracle: Tensor, dtype: torch.dtype) -> Expected:
