@@ -18,11 +18,14 @@ class Plan:
         n_rounds: Samples per variant.
         warm_up_seconds: Time that each variant runs unmeasured first.
         sample_seconds: A sample repeats the call until it takes about so long.
+        clock: `time.perf_counter`, or `time.process_time` on a machine with other work: being interrupted then does
+            not count. Only for one thread, since the times of threads add up.
     """
 
     n_rounds: int = 60
     warm_up_seconds: float = 0.3
     sample_seconds: float = 0.01
+    clock: Callable[[], float] = time.perf_counter
 
 
 def interleaved(
@@ -42,7 +45,7 @@ def interleaved(
     try:
         for _ in range(plan.n_rounds):
             for name, call in variants.items():
-                samples[name].append(_sample(call, repeats[name], device))
+                samples[name].append(_sample(call, repeats[name], plan, device))
     finally:
         gc.enable()
     return samples
@@ -50,20 +53,20 @@ def interleaved(
 
 def _warm_up(call: Callable[[], object], plan: Plan, device: torch.device) -> int:
     """Run for a while; return how many calls make a sample."""
-    fastest = _sample(call, 1, device)
-    end = time.perf_counter() + plan.warm_up_seconds
-    while time.perf_counter() < end:
-        fastest = min(fastest, _sample(call, 1, device))
+    fastest = _sample(call, 1, plan, device)
+    end = plan.clock() + plan.warm_up_seconds
+    while plan.clock() < end:
+        fastest = min(fastest, _sample(call, 1, plan, device))
     return max(1, round(plan.sample_seconds / max(fastest, 1e-9)))
 
 
-def _sample(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+def _sample(call: Callable[[], object], repeats: int, plan: Plan, device: torch.device) -> float:
     _wait(device)
-    start = time.perf_counter()
+    start = plan.clock()
     for _ in range(repeats):
         call()
     _wait(device)
-    return (time.perf_counter() - start) / repeats
+    return (plan.clock() - start) / repeats
 
 
 def _wait(device: torch.device) -> None:
