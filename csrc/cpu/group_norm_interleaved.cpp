@@ -69,8 +69,8 @@ void for_each_source(const MapView& x, const MapView& skip, int64_t item, int64_
 }
 
 // The moments of channels [begin, end) of one item, without `add`. A run is summed about the mean of what came before
-// (the first run about that of a few of its pixels), which is as exact as about its own: where the two means differ by
-// much, their difference is part of the variance.
+// (the first run about that of its first pixels). That is as exact as about its own mean, but for a factor of at most
+// the ratio of the two lengths: where the two means differ by much, their difference is part of the variance.
 template <typename T>
 void channel_moments(const GroupNormArgs& args, int64_t item, int64_t begin, int64_t end) {
   double* mean = args.moments + item * 2 * args.n_channels;

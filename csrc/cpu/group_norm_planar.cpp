@@ -6,25 +6,17 @@
 namespace msf::cpu::MSF_LEVEL {
 namespace {
 
-constexpr int64_t kRun = 2048;         // values whose moments are taken at once
-constexpr int64_t kPilot = kLanes;     // values whose mean is the centre of a row's first run
-constexpr int64_t kKeptValues = 16384; // gradients of a group that are kept between the passes of the backward
+constexpr int64_t kRun = 2048;          // values whose moments are taken at once, about their own mean
+constexpr int64_t kKeptValues = 16384;  // gradients of a group that are kept between the passes of the backward
 
-// A run is summed about the mean of what came before (the first run about that of a few of its values), which is as
-// exact as about its own: where the two means differ by much, their difference is part of the variance.
 template <typename T>
 Moments row_moments(const T* row, int64_t n_pixels) {
-  const int64_t n_pilot = kPilot < n_pixels ? kPilot : n_pixels;
-  float centre = 0;
-  if (n_pilot > 0) {
-    centre = static_cast<float>(sum<float>(n_pilot, [&](int64_t i) { return value_of(row[i]); }) /
-                                static_cast<double>(n_pilot));
-  }
   Moments total{0, 0, 0};
   for (int64_t start = 0; start < n_pixels; start += kRun) {
     const int64_t n = start + kRun < n_pixels ? kRun : n_pixels - start;
     const T* from = row + start;
     const double count = static_cast<double>(n);
+    const float centre = static_cast<float>(sum<float>(n, [&](int64_t i) { return value_of(from[i]); }) / count);
     float deviations[kLanes] = {}, squares[kLanes] = {};
     for_each_lane(n, [&](int64_t i, int lane) {
       const float d = value_of(from[i]) - centre;
@@ -34,7 +26,6 @@ Moments row_moments(const T* row, int64_t n_pixels) {
     const double deviation = sum_of_lanes(deviations);
     const double shift = deviation / count;
     total = merged(total, {count, centre + shift, sum_of_lanes(squares) - deviation * shift});
-    centre = static_cast<float>(total.mean);
   }
   return total;
 }

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "kernels.h"
 #include "lanes.h"
 #include "visit.h"
@@ -65,8 +67,48 @@ void add_slopes(const Args& args, const C* coefficients, int64_t start, int64_t 
   }
 }
 
+// The same arithmetic in one loop, for the usual few slopes of the state's own type: no sum goes through memory.
+template <int kSlopes, typename C>
+void add_all(const RkCombineArgs& args, const C* coefficients, int64_t start, int64_t n) {
+  const C* slopes[kSlopes];
+  for (int i = 0; i < kSlopes; ++i) slopes[i] = static_cast<const C*>(args.slopes[i]) + start;
+  const C* state = static_cast<const C*>(args.state) + start;
+  C* out = static_cast<C*>(args.out) + start;
+#pragma GCC ivdep  // out may be state itself
+  for (int64_t i = 0; i < n; ++i) {
+    C sum = coefficients[0] * slopes[0][i];
+    for (int k = 1; k < kSlopes; ++k) sum = multiply_add(coefficients[k], slopes[k][i], sum);
+    out[i] = sum + state[i];
+  }
+}
+
+bool is_plain(const RkCombineArgs& args) {
+  bool is_plain = args.cast_out == nullptr && args.n_slopes >= 1 && args.n_slopes <= 4;
+  for (int i = 0; i < args.n_slopes; ++i) is_plain = is_plain && args.slope_types[i] == args.state_type;
+  return is_plain;
+}
+
+template <typename C>
+void combine_plain(const RkCombineArgs& args, int64_t begin, int64_t end) {
+  for_each_block<C>(args, begin, end, [&](int64_t start, int64_t n, const C* coefficients) {
+    switch (args.n_slopes) {
+      case 1:
+        return add_all<1>(args, coefficients, start, n);
+      case 2:
+        return add_all<2>(args, coefficients, start, n);
+      case 3:
+        return add_all<3>(args, coefficients, start, n);
+      default:
+        return add_all<4>(args, coefficients, start, n);
+    }
+  });
+}
+
 template <typename C, typename S>
 void combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
+  if constexpr (std::is_same_v<C, S>) {
+    if (is_plain(args)) return combine_plain<C>(args, begin, end);
+  }
   for_each_block<C>(args, begin, end, [&](int64_t start, int64_t n, const C* coefficients) {
     C sum[kBlock];
     add_slopes(args, coefficients, start, n, sum);
