@@ -74,7 +74,9 @@ void add_all(const RkCombineArgs& args, const C* coefficients, int64_t start, in
   for (int i = 0; i < kSlopes; ++i) slopes[i] = static_cast<const C*>(args.slopes[i]) + start;
   const C* state = static_cast<const C*>(args.state) + start;
   C* out = static_cast<C*>(args.out) + start;
-#pragma GCC ivdep  // out may be state itself
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC ivdep  // out may be state itself, which would otherwise send the loop to its scalar version
+#endif
   for (int64_t i = 0; i < n; ++i) {
     C sum = coefficients[0] * slopes[0][i];
     for (int k = 1; k < kSlopes; ++k) sum = multiply_add(coefficients[k], slopes[k][i], sum);
