@@ -59,10 +59,20 @@ class Backend:
 class Operator:
     """A public operation with its backends, in the order in which `auto` tries them."""
 
-    def __init__(self, name: str, backends: Sequence[Backend]) -> None:
-        """Register the operator under its name for `backends()`."""
+    def __init__(
+        self, name: str, backends: Sequence[Backend], auto_order: Callable[..., Sequence[str]] | None = None
+    ) -> None:
+        """Register the operator under its name for `backends()`.
+
+        Args:
+            name: Name of the public function.
+            backends: In the order in which `auto` tries them.
+            auto_order: Where the order depends on the inputs: called with the operator's own arguments, returns the
+                names of the backends that `auto` tries.
+        """
         self.name = name
         self.backends = {backend.name: backend for backend in backends}
+        self._auto_order = auto_order
         self._logged = False
         _registry[name] = self
 
@@ -86,7 +96,8 @@ class Operator:
         """
         wanted = _resolve(backend, self.backends)
         if wanted == "auto":
-            for candidate in self.backends.values():
+            order = self.backends if self._auto_order is None else self._auto_order(*args, **kwargs)
+            for candidate in [self.backends[name] for name in order]:
                 if not candidate.in_auto():
                     continue
                 if not candidate.machine_reasons() and not candidate.input_reasons(*args, **kwargs):

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msf_kernels._triton.launch import KernelConfig, launch
+from msf_kernels._triton.offsets import offset_type
 from msf_kernels.group_norm_silu._allocation import empty_outputs
 from msf_kernels.group_norm_silu._triton_tile import (
     TilePlan,
@@ -19,7 +20,6 @@ from msf_kernels.group_norm_silu._triton_tile import (
     launch_tiles,
     load_affine,
     load_features,
-    offset_type,
     plan_tiles,
     strides_named,
     sum_in_group,
@@ -29,8 +29,8 @@ from msf_kernels.group_norm_silu._triton_tile import (
 )
 from msf_kernels.memory_format import output_memory_format
 
-# A thread holds one tile: 64 fp32 values and addresses stay below the 128 registers that 16 warps can have.
-MAX_VALUES_PER_THREAD = 64
+# One tile of fp32 values, 64 for each thread of 16 warps, stays below the 128 registers that such a thread can have.
+MAX_VALUES = 32768
 
 
 @triton.jit
@@ -196,7 +196,7 @@ def launch_group_norm_silu_fwd(
         return out, mean.zero_(), rstd.zero_()
     x = with_even_pixels(x, memory_format)
     skip = None if skip is None else with_even_pixels(skip, memory_format)
-    plan = plan_tiles(height * width, n_channels, num_groups, x.element_size(), MAX_VALUES_PER_THREAD)
+    plan = plan_tiles(height * width, n_channels, num_groups, x.element_size(), MAX_VALUES)
     inputs = input_arguments(x, num_groups, weight, bias, skip, add, scale, shift, plan)
     inputs["OFFSET_TYPE"] = offset_type(x, skip, out)
     residual = None

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from msf_kernels._triton.launch import KernelConfig, launch
 
-# Not measured on a GPU yet; chosen so that a tile fills 32-byte sectors. There is nothing to tune at run time: another
-# tile would sum in another order and give other last bits.
-CHANNEL_BYTES = 32
+# Not measured on a GPU yet. Tiles fill the 32-byte sectors of memory; those of 16 bytes leave the other half of a
+# sector to the neighbouring program, which finds it in the L2 cache: better than a second pass over memory. There is
+# nothing to tune at run time: another tile would sum in another order and give other last bits.
+CHANNEL_BYTES = (32, 16)
 VALUES_PER_THREAD = 16
 MAX_WARPS = 16
 CHUNK_VALUES = 8192
@@ -31,15 +32,17 @@ class TilePlan:
     config: KernelConfig
 
 
-def plan_tiles(n_pixels: int, n_channels: int, num_groups: int, itemsize: int, max_values_per_thread: int) -> TilePlan:
-    """Return tiles that hold all pixels where a thread then holds at most `max_values_per_thread`, else chunks."""
+def plan_tiles(n_pixels: int, n_channels: int, num_groups: int, itemsize: int, max_values: int) -> TilePlan:
+    """Return tiles of all pixels where such a tile has at most `max_values`, else tiles of a chunk of the pixels."""
     channels_per_group = n_channels // num_groups
-    block_channels = triton.next_power_of_2(max(channels_per_group, CHANNEL_BYTES // itemsize))
-    block_channels = min(block_channels, triton.next_power_of_2(n_channels))
-    groups = min(block_channels // channels_per_group, num_groups)
+    widths = [max(channels_per_group, min(channel_bytes // itemsize, n_channels)) for channel_bytes in CHANNEL_BYTES]
+    widths = [triton.next_power_of_2(width) for width in widths]
     block_pixels = triton.next_power_of_2(n_pixels)
-    if block_pixels * block_channels > 32 * MAX_WARPS * max_values_per_thread:
+    block_channels = next((width for width in widths if block_pixels * width <= max_values), None)
+    if block_channels is None:
+        block_channels = widths[0]
         block_pixels = max(1, CHUNK_VALUES // block_channels)
+    groups = min(block_channels // channels_per_group, num_groups)
     warps = triton.next_power_of_2(triton.cdiv(block_pixels * block_channels, 32 * VALUES_PER_THREAD))
     blocks = {
         "CHANNELS_PER_GROUP": channels_per_group,
@@ -112,17 +115,6 @@ def input_arguments(
         "stride_scale_n": row_stride(scale),
         "stride_shift_n": row_stride(shift),
     }
-
-
-def offset_type(*tensors: Tensor | None) -> tl.dtype:
-    """Return int64 where an offset inside one item of any of the tensors does not fit in 31 bits, else int32."""
-    for x in tensors:
-        if (
-            x is not None
-            and sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31
-        ):
-            return tl.int64
-    return tl.int32
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 ORDERS = ("legacy", "new")
@@ -16,3 +17,8 @@ def split_heads(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tensor
     else:
         q, k, v = qkv.view(n, n_tokens, 3, num_heads, head_dim).unbind(2)
     return q, k, v
+
+
+def join_heads(q: Tensor, k: Tensor, v: Tensor, *, order: str) -> Tensor:
+    """Return the packed tensor; three [N, T, H, D] -> [N, T, 3C]."""
+    return torch.stack((q, k, v), dim=3 if order == "legacy" else 2).flatten(2)

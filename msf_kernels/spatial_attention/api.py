@@ -6,15 +6,33 @@ from typing import Annotated
 
 from torch import Tensor
 
+from msf_kernels._triton.machine import triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import require_int, require_tensor
+from msf_kernels.spatial_attention._choice import auto_order
 from msf_kernels.spatial_attention._layout import ORDERS
-from msf_kernels.spatial_attention._libraries import spatial_attention_sdpa
+from msf_kernels.spatial_attention._libraries import (
+    flash_attn_input_reasons,
+    flash_attn_machine_reasons,
+    spatial_attention_flash_attn,
+    spatial_attention_sdpa,
+    spatial_attention_xformers,
+    xformers_input_reasons,
+    xformers_machine_reasons,
+)
+from msf_kernels.spatial_attention._ops import spatial_attention_triton, triton_input_reasons
 from msf_kernels.spatial_attention._reference import spatial_attention_reference
 
 _operator = Operator(
     "spatial_attention",
-    [Backend("sdpa", spatial_attention_sdpa), Backend("reference", spatial_attention_reference)],
+    [
+        triton_backend(spatial_attention_triton, triton_input_reasons),
+        Backend("sdpa", spatial_attention_sdpa),
+        Backend("flash_attn", spatial_attention_flash_attn, flash_attn_machine_reasons, flash_attn_input_reasons),
+        Backend("xformers", spatial_attention_xformers, xformers_machine_reasons, xformers_input_reasons),
+        Backend("reference", spatial_attention_reference),
+    ],
+    auto_order,
 )
 
 

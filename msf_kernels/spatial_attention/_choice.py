@@ -1,0 +1,55 @@
+"""The order in which `auto` tries attention backends, from what was measured."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msf_kernels.spatial_attention._measured import measured_calls, nearest_call
+
+# On a GPU without measurements. PyTorch's own dispatcher comes first: it is maintained and was tuned for each GPU, and
+# reads the strided views without copies. The Triton kernels have not been timed on any GPU yet and follow. The
+# libraries serve when they are measured faster or asked for by name: being installed is no evidence.
+UNMEASURED_ORDER = ("sdpa", "triton", "reference")
+
+# CPU, forward and backward, torch 2.13.0, AMD EPYC (family 26, AVX-512), one thread, 2026-11-24, milliseconds as
+# reference / sdpa: bfloat16 16x64x4x64 (N, T, H, D) 1.7 / 4.0, 8x100x4x64 12.3 / 29.8, 8x256x4x64 25 / 23,
+# 2x784x4x64 204 / 143.
+SHORTEST_SDPA_GRADIENT_BFLOAT16 = 200
+
+
+def auto_order(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> tuple[str, ...]:
+    """Return the names of the backends that `auto` tries, best first. The number of items plays no part in it."""
+    n_tokens = qkv.shape[1]
+    has_gradient = torch.is_grad_enabled() and qkv.requires_grad
+    if qkv.is_cuda:
+        head_dim = qkv.shape[2] // (3 * num_heads)
+        return _cuda_order(qkv.device.index, str(qkv.dtype).removeprefix("torch."), head_dim, n_tokens, has_gradient)
+    if qkv.device.type == "cpu" and _reference_is_faster(qkv.dtype, n_tokens, has_gradient):
+        return ("reference",)
+    return ("sdpa", "reference")
+
+
+def _reference_is_faster(dtype: torch.dtype, n_tokens: int, has_gradient: bool) -> bool:
+    """Return what was measured on the CPU named above.
+
+    float32: sdpa is ahead everywhere (forward 1.05 to 2.5 times). bfloat16: sdpa is level or ahead forward; backward it
+    needs long rows. float16: sdpa has no fast path and loses by 2 (forward) to 40 times (backward).
+    """
+    if dtype == torch.float16:
+        return True
+    return dtype == torch.bfloat16 and has_gradient and n_tokens < SHORTEST_SDPA_GRADIENT_BFLOAT16
+
+
+def _cuda_order(
+    device_index: int | None, dtype: str, head_dim: int, n_tokens: int, has_gradient: bool
+) -> tuple[str, ...]:
+    calls = measured_calls().get(torch.cuda.get_device_name(device_index), ())
+    nearest = nearest_call(calls, dtype, head_dim, n_tokens, has_gradient)
+    measured = () if nearest is None else nearest.fastest_first
+    return (*measured, *(name for name in UNMEASURED_ORDER if name not in measured))
+
+
+# torch.compile evaluates this while it traces and keeps the result, since it cannot trace the reading of a file. The
+# attribute is what torch.compiler.assume_constant_result sets; that function would import the compiler here.
+vars(_cuda_order)["_dynamo_marked_constant"] = True
