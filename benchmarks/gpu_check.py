@@ -29,9 +29,9 @@ from benchmarks.rows import ROOT, commit
 from msf_kernels import backends
 from msf_kernels.environment import describe_machine, versions
 from msf_kernels.testing.cases import fixed_cases
+from msf_kernels.testing.conformance import OWN_BACKENDS
 
 PASSED, FAILED, TIMED_OUT, NOT_APPLICABLE = "passed", "failed", "timed out", "not applicable"
-OWN_BACKENDS = ("native", "reference", "triton")
 FEW_CASES = ("prime", "channels-last", "network map")
 NO_TESTS_COLLECTED = 5
 SANITIZER_FOUND_ERRORS = 86

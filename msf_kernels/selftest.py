@@ -5,9 +5,9 @@
 
 Inputs are rounded to the dtype under test; the oracle is the definition in float64 on the same inputs; outputs start as
 NaN. An output or gradient may be at most twice as wrong as the plain formula in the same dtype plus one rounding unit,
-in maximum and in root mean square. `--run compiled` sends every call through `torch.compile` as one graph; `--run
-captured` replays it as a CUDA graph, which must repeat a plain run bit for bit. Exit code 0: everything passed; 1:
-something failed; 2: bad arguments.
+in maximum and in root mean square; backends that are other libraries' kernels: twice that. `--run compiled` sends every
+call through `torch.compile` as one graph; `--run captured` replays it as a CUDA graph, which must repeat a plain run
+bit for bit. Exit code 0: everything passed; 1: something failed; 2: bad arguments.
 
 On a machine without a GPU, `TRITON_INTERPRET=1` runs the Triton kernels in their interpreter (float32 and float16).
 """

@@ -21,6 +21,11 @@ from msf_kernels.testing.execution import Run, run_poisoned
 
 PASS, FAIL, REFUSED = "pass", "fail", "refused"
 
+OWN_BACKENDS = ("native", "reference", "triton")
+# A library's kernel is not ours to make more accurate: it is held to twice the bounds. PyTorch's attention on a CPU
+# needs it: its float32 gradients are up to 3.5 times as wrong as the plain formula's where logits spread over +-10.
+LIBRARY_ALLOWANCE = 2.0
+
 # One yardstick on one draw is luck, above all on a handful of values: it is measured on at least so many draws and, per
 # output, values.
 MIN_YARDSTICK_DRAWS = 8
@@ -147,8 +152,10 @@ def check(
         return [Verdict(*identity, "", FAIL, f"{type(error).__name__}: {error}")]
     if len(named) != len(expected):
         return [Verdict(*identity, "", FAIL, f"{len(expected)} results expected; got {len(named)}")]
+    allowance = 1.0 if backend in OWN_BACKENDS else LIBRARY_ALLOWANCE
     verdicts = []
-    for (name, actual), wanted in zip(named, expected, strict=True):
+    for (name, actual), bounds in zip(named, expected, strict=True):
+        wanted = replace(bounds, max_bound=allowance * bounds.max_bound, rms_bound=allowance * bounds.rms_bound)
         note, report = _judge(actual, wanted)
         verdict = Verdict(*identity, name, FAIL if note else PASS, note)
         if report is not None:

@@ -9,6 +9,7 @@ import torch
 from msf_kernels import backends, rk_combine
 from msf_kernels.backend import Backend, _registry
 from msf_kernels.selftest import main
+from msf_kernels.testing import conformance
 from msf_kernels.testing.case import InputDraw
 from msf_kernels.testing.cases import fixed_cases, random_case
 from msf_kernels.testing.conformance import check, expectations
@@ -30,7 +31,8 @@ def judge(operator, label, backend, dtype=torch.float32):
 
 @pytest.fixture
 def install(monkeypatch):
-    """Give an operator one more backend for a test."""
+    """Give an operator one more backend of our own for a test."""
+    monkeypatch.setattr(conformance, "OWN_BACKENDS", (*conformance.OWN_BACKENDS, "faulty"))
 
     def add(operator, run, **options):
         monkeypatch.setitem(_registry[operator].backends, "faulty", Backend("faulty", run, **options))
@@ -103,6 +105,15 @@ def test_a_backend_with_a_fault_fails(fault, install):
     verdicts = judge("rk_combine", "square", "faulty")
     failed = [verdict for verdict in verdicts if verdict.verdict == "fail"]
     assert any(re.search(note, verdict.note) for verdict in failed), [verdict.note for verdict in failed]
+
+
+def test_a_librarys_kernel_is_held_to_twice_the_bounds(install, monkeypatch):
+    install("rk_combine", combine)
+    own = judge("rk_combine", "square", "faulty")
+    monkeypatch.setattr(conformance, "OWN_BACKENDS", ("reference",))
+    assert [verdict.max_bound for verdict in judge("rk_combine", "square", "faulty")] == [
+        2 * verdict.max_bound for verdict in own
+    ]
 
 
 def test_wrong_integers_are_counted(install):
