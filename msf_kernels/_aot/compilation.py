@@ -44,9 +44,10 @@ class Compilation:
         source: Operator, or file name.
         kernel: Kernel's name.
         arch: Such as `sm_90`.
-        label: Inputs and configuration.
+        label: Inputs and configuration, or template arguments.
         registers: Per thread; None where it did not compile.
-        spill_bytes: Local memory per thread that holds what did not fit into registers.
+        spill_bytes: What did not fit into registers, per thread.
+        local_bytes: Local memory per thread: what was spilled, and arrays that are not in registers.
         shared_bytes: Shared memory per block.
         families: Tensor-core instructions found.
         is_matmul: Whether it must have the architecture's own.
@@ -60,6 +61,7 @@ class Compilation:
     label: str
     registers: int | None = None
     spill_bytes: int | None = None
+    local_bytes: int | None = None
     shared_bytes: int | None = None
     families: tuple[str, ...] = ()
     is_matmul: bool = False

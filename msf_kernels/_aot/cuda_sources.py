@@ -51,17 +51,19 @@ def parse_ptxas(text: str, source: str, arch: str) -> list[Compilation]:
     """Read what `ptxas -v` says of each kernel."""
     found = []
     for entry in _ENTRY.finditer(text):
+        kernel, arguments = _demangled(entry["name"])
         shared = re.search(r"(\d+) bytes smem", entry["rest"])
         found.append(
             Compilation(
                 "nvcc",
                 source,
-                _demangled(entry["name"]),
+                kernel,
                 arch,
-                "",
-                int(entry["registers"]),
-                max(int(entry["stack"]), int(entry["stores"]) + int(entry["loads"])),
-                int(shared[1]) if shared else 0,
+                arguments,
+                registers=int(entry["registers"]),
+                spill_bytes=int(entry["stores"]) + int(entry["loads"]),
+                local_bytes=int(entry["stack"]),
+                shared_bytes=int(shared[1]) if shared else 0,
             )
         )
     if not found:
@@ -69,9 +71,11 @@ def parse_ptxas(text: str, source: str, arch: str) -> list[Compilation]:
     return found
 
 
-def _demangled(name: str) -> str:
-    """Return the C++ name without its arguments, or the name itself where there is no c++filt."""
+def _demangled(name: str) -> tuple[str, str]:
+    """Return the kernel's name without namespaces, and its template arguments; as it is where there is no c++filt."""
     tool = shutil.which("cu++filt") or shutil.which("c++filt")
     if tool is None:
-        return name
-    return subprocess.run([tool, name], capture_output=True, text=True).stdout.strip() or name
+        return name, ""
+    text = subprocess.run([tool, name], capture_output=True, text=True).stdout.strip() or name
+    found = re.match(r"(?:void )?(?:\(anonymous namespace\)::|\w+::)*(\w+)(?:<(.*)>)?\(", text)
+    return (found[1], found[2] or "") if found else (text, "")

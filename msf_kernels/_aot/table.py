@@ -14,6 +14,7 @@ HEADER = (
     "compilations",
     "registers",
     "spilled bytes",
+    "local bytes",
     "shared bytes",
     "tensor cores",
     "verdict",
@@ -48,6 +49,7 @@ def _summary(group: Sequence[Compilation]) -> tuple[str, ...]:
     return (
         _range([compilation.registers for compilation in group]),
         _range([compilation.spill_bytes for compilation in group]),
+        _range([compilation.local_bytes for compilation in group]),
         _range([compilation.shared_bytes for compilation in group]),
         ", ".join(families) or "-",
         f"{n_bad} FAILED" if n_bad else "ok",

@@ -65,18 +65,19 @@ def _compile(case: AotCase, operator: str, arch: str) -> Compilation:
         lines = str(error).strip().splitlines()
         failure = f"{type(error).__name__}: {lines[-1] if lines else ''}"
         return Compilation("triton", operator, name, arch, case.label, is_matmul=case.is_matmul, error=failure)
-    registers, spill_bytes = _resources(compiled.asm["cubin"])
+    registers, local_bytes = _resources(compiled.asm["cubin"])
     return Compilation(
         "triton",
         operator,
         name,
         arch,
         case.label,
-        registers,
-        spill_bytes,
-        compiled.metadata.shared,
-        families_in(compiled.asm["ptx"]),
-        case.is_matmul,
+        registers=registers,
+        spill_bytes=local_bytes,  # Triton has no arrays in local memory
+        local_bytes=local_bytes,
+        shared_bytes=compiled.metadata.shared,
+        families=families_in(compiled.asm["ptx"]),
+        is_matmul=case.is_matmul,
     )
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
-GOOD = Compilation("triton", "rk_combine", "_kernel", "sm_90", "fp32", 40, 0, 1024)
+GOOD = Compilation("triton", "rk_combine", "_kernel", "sm_90", "fp32", 40, 0, 0, 1024)
 MATMUL = replace(GOOD, source="spatial_attention", families=("mma.sync", "wgmma"), is_matmul=True)
 
 
@@ -72,7 +72,7 @@ ptxas info    : Used 255 registers, used 1 barriers, 2048 bytes smem, 360 bytes 
 """
     one, two = parse_ptxas(text, "kernels.cu", "sm_80")
     assert (one.registers, one.spill_bytes, one.shared_bytes, one.problems) == (8, 0, 0, [])
-    assert (two.registers, two.spill_bytes, two.shared_bytes) == (255, 124, 2048)
+    assert (two.registers, two.spill_bytes, two.local_bytes, two.shared_bytes) == (255, 124, 40, 2048)
     assert two.problems == ["spills 124 bytes per thread"]
     (nothing,) = parse_ptxas("", "kernels.cu", "sm_80")
     assert nothing.problems == ["does not compile: ptxas reported no kernel"]
@@ -80,8 +80,8 @@ ptxas info    : Used 255 registers, used 1 barriers, 2048 bytes smem, 360 bytes 
 
 def test_the_table_has_the_worst_of_a_kernels_configurations():
     rows = table_rows([GOOD, replace(GOOD, registers=64), replace(GOOD, spill_bytes=4), MATMUL])
-    kernel = ("rk_combine", "_kernel", "sm_90", "3", "40 to 64", "0 to 4", "1024", "-", "1 FAILED")
-    attention = ("spatial_attention", "_kernel", "sm_90", "1", "40", "0", "1024", "mma.sync, wgmma", "ok")
+    kernel = ("rk_combine", "_kernel", "sm_90", "3", "40 to 64", "0 to 4", "0", "1024", "-", "1 FAILED")
+    attention = ("spatial_attention", "_kernel", "sm_90", "1", "40", "0", "0", "1024", "mma.sync, wgmma", "ok")
     assert rows == [kernel, attention]
     assert "| rk_combine | `_kernel` | sm_90 | 3 | 40 to 64 |" in markdown(rows)
     assert plain(rows).splitlines()[1].startswith("rk_combine         _kernel  sm_90")
@@ -202,18 +202,19 @@ def test_a_cuda_source_is_compiled_with_the_flags_of_the_build(tmp_path):
     shutil.copy(ROOT / "setup.py", tmp_path)
     (folder / "toy.cu").write_text(
         "__global__ void doubled(float *x) { x[threadIdx.x] *= 2; }\n"
-        "__global__ void local(float *x, int n) {\n"
+        "namespace a { template <typename T, int N> __global__ void local(T *x, int n) {\n"
         "  float kept[64] = {};\n"
         "  for (int i = 0; i < n; ++i) kept[(i * i) & 63] += x[i];\n"
         "  x[0] = kept[n & 63];\n"
-        "}\n"
+        "} }\n"
+        "template __global__ void a::local<float, 3>(float *, int);\n"
     )
     assert cuda_sources(tmp_path) == (["toy.cu"], "")
-    found = {compilation.kernel: compilation for compilation in compile_source(tmp_path, "toy.cu", "sm_90")}
-    assert {name.partition("(")[0]: one.problems for name, one in found.items()} == {
-        "doubled": [],
-        "local": ["spills 256 bytes per thread"],
-    }
+    found = sorted(compile_source(tmp_path, "toy.cu", "sm_90"), key=lambda compilation: compilation.kernel)
+    assert [(one.kernel, one.label, one.spill_bytes, one.local_bytes, one.problems) for one in found] == [
+        ("doubled", "", 0, 0, []),
+        ("local", "float, 3", 0, 256, []),
+    ]
     (folder / "toy.cu").write_text("__global__ void broken( {}")
     (failed,) = compile_source(tmp_path, "toy.cu", "sm_90")
     assert "error" in failed.problems[0]
