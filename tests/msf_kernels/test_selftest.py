@@ -2,6 +2,8 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -264,6 +266,18 @@ def test_one_different_bit_is_found():
     negative = [("output 0", torch.tensor([0.0, -0.0, 0.0])), zeros[1]]
     with pytest.raises(ArithmeticError, match="output 0 of the replayed graph differs from the first run in 1 bytes"):
         _require_same_bits(zeros, negative, "the replayed graph")
+
+
+def test_a_graph_that_does_not_compute_again_is_found(monkeypatch):
+    for name in ("Stream", "current_stream", "CUDAGraph", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    case = case_named("rk_combine", "prime")
+    expected = expectations(case, torch.float32, CPU)
+    (verdict,) = check(case, "reference", torch.float32, CPU, expected, run_captured)
+    assert verdict.verdict == "fail"
+    assert "output 0 of the replayed graph differs from the first run" in verdict.note
 
 
 @pytest.mark.gpu
