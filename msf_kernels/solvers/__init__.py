@@ -20,6 +20,7 @@ from msf_kernels.solvers.tableau import (
     get_tableau,
 )
 from msf_kernels.solvers.time_grid import check_time_grid, grid_from_step_size, uniform_grid
+from msf_kernels.solvers.workspace import Workspace
 
 __all__ = [
     "BOSH3",
@@ -37,6 +38,7 @@ __all__ = [
     "Solution",
     "SolveStatus",
     "Tableau",
+    "Workspace",
     "check_time_grid",
     "get_tableau",
     "grid_from_step_size",

@@ -12,6 +12,7 @@ from msf_kernels.rk_combine.api import choose_rk_combine
 from msf_kernels.solvers.solution import Solution, SolveStatus
 from msf_kernels.solvers.tableau import EULER, Stage, Tableau
 from msf_kernels.solvers.time_grid import TimeGridLike, check_time_grid
+from msf_kernels.solvers.workspace import Workspace
 
 VelocityField: TypeAlias = Callable[..., Tensor]
 
@@ -27,7 +28,7 @@ def integrate(
     *,
     return_trajectory: bool = False,
     cast_to: torch.dtype | None = None,
-    reuse_buffers: bool = False,
+    workspace: Workspace | None = None,
     backend: str = "auto",
 ) -> Solution:
     """Solve `dz/dt = velocity_field(z, t)` from `z(time_grid[0]) = z_start` with one explicit step per interval.
@@ -46,9 +47,9 @@ def integrate(
         return_trajectory: Also return the states at all grid times.
         cast_to: Floating dtype in which the velocity field receives z, for a network in lower precision under a
             float32 state; default that of the state. The copy is written by the pass that makes the state.
-        reuse_buffers: Write states into the same few buffers at every step. Saves allocations; the velocity field
-            must then not keep z after it returns (its result may be z or a view of it). Not while gradients are
-            recorded.
+        workspace: Buffers to write states into, at every step and in every solve that is given the same ones. The
+            velocity field must then not keep z after it returns (its result may be z or a view of it). Only what is
+            returned is new memory. Not while gradients are recorded; ignored while tracing.
         backend: Backend of `rk_combine`.
 
     Returns:
@@ -80,13 +81,14 @@ def integrate(
     else:
         steps = _shared_steps(grid, tableau.fixed_step_stages)
 
-    solver = _FixedStep(velocity_field, z_start, tableau, cast_to, reuse_buffers, backend)
+    solver = _FixedStep(velocity_field, tableau, cast_to, None if torch.compiler.is_compiling() else workspace, backend)
     state, z = z_start, z_start if cast_to is None else z_start.to(cast_to)
-    trajectory = [z_start] if return_trajectory else []
-    for times, dt in steps:
-        state, z = solver.advance(state, z, times, dt)
+    trajectory = [z_start]
+    n_steps = (len(grid) if isinstance(grid, tuple) else grid.shape[1]) - 1
+    for i, (times, dt) in enumerate(steps):
+        state, z = solver.advance(state, z, times, dt, is_kept=return_trajectory or i == n_steps - 1)
         if return_trajectory:
-            trajectory.append(state.clone() if reuse_buffers else state)
+            trajectory.append(state)
     return Solution(
         state=state,
         trajectory=torch.stack(trajectory) if return_trajectory else None,
@@ -126,36 +128,34 @@ class _FixedStep:
     def __init__(
         self,
         velocity_field: VelocityField,
-        z_start: Tensor,
         tableau: Tableau,
         cast_to: torch.dtype | None,
-        reuse_buffers: bool,
+        workspace: Workspace | None,
         backend: str,
     ) -> None:
         self.velocity_field = velocity_field
         self.stages = tableau.fixed_step_stages
         self.updates = (*self.stages[1:], tableau.solution)
         self.cast_to = cast_to
+        self.workspace = workspace
         self.backend = backend
         self.nfe = 0
         # What serves each update, kept for as long as the velocities stay of one kind.
         self.kind: tuple[torch.dtype, torch.device, bool] | None = None
-        self.chosen: list[Callable[..., Any] | None] = [None] * len(self.updates)
-        # One buffer per inner evaluation, because its slope may be a view of it, and one or two for the state.
-        self.inner_buffers = [torch.empty_like(z_start) for _ in self.stages[1:]] if reuse_buffers else None
-        self.state_buffers: list[Tensor] = []
+        self.chosen: list[Callable[..., Any] | None] = [None] * (2 * len(self.updates))
 
     def advance(
-        self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor
+        self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor, *, is_kept: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return the state after one step, and the copy of it that the velocity field reads."""
+        """Return the state after one step, in new memory if it is to be kept, and the copy that the field reads."""
         slopes = [self.evaluate(z, times[0])]
         n_inner = len(self.stages) - 1
         for i in range(n_inner):
-            out = None if self.inner_buffers is None else self.inner_buffers[i]
+            # A buffer for each inner evaluation, because its slope may be a view of it.
+            out = None if self.workspace is None else self.workspace.get(f"inner {i}", state)
             _, stage_z = self.combine(i, state, slopes, dt, out)
             slopes.append(self.evaluate(stage_z, times[i + 1]))
-        out = None if self.inner_buffers is None else self.next_state_buffer(state, slopes)
+        out = None if self.workspace is None or is_kept else self.next_state_buffer(self.workspace, state, slopes)
         return self.combine(n_inner, state, slopes, dt, out)
 
     def evaluate(self, z: Tensor, t: float | Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class _FixedStep:
         kind = (velocity.dtype, velocity.device, velocity.requires_grad)
         if kind != self.kind:
             self.kind = kind
-            self.chosen = [None] * len(self.updates)
+            self.chosen = [None] * len(self.chosen)
         return velocity
 
     def combine(
@@ -172,22 +172,20 @@ class _FixedStep:
     ) -> tuple[Tensor, Tensor]:
         weights = self.updates[update].weights
         used = [slopes[j] for j in self.updates[update].sources]
-        run = self.chosen[update]
+        call = 2 * update + (out is not None)
+        run = self.chosen[call]
         if run is None:
             run = choose_rk_combine(state, used, weights, dt, out=out, cast_to=self.cast_to, backend=self.backend)
-            self.chosen[update] = run
+            self.chosen[call] = run
         result = run(state, used, weights, dt, out=out, cast_to=self.cast_to)
         return (result, result) if self.cast_to is None else result
 
-    def next_state_buffer(self, state: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    def next_state_buffer(self, workspace: Workspace, state: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """Return where the next state goes: over the present one, unless that is the start or a slope views it."""
-        for buffer in self.state_buffers:
-            if buffer is not state:
-                return buffer
-        if self.state_buffers and (self.cast_to is not None or _are_apart(state, slopes)):
-            return state
-        self.state_buffers.append(torch.empty_like(state))
-        return self.state_buffers[-1]
+        first = workspace.get("state", state)
+        if first is not state or self.cast_to is not None or _are_apart(state, slopes):
+            return first
+        return workspace.get("other state", state)
 
 
 def _are_apart(state: Tensor, slopes: Sequence[Tensor]) -> bool:

@@ -17,6 +17,7 @@ from msf_kernels.solvers import (
     RK4_38,
     SolveStatus,
     Tableau,
+    Workspace,
     grid_from_step_size,
     integrate,
     uniform_grid,
@@ -113,19 +114,49 @@ def test_trajectory_holds_the_state_at_every_grid_time(problem):
 
 
 @pytest.mark.parametrize("tableau", TABLEAUX, ids=by_name)
-def test_reused_buffers_change_no_bit_even_when_the_velocity_is_a_view_of_the_state(tableau):
+@pytest.mark.parametrize("return_trajectory", [False, True])
+def test_a_workspace_changes_no_bit_even_when_the_velocity_is_a_view_of_the_state(tableau, return_trajectory):
     z = torch.randn(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     before = z.clone()
+    workspace = Workspace()
 
     def sometimes_a_view(z, t):
         return z.mT if t < 0.3 else z * t
 
     for field in (lambda z, t: z, lambda z, t: z.mT, lambda z, t: z.flip(0) * t, sometimes_a_view):
-        plain = integrate(field, z, uniform_grid(4), tableau, return_trajectory=True)
-        reused = integrate(field, z, uniform_grid(4), tableau, return_trajectory=True, reuse_buffers=True)
-        assert torch.equal(plain.state, reused.state)
-        assert torch.equal(plain.trajectory, reused.trajectory)
+        plain = integrate(field, z, uniform_grid(5), tableau, return_trajectory=return_trajectory)
+        for _ in range(2):
+            again = integrate(
+                field, z, uniform_grid(5), tableau, return_trajectory=return_trajectory, workspace=workspace
+            )
+            assert torch.equal(plain.state, again.state)
+            if return_trajectory:
+                assert torch.equal(plain.trajectory, again.trajectory)
     assert torch.equal(z, before)
+
+
+def test_what_a_solve_returns_is_not_overwritten_by_the_next_one_with_the_same_workspace():
+    workspace = Workspace()
+    z = torch.ones(2, 3)
+    first = integrate(lambda z, t: -z, z, uniform_grid(4), HEUN, workspace=workspace, return_trajectory=True)
+    state, trajectory = first.state.clone(), first.trajectory.clone()
+    integrate(lambda z, t: z, z, uniform_grid(4), HEUN, workspace=workspace)
+    assert torch.equal(first.state, state)
+    assert torch.equal(first.trajectory, trajectory)
+
+
+def test_a_workspace_holds_one_buffer_per_evaluation_and_state_and_follows_the_shape():
+    workspace = Workspace()
+    for shape in [(8, 3, 4, 4), (2, 3, 4, 4), (8, 3, 4, 4)]:
+        integrate(lambda z, t: -z, torch.ones(shape), uniform_grid(4), HEUN, workspace=workspace)
+        assert workspace.n_bytes == 2 * 4 * math.prod(shape)
+    integrate(lambda z, t: -z, torch.ones(3, 5, dtype=torch.float64), uniform_grid(4), RK4, workspace=workspace)
+    with torch.inference_mode():
+        integrate(lambda z, t: -z, torch.ones(3, 5), uniform_grid(4), RK4, workspace=workspace)
+    integrate(lambda z, t: -z, torch.ones(3, 5), uniform_grid(4), RK4, workspace=workspace)
+    assert workspace.n_bytes == 4 * 4 * 15
+    workspace.clear()
+    assert workspace.n_bytes == 0
 
 
 @pytest.mark.parametrize("tableau", [EULER, HEUN, DOPRI5], ids=by_name)
@@ -186,8 +217,8 @@ def test_memory_format_of_the_start_is_kept():
 
 def test_the_start_is_not_modified_and_not_returned():
     z = torch.zeros(2)
-    for reuse in (False, True):
-        solution = integrate(lambda z, t: torch.zeros_like(z), z, (0.0, 1.0), reuse_buffers=reuse)
+    for workspace in (None, Workspace()):
+        solution = integrate(lambda z, t: torch.zeros_like(z), z, (0.0, 1.0), workspace=workspace)
         assert solution.state.data_ptr() != z.data_ptr()
 
 
@@ -221,11 +252,11 @@ def test_gradients_flow_to_the_start_the_parameters_and_the_per_sample_times(tab
 
 # A CPU build of PyTorch can pretend to have CUDA tensors, but cannot transpose them or copy into them.
 @pytest.mark.parametrize(
-    ("device", "is_per_sample", "reuse_buffers"),
+    ("device", "is_per_sample", "has_workspace"),
     [("cpu", False, False), ("cpu", False, True), ("cpu", True, False), ("cpu", True, True), ("cuda", False, False)],
 )
 @pytest.mark.parametrize("tableau", [EULER, HEUN, DOPRI5], ids=by_name)
-def test_the_loop_never_reads_a_value_back_from_the_device(device, is_per_sample, reuse_buffers, tableau):
+def test_the_loop_never_reads_a_value_back_from_the_device(device, is_per_sample, has_workspace, tableau):
     with FakeTensorMode(allow_non_fake_inputs=False):
         z = torch.empty(4, 2, 3, 3, device=device)
         with pytest.raises(DataDependentOutputException):
@@ -235,7 +266,9 @@ def test_the_loop_never_reads_a_value_back_from_the_device(device, is_per_sample
         def field(z, t):
             return z * (t.reshape(4, 1, 1, 1) if is_per_sample else t)
 
-        solution = integrate(field, z, grid, tableau, return_trajectory=True, reuse_buffers=reuse_buffers)
+        solution = integrate(
+            field, z, grid, tableau, return_trajectory=True, workspace=Workspace() if has_workspace else None
+        )
     assert solution.state.device.type == device
     assert solution.trajectory.shape == (6, 4, 2, 3, 3)
 
@@ -253,12 +286,12 @@ def test_velocities_that_change_their_kind_on_the_way_are_checked_anew(change):
     plain = integrate(field, z, uniform_grid(4), HEUN)
     assert plain.state.dtype == torch.float32
     if change == "dtype":
-        reused = integrate(field, z, uniform_grid(4), HEUN, reuse_buffers=True)
+        reused = integrate(field, z, uniform_grid(4), HEUN, workspace=Workspace())
         assert torch.equal(plain.state, reused.state)
     else:
         assert torch.autograd.grad(plain.state.sum(), weight)[0].abs().min() > 0
         with pytest.raises(ValueError, match="gradients"):
-            integrate(field, z, uniform_grid(4), HEUN, reuse_buffers=True)
+            integrate(field, z, uniform_grid(4), HEUN, workspace=Workspace())
 
 
 @pytest.mark.parametrize("tableau", [EULER, HEUN, DOPRI5], ids=by_name)
@@ -312,9 +345,9 @@ def test_wrong_arguments_are_named(arguments, error, message):
         integrate(**{**defaults, **arguments})
 
 
-def test_reusing_buffers_while_gradients_are_recorded_is_refused():
+def test_a_workspace_while_gradients_are_recorded_is_refused():
     z = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="gradients"):
-        integrate(lambda z, t: z, z, (0.0, 1.0), reuse_buffers=True)
+        integrate(lambda z, t: z, z, uniform_grid(2), workspace=Workspace())
     with torch.no_grad():
-        integrate(lambda z, t: z, z, (0.0, 1.0), reuse_buffers=True)
+        integrate(lambda z, t: z, z, uniform_grid(2), workspace=Workspace())
