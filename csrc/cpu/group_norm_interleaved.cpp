@@ -254,7 +254,8 @@ void backward_task(const GroupNormBwdArgs& args, int64_t item, int64_t first_gro
     }
   }
 
-  const double count = static_cast<double>(group_channels * args.n_pixels);
+  // Without pixels the sums are zero, and so must be the means.
+  const double count = args.n_pixels > 0 ? static_cast<double>(group_channels * args.n_pixels) : 1.0;
   for (int64_t group = first_group; group < last_group; ++group) {
     const int64_t group_begin = group * group_channels;
     double mean_g = 0, mean_g_xhat = 0;

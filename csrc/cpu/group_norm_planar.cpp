@@ -92,7 +92,8 @@ void backward_group(const GroupNormBwdArgs& args, int64_t item, int64_t group) {
   double* sums_g_xhat = sums_g + args.n_channels;
   double* sums_grad_h = sums_g_xhat + args.n_channels;  // until the second pass: of u
   const T* grad_out = static_cast<const T*>(args.grad_out.data) + item * args.grad_out.strides.item;
-  const double count = static_cast<double>(group_channels * args.n_pixels);
+  // Without pixels the sums are zero, and so must be the means.
+  const double count = args.n_pixels > 0 ? static_cast<double>(group_channels * args.n_pixels) : 1.0;
   const bool is_kept = group_channels * args.n_pixels <= kKeptValues;
   float kept[kKeptValues], one_run[kRun];
 
