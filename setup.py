@@ -115,6 +115,8 @@ def compile_commands(build: Path, archs: list[str], torch_folder: Path, compiler
             commands[target] = [*base, *OPTIMISE, *flags, f"-DMSF_LEVEL={level}", "-c", str(source), "-o", str(target)]
     if archs:
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        if archs[-1].isdigit():  # devices that are newer than all of these compile it themselves
+            codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             target = build / f"{source.stem}.cuda.o"
             flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}", *codes]

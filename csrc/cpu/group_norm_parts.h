@@ -18,15 +18,6 @@ static inline __attribute__((always_inline)) float activated(float y) {
   return kSilu ? silu(y) : y;
 }
 
-// The element of channel `channel` of [x ; skip] at the first pixel of an item.
-template <typename T>
-static inline T* channel_data(const MapView& x, const MapView& skip, int64_t item, int64_t channel) {
-  const bool is_skip = channel >= x.n_channels;
-  const MapView& map = is_skip ? skip : x;
-  const int64_t within = is_skip ? channel - x.n_channels : channel;
-  return static_cast<T*>(map.data) + item * map.strides.item + within * map.strides.channel;
-}
-
 // The end of the run of channels that starts at `channel` and lies in one of x and skip.
 static inline int64_t run_end(const MapView& x, int64_t channel, int64_t end) {
   return channel < x.n_channels && x.n_channels < end ? x.n_channels : end;

@@ -62,8 +62,9 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const Tensor& x, int64_t 
 
   const Tensor x_map = in_format(x, interleaved);
   const std::optional<Tensor> skip_map = skip.has_value() ? std::optional(in_format(*skip, interleaved)) : std::nullopt;
-  const Tensor moments = empty(x, {interleaved ? args.n_items : 0, 2, args.n_channels}, ScalarType::Double);
-  const Tensor scratch = empty(x, {interleaved ? args.n_items : 0, 3, args.n_channels}, ScalarType::Float);
+  const int64_t scratch_items = interleaved || x.is_cuda() ? args.n_items : 0;
+  const Tensor moments = empty(x, {scratch_items, 2, args.n_channels}, ScalarType::Double);
+  const Tensor scratch = empty(x, {scratch_items, 3, args.n_channels}, ScalarType::Float);
   Parameters parameters;
   args.x = view(x_map);
   if (skip_map.has_value()) args.skip = view(*skip_map);
@@ -78,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const Tensor& x, int64_t 
 #if defined(MSF_WITH_CUDA)
   if (x.is_cuda()) {
     const CudaScope scope(x);
-    check_launch("group_norm_silu", cuda::group_norm_silu(args, scope.stream()));
+    check_launch("group_norm_silu", cuda::group_norm_silu(args, interleaved, scope.stream()));
   } else
 #endif
   {
@@ -129,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
   const Tensor dense_mean = torch::stable::contiguous(mean);
   const Tensor dense_rstd = torch::stable::contiguous(rstd);
   const Tensor sums = empty(x, {args.n_items, 3, args.n_channels}, ScalarType::Double);
-  const Tensor scratch = empty(x, {interleaved ? args.n_items : 0, 8, args.n_channels}, ScalarType::Float);
+  const int64_t scratch_items = interleaved || x.is_cuda() ? args.n_items : 0;
+  const Tensor scratch = empty(x, {scratch_items, 8, args.n_channels}, ScalarType::Float);
   Parameters parameters;
   args.x = view(x_map);
   args.grad_out = view(grad_map);
@@ -158,7 +160,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
 #if defined(MSF_WITH_CUDA)
   if (x.is_cuda()) {
     const CudaScope scope(x);
-    check_launch("group_norm_silu_bwd", cuda::group_norm_silu_bwd(args, parameter_args, scope.stream()));
+    check_launch("group_norm_silu_bwd",
+                 cuda::group_norm_silu_bwd(args, parameter_args, interleaved, scope.stream()));
   } else
 #endif
   {

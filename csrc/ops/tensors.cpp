@@ -5,6 +5,12 @@
 #include <utility>
 #include <vector>
 
+#if defined(MSF_WITH_CUDA)
+// Weak, so that a library with CUDA code also loads, and serves CPU tensors, where torch has none.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream)
+    __attribute__((weak));
+#endif
+
 namespace msf {
 namespace {
 

@@ -29,6 +29,15 @@ struct MapView {
   int64_t n_channels;
 };
 
+// The element of channel `channel` of [x ; skip] at the first pixel of an item.
+template <typename T>
+MSF_HOST_DEVICE T* channel_data(const MapView& x, const MapView& skip, int64_t item, int64_t channel) {
+  const bool is_skip = channel >= x.n_channels;
+  const MapView& map = is_skip ? skip : x;
+  const int64_t within = is_skip ? channel - x.n_channels : channel;
+  return static_cast<T*>(map.data) + item * map.strides.item + within * map.strides.channel;
+}
+
 // A vector [C], or rows [N or 1, C]; null: absent.
 struct Rows {
   void* data;

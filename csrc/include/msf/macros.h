@@ -5,7 +5,9 @@
 
 #if defined(__CUDACC__)
 #define MSF_HOST_DEVICE static __host__ __device__ __forceinline__
+#define MSF_UNROLL _Pragma("unroll")
 #else
 // Internal linkage: the same header is compiled for several instruction sets, and a merged copy could use the wrong one.
 #define MSF_HOST_DEVICE static inline __attribute__((always_inline))
+#define MSF_UNROLL _Pragma("GCC unroll 16")
 #endif

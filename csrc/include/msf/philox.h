@@ -7,7 +7,7 @@ namespace msf {
 
 // Replaces the four counter words by the four random words of the key.
 MSF_HOST_DEVICE void philox(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t key0, uint32_t key1) {
-#pragma GCC unroll 10
+  MSF_UNROLL
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(c0) * 0xD2511F53u;
     const uint64_t product1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
