@@ -22,18 +22,19 @@ _POINTERS = {
     torch.int32: "*i32",
 }
 
-_recorders: list[tuple[str, list[AotCase]]] = []
+_recorders: list[tuple[str, int | None, list[AotCase]]] = []
 
 
 @contextmanager
-def record_launches(label: str) -> Iterator[list[AotCase]]:
+def record_launches(label: str, arch: int | None = None) -> Iterator[list[AotCase]]:
     """Collect launches as cases instead of running them.
 
     Args:
         label: Start of each case's label; the kernel's name and configuration follow.
+        arch: Compute capability, such as 90, where the launcher's choices depend on it (see `compute_capability`).
     """
     cases: list[AotCase] = []
-    _recorders.append((label, cases))
+    _recorders.append((label, arch, cases))
     try:
         yield cases
     finally:
@@ -43,6 +44,16 @@ def record_launches(label: str) -> Iterator[list[AotCase]]:
 def is_recording() -> bool:
     """Return whether `launch` records instead of running."""
     return bool(_recorders)
+
+
+def compute_capability(device: torch.device) -> int | None:
+    """Return the architecture that is launched on, such as 90, or recorded for; None in the interpreter."""
+    if _recorders:
+        return _recorders[-1][1]
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _type_of(value: torch.Tensor | float) -> str:
@@ -57,7 +68,7 @@ def record(
     kernel: Any, arguments: Mapping[str, Any], blocks: Mapping[str, int], num_warps: int, num_stages: int, matmul: bool
 ) -> None:
     """Add the case of one launch, specialised as Triton's run time would: 1, None and multiples of 16 are known."""
-    label, cases = _recorders[-1]
+    label, _, cases = _recorders[-1]
     compile_time = {kernel.arg_names[i] for i in kernel.constexprs}
     signature: dict[str, str | tuple[str, ...]] = {}
     constexprs: dict[str, Any] = dict(blocks)

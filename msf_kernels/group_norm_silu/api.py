@@ -81,7 +81,8 @@ def group_norm_silu(
     Numerics:
         Statistics and arithmetic in float32 (float64 when `x` is float64), one rounding to the dtype of `x` at the
         end, also under autocast. The variance comes from centred values, never from E[x^2] - E[x]^2. Deterministic.
-        An item's result does not depend on the other items of the batch. Backward recomputes the normalised values
+        An item's result does not depend on the other items of the batch; the last bits of `reference` can depend on how
+        many there are, those of `native` and `triton` cannot. Backward recomputes the normalised values
         from the saved inputs and statistics.
 
     Source:

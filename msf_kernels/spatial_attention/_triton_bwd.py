@@ -162,7 +162,7 @@ def launch_spatial_attention_bwd(
     }
     launch(
         _spatial_attention_bwd_delta_kernel,
-        (KernelConfig({"BLOCK_Q": 64}),),
+        (KernelConfig({"BLOCK_Q": 32}),),
         lambda blocks: (n * num_heads * triton.cdiv(n_tokens, blocks["BLOCK_Q"]),),
         out_ptr=out,
         n_tokens=n_tokens,
@@ -186,7 +186,7 @@ def launch_spatial_attention_bwd(
     }
     launch(
         _spatial_attention_bwd_kv_kernel,
-        _kv_configs(qkv.dtype),
+        _kv_configs(qkv.dtype, heads["BLOCK_DIM"]),
         lambda blocks: (n * num_heads * triton.cdiv(n_tokens, blocks["BLOCK_KV"]),),
         **shared,
     )
@@ -201,24 +201,21 @@ def launch_spatial_attention_bwd(
     return grad_qkv
 
 
-# Not measured on a GPU yet: the first is what runs unless tuning is switched on. All of a list sum in one order.
-def _kv_configs(dtype: torch.dtype) -> tuple[KernelConfig, ...]:
+# Not measured on a GPU yet: the first is what runs unless tuning is switched on. All of a list sum in one order. In
+# fp32 the operands of a row stay in registers, so that wider tiles spill.
+def _kv_configs(dtype: torch.dtype, block_dim: int) -> tuple[KernelConfig, ...]:
     if dtype == torch.float32:
-        return (KernelConfig({"BLOCK_Q": 32, "BLOCK_KV": 32}, num_warps=4),)
+        return (KernelConfig({"BLOCK_Q": 32 if block_dim <= 64 else 16, "BLOCK_KV": 32}, num_warps=8),)
     return (
-        KernelConfig({"BLOCK_Q": 64, "BLOCK_KV": 64}, num_warps=4, num_stages=2),
-        KernelConfig({"BLOCK_Q": 64, "BLOCK_KV": 64}, num_warps=4, num_stages=1),
+        KernelConfig({"BLOCK_Q": 32, "BLOCK_KV": 64}, num_warps=4, num_stages=2),
+        KernelConfig({"BLOCK_Q": 32, "BLOCK_KV": 64}, num_warps=4, num_stages=1),
     )
 
 
 def _q_configs(dtype: torch.dtype, block_dim: int) -> tuple[KernelConfig, ...]:
     if dtype == torch.float32:
-        # Both operands of a row stay in registers here: a wider tile spills.
-        if block_dim <= 32:
-            return (KernelConfig({"BLOCK_Q": 32, "BLOCK_KV": 32}, num_warps=4),)
-        if block_dim <= 64:
-            return (KernelConfig({"BLOCK_Q": 16, "BLOCK_KV": 32}, num_warps=4),)
-        return (KernelConfig({"BLOCK_Q": 16, "BLOCK_KV": 16}, num_warps=8),)
+        block = 32 if block_dim <= 64 else 16
+        return (KernelConfig({"BLOCK_Q": block, "BLOCK_KV": block}, num_warps=4 if block_dim <= 32 else 8),)
     return (
         KernelConfig({"BLOCK_Q": 64, "BLOCK_KV": 64}, num_warps=4, num_stages=2),
         KernelConfig({"BLOCK_Q": 64, "BLOCK_KV": 64}, num_warps=4, num_stages=1),

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msf_kernels._triton.launch import KernelConfig, launch
+from msf_kernels._triton.recording import compute_capability
 from msf_kernels.spatial_attention._allocation import empty_outputs
 from msf_kernels.spatial_attention._triton_tile import (
     WANTED_PROGRAMS,
@@ -118,7 +119,7 @@ def launch_spatial_attention_fwd(qkv: Tensor, num_heads: int, order: str) -> tup
         **heads,
     }
     block_dim = heads["BLOCK_DIM"]
-    block_kv = _row_block(qkv.dtype, n_tokens, block_dim)
+    block_kv = _row_block(qkv.dtype, n_tokens, heads["HEAD_DIM"], compute_capability(qkv.device))
     if block_kv is not None:
         configs = _row_configs(qkv.dtype, block_kv)
         n_row_blocks = triton.cdiv(n_tokens, configs[0].blocks["BLOCK_Q"])
@@ -145,15 +146,15 @@ def launch_spatial_attention_fwd(qkv: Tensor, num_heads: int, order: str) -> tup
     return out, lse
 
 
-def _row_block(dtype: torch.dtype, n_tokens: int, block_dim: int) -> int | None:
+def _row_block(dtype: torch.dtype, n_tokens: int, head_dim: int, capability: int | None) -> int | None:
     """Return the block of keys that holds a whole row, or None where its scores would not fit in registers."""
     block_kv = max(16, triton.next_power_of_2(n_tokens))
     if dtype == torch.float32:
-        longest = 64 if block_dim <= 64 else 32
-    elif block_dim > 64 or n_tokens < 256:
-        longest = 128
+        longest = 64 if head_dim <= 64 else 32
+    elif n_tokens == 256 and head_dim in (16, 32, 64) and (capability is None or capability >= 90):
+        longest = 256  # neither rows nor channels need a mask, and operands of wgmma stay in shared memory
     else:
-        longest = 256  # without a mask: with one, 64 x 256 scores spill
+        longest = 128
     return block_kv if block_kv <= longest else None
 
 
@@ -172,9 +173,6 @@ def _row_configs(dtype: torch.dtype, block_kv: int) -> tuple[KernelConfig, ...]:
 def _online_configs(dtype: torch.dtype, block_dim: int) -> tuple[KernelConfig, ...]:
     if dtype == torch.float32:
         return (KernelConfig({"BLOCK_Q": 32, "BLOCK_KV": 32 if block_dim <= 64 else 16}, num_warps=4),)
-    return (
-        KernelConfig({"BLOCK_Q": 128, "BLOCK_KV": 64}, num_warps=8, num_stages=2),
-        KernelConfig({"BLOCK_Q": 128, "BLOCK_KV": 64}, num_warps=8, num_stages=3),
-        KernelConfig({"BLOCK_Q": 64, "BLOCK_KV": 64}, num_warps=4, num_stages=2),
-        KernelConfig({"BLOCK_Q": 64, "BLOCK_KV": 64}, num_warps=4, num_stages=3),
-    )
+    wide = KernelConfig({"BLOCK_Q": 128, "BLOCK_KV": 64}, num_warps=8, num_stages=2)
+    narrow = KernelConfig({"BLOCK_Q": 64, "BLOCK_KV": 64}, num_warps=4, num_stages=2)
+    return (wide, narrow) if block_dim >= 64 else (wide,)
