@@ -2,11 +2,11 @@
 
     python -m benchmarks.solver_overhead [--out FILE] [--clock cpu]
 
-All solvers integrate the same field over the same grid in one process, in turn (A B C A B C ...), and must agree on the
-end state and make the same number of evaluations. The overhead of a run is its time less that of its 50 evaluations,
-which are timed in the same turn. `ours` keeps its states in a workspace from step to step and run to run, as a loop over
-many batches does; `ours-allocating` is the default, without one. On a machine with other work use `--clock cpu --threads 1`: time of the processor, not of the
-wall, so that being interrupted does not count.
+All solvers integrate the same field over the same grid in one process, in turn (A B C A B C ...), and must agree on
+the end state and make the same number of evaluations. The overhead of a run is its time less that of its 50
+evaluations, which are timed in the same turn. `ours` keeps its states in a workspace from step to step and run to
+run, as a loop over many batches does; `ours-allocating` is the default, without one. On a machine with other work
+use `--clock cpu --threads 1`: time of the processor, not of the wall, so that being interrupted does not count.
 """
 
 from __future__ import annotations
