@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from msf_kernels.distinct import distinct
+
 
 def differentiable(
     fwd: Callable[..., tuple[Tensor, Tensor, Tensor]], bwd: Callable[..., tuple[Tensor, ...]]
@@ -65,10 +67,15 @@ def differentiable(
         silu: bool = True,
     ) -> Tensor:
         tensors = (x, weight, bias, skip, add, scale, shift)
-        args = (x, num_groups, weight, bias, skip, add, scale, shift, eps, silu)
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-            out: Tensor = GroupNormSilu.apply(*args)  # type: ignore[no-untyped-call]
+        given = [tensor for tensor in tensors if tensor is not None]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+            apart = iter(distinct(given))
+            x, weight, bias = next(apart), next(apart), next(apart)
+            skip, add, scale, shift = (None if row is None else next(apart) for row in (skip, add, scale, shift))
+            out: Tensor = GroupNormSilu.apply(  # type: ignore[no-untyped-call]
+                x, num_groups, weight, bias, skip, add, scale, shift, eps, silu
+            )
             return out
-        return fwd(*args)[0]
+        return fwd(x, num_groups, weight, bias, skip, add, scale, shift, eps, silu)[0]
 
     return group_norm_silu

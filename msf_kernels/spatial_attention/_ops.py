@@ -126,11 +126,9 @@ def _fwd_flops(qkv_shape: Sequence[int], *_rest: Any, **_outputs: Any) -> int:
 
 
 @register_flop_formula(torch.ops.msf_triton.spatial_attention_bwd)
-def _bwd_flops(
-    grad_out_shape: Sequence[int], out_shape: Sequence[int], lse_shape: Sequence[int], qkv_shape: Sequence[int],
-    *_rest: Any, **_outputs: Any,
-) -> int:  # fmt: skip
+def _bwd_flops(*shapes: Sequence[int], **_outputs: Any) -> int:
     """Five products: the scores again, and the gradients of p, v, q and k, as PyTorch counts its own attention."""
+    qkv_shape = shapes[3]
     return 5 * _product_flops(qkv_shape)
 
 

@@ -70,6 +70,8 @@ def _spatial_attention_bwd_kv_kernel(
 
     k = load_tokens(k_ptr, first_key, n_tokens, stride_qkv_t, OFFSET_TYPE, HEAD_DIM, BLOCK_DIM, BLOCK_KV)
     v = load_tokens(v_ptr, first_key, n_tokens, stride_qkv_t, OFFSET_TYPE, HEAD_DIM, BLOCK_DIM, BLOCK_KV)
+    # A key that does not exist has the score 0, and so an infinite weight where all others lie far below.
+    key_exists = (first_key + tl.arange(0, BLOCK_KV) < n_tokens)[:, None]
     grad_k = tl.zeros([BLOCK_KV, BLOCK_DIM], tl.float32)
     grad_v = tl.zeros([BLOCK_KV, BLOCK_DIM], tl.float32)
     for first in range(0, n_tokens, BLOCK_Q):
@@ -78,7 +80,7 @@ def _spatial_attention_bwd_kv_kernel(
         # An infinite log-sum-exp takes rows that do not exist out of the sums.
         lse = tl.load(lse_ptr + row_offs + rows, mask=rows < n_tokens, other=float("inf"))
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
-        p = tl.exp2(scores - lse[None, :])
+        p = tl.exp2(tl.where(key_exists, scores - lse[None, :], float("-inf")))
         grad = load_tokens(head_grad_ptr, first, n_tokens, stride_grad_t, OFFSET_TYPE, HEAD_DIM, BLOCK_DIM, BLOCK_Q)
         grad_v = tl.dot(p.to(grad.dtype), grad, grad_v, input_precision=PRECISION)
         grad_p = tl.dot(v, tl.trans(grad), input_precision=PRECISION)

@@ -128,7 +128,7 @@ def run_at_level(level, *arguments):
 @pytest.mark.slow
 def test_avx2_and_avx512_give_the_same_bits():
     wide, narrow = (run_at_level(level, "-c", PROGRAM) for level in ("avx512", "avx2"))
-    assert wide.stdout.startswith("39 "), wide.stderr
+    assert wide.returncode == 0, wide.stderr
     assert wide.stdout == narrow.stdout
 
 
