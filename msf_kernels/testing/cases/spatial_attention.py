@@ -126,7 +126,7 @@ def randomised(rng: random.Random, label: str) -> OperatorCase:
         rng.choice([16, 24, 32, 64, 64, 96, 128]),
         order=rng.choice(["legacy", "new"]),
         layout=rng.choice(["packed", "map", "padded"]),
-        # Beyond logits of order one a few pairs of tokens decide the largest error, and which formula rounds them well is
-        # luck; the fixed peaked case is the check there.
+        # Beyond logits of order one a few pairs of tokens decide the largest error, and which formula rounds them well
+        # is luck; the fixed peaked case is the check there.
         scale=rng.choice([0.5, 1.0]),
     )
