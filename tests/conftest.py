@@ -6,6 +6,7 @@ the variable is set before this library is; subprocesses that must compile kerne
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 HAS_CUDA = torch.cuda.is_available()
+HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name)
 
 if not HAS_CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -22,6 +24,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not HAS_CUDA:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("compiler") and not HAS_COMPILER:
+            item.add_marker(pytest.mark.skip(reason="needs a C++ compiler"))
         if item.get_closest_marker("interpreter"):
             if importlib.util.find_spec("triton") is None:
                 item.add_marker(pytest.mark.skip(reason="triton is not installed"))

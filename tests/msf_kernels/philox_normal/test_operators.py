@@ -35,6 +35,7 @@ def test_the_cpu_body_is_the_definition_where_triton_compiles(run_fresh):
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_inductor_gives_the_same_bits_as_the_first_call_of_a_process_and_for_every_seed(run_fresh):
     # Inductor computes array offsets in 32 bits; were a counter taken for one, its products would overflow.
     run_fresh(
@@ -50,6 +51,7 @@ def test_inductor_gives_the_same_bits_as_the_first_call_of_a_process_and_for_eve
     )
 
 
+@pytest.mark.compiler
 def test_the_operator_compiles_into_one_graph_with_a_symbolic_seed(run_fresh):
     run_fresh(
         "import torch\n"
@@ -62,6 +64,7 @@ def test_the_operator_compiles_into_one_graph_with_a_symbolic_seed(run_fresh):
 
 
 def test_an_explicit_backend_is_refused_with_its_reason_where_triton_compiles(run_fresh):
+    pytest.importorskip("triton")
     run_fresh(
         "import torch, msf_kernels\n"
         "try:\n"

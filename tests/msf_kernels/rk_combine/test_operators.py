@@ -39,6 +39,7 @@ def test_flops_are_counted_forward_and_backward():
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_the_first_call_of_a_process_compiles_into_one_graph_forward_and_backward(run_fresh):
     run_fresh(
         "import torch\n"

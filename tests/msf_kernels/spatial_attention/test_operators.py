@@ -73,6 +73,7 @@ def test_a_call_is_one_operator_per_direction():
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_the_first_call_of_a_process_compiles_into_one_graph_forward_and_backward(run_fresh):
     run_fresh(
         "import torch\n"
