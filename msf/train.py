@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from msf.atomic import write_atomically
 from msf.checkpoint import save_checkpoint
 from msf.config import ExperimentConfig, TaskConfig
 from msf.data import ImageDataset, epoch_batches, flip_images, prepare_images, seeded_generator
+from msf.device import choose_device
 from msf.ema import weight_average
 from msf.evaluate import evaluate
 from msf.losses import symmetric_loss
@@ -109,7 +111,8 @@ def train(
         experiment: What to train and how.
         dataset: Pictures and labels.
         folder: Created if missing.
-        device: Device of the run; default: CUDA if there is any, else the CPU.
+        device: `cpu`, or a CUDA device; default: CUDA if there is any, else the CPU. Of several GPUs the run takes the
+            one that its process is given (`accelerate launch`, or CUDA_VISIBLE_DEVICES).
         resume: Go on from the folder's training state, or start if it has none.
         progress: Called every few steps.
 
@@ -118,7 +121,7 @@ def train(
 
     Raises:
         ValueError: The folder holds a run and `resume` is false; or it holds a run of another configuration or other
-            data; or the data do not fit the configuration.
+            data; or the data do not fit the configuration; or the device is not this process's.
         FloatingPointError: The loss is not finite; the last saved state stays.
 
     Numerics:
@@ -130,9 +133,14 @@ def train(
     """
     from accelerate import Accelerator
 
-    wants_cpu = device is not None and torch.device(device).type == "cpu"
+    wanted = choose_device(device)
     # The precision is not the accelerator's: its state belongs to the process and could not change between two runs.
-    accelerator = Accelerator(cpu=wants_cpu)
+    accelerator = Accelerator(cpu=wanted.type == "cpu")
+    if wanted.type != accelerator.device.type or wanted.index not in (None, accelerator.device.index):
+        raise ValueError(
+            f"device must be {accelerator.device}, which this process was given; got {str(wanted)!r}. Choose another "
+            "GPU with CUDA_VISIBLE_DEVICES"
+        )
     # Dropout draws from the global generator, which is seeded per step; the caller's state comes back.
     with torch.random.fork_rng():
         return _Run(experiment, dataset, Path(folder), accelerator, resume).train(progress)
@@ -279,15 +287,11 @@ class _Run:
 
     def _finish_epoch(self, epoch: int, loss: float) -> None:
         """Validate the averaged weights and keep them if they are the best so far."""
-        inference = self.experiment.inference
         metrics = evaluate(
             self.averaged_flow,
             self.dataset,
             split="val",
             n_samples=self.settings.validation_samples,
-            n_steps=inference.classify_steps,
-            method=inference.classify_method,
-            flow=inference.flow,
             seed=self.settings.seed,
         )
         figures = {name: metrics[name] for name in VALIDATION_FIGURES}
@@ -321,7 +325,11 @@ class _Run:
             return
         if not resume:
             raise ValueError(f"folder {str(self.folder)!r} holds a training run: resume it, or choose another folder")
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{str(path)!r} must be an intact training state; got: {reason}") from error
         # Through JSON, which turns the tuples of both into lists.
         saved, wanted = json.loads(json.dumps([state["experiment"], self.experiment.to_dict()]))
         if saved != wanted:

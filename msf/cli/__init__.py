@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -29,10 +30,20 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, OSError) as error:
-        if "--traceback" in sys.argv:
+        _stop(error, 2)
+    except FloatingPointError as error:  # a diverged training
+        _stop(error, 1)
+    except RuntimeError as error:
+        from msf_kernels import BackendUnavailableError
+
+        if not isinstance(error, BackendUnavailableError):
             raise
-        print(f"msf: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _stop(error, 2)
     except KeyboardInterrupt:
         print("msf: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _stop(error: Exception, code: int) -> NoReturn:
+    print(f"msf: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)

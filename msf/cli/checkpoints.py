@@ -18,11 +18,12 @@ def load_flow(checkpoint: str | None, device: str | None) -> MedSymmFlow:
 
     Raises:
         FileNotFoundError: None was named and there is none; or the named one is not to be had.
-        ValueError: It is not a checkpoint.
+        ValueError: It is not a checkpoint, or this machine has no such device.
     """
-    import torch
-
+    from msf.device import choose_device
     from msf.medsymmflow import MedSymmFlow
+
+    chosen = choose_device(device)
 
     if checkpoint is None:
         found = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
@@ -33,6 +34,4 @@ def load_flow(checkpoint: str | None, device: str | None) -> MedSymmFlow:
             )
         checkpoint = str(found[-1].parent)
         console.err.print(f"using the newest checkpoint, {checkpoint}")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return MedSymmFlow.from_pretrained(checkpoint).to(device)
+    return MedSymmFlow.from_pretrained(checkpoint).to(chosen)

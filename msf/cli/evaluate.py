@@ -42,16 +42,15 @@ def evaluate(
 
     network = load_flow(checkpoint, device)
     data = load_dataset(dataset or network.config.data.dataset, data_root)
-    inference = network.config.inference
     with console.progress_bar(f"classifying {data.name} {split}") as advance:
         metrics: dict[str, Any] = measure(
             network,
             data,
             split=split,
-            n_samples=n_samples or inference.n_samples,
-            n_steps=n_steps or inference.classify_steps,
-            method=method or inference.classify_method,
-            flow=flow or inference.flow,
+            n_samples=n_samples,
+            n_steps=n_steps,
+            method=method,
+            flow=flow,
             seed=seed,
             micro_batch=micro_batch,
             progress=advance,

@@ -25,6 +25,7 @@ def info(
 
     import msf
     import msf_kernels
+    from msf.device import choose_device
 
     report: dict[str, Any] = {
         "msf": msf.__version__,
@@ -32,7 +33,7 @@ def info(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "device": str(torch.device(device)) if device else "cuda" if torch.cuda.is_available() else "cpu",
+        "device": str(choose_device(device)),
     }
     console.print_figures("Installation", report)
     report["backends"] = msf_kernels.backends()

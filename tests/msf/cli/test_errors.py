@@ -101,6 +101,25 @@ def test_a_folder_that_is_no_checkpoint(msf, tmp_path):
     fails(msf("evaluate", "--checkpoint", tmp_path / "none"), "none")
 
 
+@pytest.mark.parametrize("device", ["quantum", "cuda:99"])
+def test_a_device_that_this_machine_lacks(msf, tiny_run, tmp_path, device):
+    fails(msf("evaluate", "--checkpoint", tiny_run, "--device", device), "device", device)
+    fails(msf("info", "--device", device), "device", device)
+    fails(train(msf, tmp_path, "phantoms", "--device", device), "device", device)
+
+
+def test_a_backend_that_cannot_serve(msf, tiny_run, monkeypatch):
+    monkeypatch.setenv("MSF_KERNELS_BACKEND", "flash_attn")
+    fails(msf("evaluate", "--checkpoint", tiny_run), "flash_attn", "spatial_attention")
+
+
+def test_a_damaged_training_state(msf, tiny_npz, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "training_state.pt").write_bytes(b"PK\x03\x04 damaged")
+    fails(msf("train", "--dataset", tiny_npz, "--out", folder, "--resume"), "training_state.pt", "intact")
+
+
 def test_a_picture_that_is_none(msf, tiny_run, tmp_path):
     file = tmp_path / "notes.png"
     file.write_text("not a picture")
