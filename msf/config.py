@@ -23,6 +23,11 @@ Precision = Literal["fp32", "bf16"]
 Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
 FlowName = Literal["joint", "conditional"]
 MethodName = Literal["euler", "midpoint", "heun", "rk4", "rk4_38"]
+PosteriorUse = Literal["mode", "sample"]
+ReadoutName = Literal["latent", "decoded"]
+
+# Codes whose semantic maps are made at the network's resolution, without the autoencoder.
+LATENT_RESOLUTION_CODES: tuple[CodeName, ...] = ("one_hot", "simplex", "thermometer")
 
 
 def _described(default: Any, help_text: str, flag: str | None = None) -> Any:
@@ -166,7 +171,9 @@ class DataConfig(_Checked):
     """Which images, and at which working size."""
 
     dataset: str = _described("phantoms", "name of a known data set, or the path of an .npz in MedMNIST layout")
-    image_size: int = _described(32, "height and width that the network sees; images are resized")
+    image_size: int = _described(
+        32, "height and width of the pictures; they are resized, and encoded where there is an autoencoder"
+    )
     flips: bool | None = _described(
         None, "random horizontal and vertical flips in training; default: as published per data set"
     )
@@ -218,6 +225,11 @@ class AutoencoderConfig(_Checked):
         "identity", "identity: the flow runs on pixels; kl: on the latents of an AutoencoderKL", "autoencoder"
     )
     source: str | None = _described(None, "hub id or local folder of the autoencoder's weights", "autoencoder-source")
+    posterior: PosteriorUse = _described(
+        "mode",
+        "latents that training sees: the mode of the posterior, or a new sample of it at every step",
+        "autoencoder-posterior",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +242,11 @@ class InferenceConfig(_Checked):
     n_samples: int = _described(16, "noise draws per picture")
     generate_method: MethodName = _described("euler", "solver of the generation")
     generate_steps: int = _described(25, "solver steps of the generation")
+    readout: ReadoutName = _described(
+        "latent",
+        "what recovered latents are compared with: latent (the classes' own latents) or decoded (published: colours, "
+        "after decoding)",
+    )
 
     def _check(self) -> None:
         for name in ("classify_steps", "n_samples", "generate_steps"):
@@ -277,6 +294,15 @@ class ExperimentConfig(_Checked):
             levels = len(self.network.channel_multipliers)
             raise ValueError(
                 f"image_size must be a multiple of {multiple} for {levels} network levels; got {self.data.image_size}"
+            )
+        if (
+            self.autoencoder.name != "identity"
+            and self.inference.readout == "decoded"
+            and self.code.name in LATENT_RESOLUTION_CODES
+        ):
+            raise ValueError(
+                f"readout must be 'latent' for code {self.code.name!r}, which lives at latent resolution and has "
+                "nothing to decode; got 'decoded'"
             )
         if self.inference.flow == "conditional" and self.path.time_coupling == "shared":
             raise ValueError(
@@ -333,6 +359,14 @@ RECIPES: dict[str, ExperimentConfig] = {
             base_channels=32, n_groups=8, channel_multipliers=(1, 2, 2), n_res_blocks=1, head_channels=32
         ),
         train=TrainConfig(epochs=10, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
+    ),
+    # A few hundred pictures on two cores, with an autoencoder of `msf train-autoencoder`.
+    "latent-cpu-small": ExperimentConfig(
+        data=DataConfig(dataset="bloodmnist", image_size=128, flips=True),
+        path=PathConfig(end_share=0.5),
+        network=UNetConfig(base_channels=64, n_groups=16, channel_multipliers=(1, 2), n_res_blocks=1, head_channels=64),
+        autoencoder=AutoencoderConfig(name="kl"),
+        train=TrainConfig(epochs=100, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
     ),
     "published-28": _PUBLISHED_28,
     "published-224": dataclasses.replace(
