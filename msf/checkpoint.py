@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,13 @@ from torch import Tensor
 
 from msf.atomic import write_atomically
 from msf.config import ExperimentConfig, TaskConfig
+from msf.hub import find_folder
 from msf.unet import UNet
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 N_LISTED = 4  # tensors named per kind of mismatch
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def save_checkpoint(
@@ -111,25 +109,7 @@ def find_checkpoint(folder_or_hub_id: str | os.PathLike[str], *, revision: str |
             huggingface_hub is missing, the network is down, or there is no such repository. A repository that was
             fetched before is found without network.
     """
-    folder = Path(folder_or_hub_id)
-    if folder.is_dir():
-        return folder
-    name = os.fspath(folder_or_hub_id)
-    if not _HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"checkpoint must be an existing folder or a hub id owner/name; got {name!r}")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"{name!r} is no folder here, and fetching it from the hub needs: pip install huggingface_hub"
-        ) from error
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except Exception as error:  # the hub client's exceptions have no common base, and differ between its versions
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(
-            f"{name!r} is no folder here, and the hub did not deliver it ({type(error).__name__}: {reason})"
-        ) from error
+    return find_folder(folder_or_hub_id, [CONFIG_FILE, WEIGHTS_FILE], name="checkpoint", revision=revision)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
