@@ -22,7 +22,7 @@ from torch import Tensor
 from msf.atomic import write_atomically
 from msf.checkpoint import save_checkpoint
 from msf.config import ExperimentConfig, TaskConfig
-from msf.data import ImageDataset, epoch_batches, flip_images, prepare_images, seeded_generator
+from msf.data import ImageDataset, apply_flips, draw_flips, epoch_batches, prepare_images, seeded_generator
 from msf.device import choose_device
 from msf.ema import weight_average
 from msf.evaluate import evaluate
@@ -234,7 +234,7 @@ class _Run:
         split = self.dataset.train
         image = prepare_images(split.images[rows], shape[0], self.task.image_channels)
         if self.flips:
-            image = flip_images(image, generator, horizontal=True, vertical=True)
+            image = apply_flips(image, draw_flips(len(rows), generator))
         semantic = self.code.encode(split.labels[rows], *shape, generator=generator)
         t = sample_times(len(rows), self.experiment.path, generator)
         sample_index = step * settings.batch_size + torch.arange(len(rows))

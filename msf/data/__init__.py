@@ -2,7 +2,7 @@
 
 from msf.data.batches import epoch_batches, epoch_order, seeded_generator
 from msf.data.dataset import ImageDataset, Split, known_datasets, load_dataset
-from msf.data.images import flip_images, prepare_images
+from msf.data.images import apply_flips, draw_flips, prepare_images
 from msf.data.phantoms import make_phantoms, phantom_bayes_accuracy
 from msf.data.table import MEDMNIST, DatasetInfo
 
@@ -11,9 +11,10 @@ __all__ = [
     "DatasetInfo",
     "ImageDataset",
     "Split",
+    "apply_flips",
+    "draw_flips",
     "epoch_batches",
     "epoch_order",
-    "flip_images",
     "known_datasets",
     "load_dataset",
     "make_phantoms",

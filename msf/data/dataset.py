@@ -54,6 +54,7 @@ class ImageDataset:
         licence: Licence of the pictures; empty if unknown.
         citation: Where they come from; empty if unknown.
         fingerprint: SHA-256 in hexadecimal: of the file's bytes, or of all pictures and labels where there is no file.
+        path: The file; None where there is none.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ImageDataset:
     licence: str
     citation: str
     fingerprint: str
+    path: Path | None = None
 
     @property
     def n_classes(self) -> int:
@@ -145,7 +147,7 @@ def load_dataset(
         )
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return _assemble(path.stem, tensors, info, fingerprint)
+    return _assemble(path.stem, tensors, info, fingerprint, path)
 
 
 def known_datasets() -> tuple[str, ...]:
@@ -163,7 +165,9 @@ def _make_phantom_dataset() -> ImageDataset:
     return _assemble(PHANTOMS, tensors, _PHANTOM_INFO, digest.hexdigest())
 
 
-def _assemble(name: str, tensors: dict[str, Tensor], info: DatasetInfo, fingerprint: str) -> ImageDataset:
+def _assemble(
+    name: str, tensors: dict[str, Tensor], info: DatasetInfo, fingerprint: str, path: Path | None = None
+) -> ImageDataset:
     splits = {split: Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in SPLITS}
     return ImageDataset(
         name=name,
@@ -174,6 +178,7 @@ def _assemble(name: str, tensors: dict[str, Tensor], info: DatasetInfo, fingerpr
         licence=info.licence,
         citation=info.citation,
         fingerprint=fingerprint,
+        path=path,
     )
 
 

@@ -12,6 +12,7 @@ from msf_kernels.shapes import ImageBatch
 
 HALF_RANGE = 127.5  # levels 0..255 become value / HALF_RANGE - 1
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+N_FLIPS = 4  # as it is, left-right, upside down, both
 _RANGE_SLACK = 1e-5  # rounding of a caller's own normalisation
 
 
@@ -57,22 +58,31 @@ def prepare_images(images: Tensor, size: int, channels: int, *, allow_grey: bool
     return images.clamp(-1, 1).contiguous()
 
 
-def flip_images(images: ImageBatch, generator: torch.Generator, *, horizontal: bool, vertical: bool) -> ImageBatch:
-    """Return the pictures, each mirrored or not, left-right and upside down, with probability 1/2 each.
+def draw_flips(n: int, generator: torch.Generator) -> Tensor:
+    """Return whether each of n pictures is mirrored left-right and upside down, with probability 1/2 each.
+
+    Args:
+        n: Pictures.
+        generator: Source of the choices.
+
+    Returns:
+        bool [n, 2], on the generator's device.
+    """
+    return torch.stack([torch.rand(n, generator=generator, device=generator.device) < 0.5 for _ in range(2)], 1)
+
+
+def apply_flips(images: ImageBatch, flips: Tensor) -> ImageBatch:
+    """Return the pictures, mirrored as `draw_flips` chose.
 
     Args:
         images: [N, C, H, W], any dtype.
-        generator: Source of the choices; may live on another device than the images.
-        horizontal: Mirror left-right at random.
-        vertical: Mirror upside down at random.
+        flips: Left-right and upside down; bool [N, 2], on any device.
 
     Returns:
         Like `images`.
     """
-    for is_wanted, axis in ((horizontal, 3), (vertical, 2)):
-        if is_wanted:
-            choice = torch.rand(images.shape[0], generator=generator, device=generator.device) < 0.5
-            images = torch.where(choice.to(images.device)[:, None, None, None], images.flip(axis), images)
+    for choice, axis in ((flips[:, 0], 3), (flips[:, 1], 2)):
+        images = torch.where(choice.to(images.device)[:, None, None, None], images.flip(axis), images)
     return images
 
 

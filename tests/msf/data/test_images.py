@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from msf.data import flip_images, prepare_images
+from msf.data import apply_flips, draw_flips, prepare_images
 
 
 def rng(seed=0):
@@ -98,19 +98,20 @@ def test_wrong_targets_are_refused(size, channels):
         prepare_images(levels(1, 8, 8), size, channels)
 
 
-def test_flips_mirror_each_picture_on_its_own_along_the_allowed_axes():
-    images = torch.randn(400, 1, 3, 3, generator=rng())
-    variants = {(): images, (3,): images.flip(3), (2,): images.flip(2), (2, 3): images.flip(2, 3)}
-    allowed = {(True, False): [(), (3,)], (False, True): [(), (2,)], (True, True): list(variants), (False, False): [()]}
-    for (horizontal, vertical), expected in allowed.items():
-        flipped = flip_images(images, rng(1), horizontal=horizontal, vertical=vertical)
-        is_variant = torch.stack([(flipped == variants[axes]).flatten(1).all(1) for axes in expected])
-        assert (is_variant.sum(0) == 1).all()
-        share = is_variant.float().mean(1)
-        assert ((share - 1 / len(expected)).abs() < 4 * (0.25 / 400) ** 0.5).all()
+def test_flips_mirror_each_picture_on_its_own_as_chosen():
+    images = torch.randn(4, 1, 3, 3, generator=rng())
+    flips = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    flipped = apply_flips(images, flips)
+    for number, axes in enumerate([(), (2,), (1,), (1, 2)]):
+        assert torch.equal(flipped[number], images[number].flip(axes))
+
+
+def test_all_four_mirrorings_are_drawn_equally_often():
+    flips = draw_flips(4000, rng(1))
+    counts = (flips[:, 0].long() + 2 * flips[:, 1].long()).bincount(minlength=4)
+    assert ((counts / 4000 - 0.25).abs() < 4 * (0.25 * 0.75 / 4000) ** 0.5).all()
 
 
 def test_flips_are_a_function_of_the_generator():
-    images = torch.randn(10, 3, 4, 4, generator=rng())
-    first, second = (flip_images(images, rng(2), horizontal=True, vertical=True) for _ in range(2))
-    assert torch.equal(first, second)
+    assert torch.equal(draw_flips(10, rng(2)), draw_flips(10, rng(2)))
+    assert not torch.equal(draw_flips(10, rng(2)), draw_flips(10, rng(3)))
