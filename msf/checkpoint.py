@@ -1,10 +1,11 @@
 """Checkpoints: a folder with `config.json` and `model.safetensors`, read and written as a whole.
 
-The folder may hold other files; they are left alone. Two files cannot be replaced in one step, so one of them decides:
-`model.safetensors` is written last, and repeats in its header the configuration that it was saved with. A kill
-between the two leaves a new `config.json` beside old weights; both carry a digest of the saved configuration, so the
-reader sees that they do not belong together and takes the configuration beside the weights. Where they do belong
-together `config.json` counts, so that it can be edited by hand.
+The folder may hold other files; they are left alone. A flow on latents has its autoencoder in a folder inside, unless
+it comes from the hub; `config.json` names the autoencoder's fingerprint. Two files cannot be replaced in one step, so
+one of them decides: `model.safetensors` is written last, and repeats in its header the configuration that it was saved
+with. A kill between the two leaves a new `config.json` beside old weights; both carry a digest of the saved
+configuration, so the reader sees that they do not belong together and takes the configuration beside the weights. Where
+they do belong together `config.json` counts, so that it can be edited by hand.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import safetensors
 import safetensors.torch
@@ -23,13 +25,33 @@ from torch import Tensor
 
 from msf.atomic import write_atomically
 from msf.config import ExperimentConfig, TaskConfig
-from msf.hub import find_folder
+from msf.hub import find_folder, is_hub_id
 from msf.unet import UNet
+
+if TYPE_CHECKING:
+    from msf.autoencoder import Autoencoder, KLAutoencoder
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+AUTOENCODER_FOLDER = "autoencoder"
 N_LISTED = 4  # tensors named per kind of mismatch
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Args:
+        task: What the data decided.
+        experiment: Configuration of the run.
+        state_dict: Tensors of the velocity network, on the CPU.
+        autoencoder_fingerprint: Of the autoencoder that the flow was made with; None for a flow on pixels.
+    """
+
+    task: TaskConfig
+    experiment: ExperimentConfig
+    state_dict: dict[str, Tensor]
+    autoencoder_fingerprint: str | None
 
 
 def save_checkpoint(
@@ -37,6 +59,8 @@ def save_checkpoint(
     task: TaskConfig,
     experiment: ExperimentConfig,
     state_dict: Mapping[str, Tensor],
+    *,
+    autoencoder: Autoencoder | None = None,
 ) -> None:
     """Write a checkpoint, or replace one; a kill at any moment leaves the old one or the new one.
 
@@ -45,15 +69,24 @@ def save_checkpoint(
         task: What the data decided.
         experiment: Configuration of the run.
         state_dict: Tensors of the velocity network, on any device, as `UNet.state_dict()` names them.
+        autoencoder: The flow's autoencoder; needed where the configuration has one that is not the identity. It is
+            written too, once, unless its source is a hub id.
 
     Raises:
-        ValueError: The tensors do not fit the network of `experiment`; nothing is written then.
+        ValueError: The tensors do not fit the network of `experiment`; the autoencoder is missing; or the folder holds
+            a checkpoint with another autoencoder. Nothing is written then.
         OSError: The disk is full or not writable; the old checkpoint then stays.
     """
     require_matching_tensors(_expected_tensors(experiment, state_dict), state_dict, "state_dict")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "task": task.to_dict(), "experiment": experiment.to_dict()}
+    if experiment.autoencoder.name != "identity":
+        if autoencoder is None:
+            raise ValueError(f"autoencoder must be given for a flow on latents ({experiment.autoencoder.name})")
+        content["autoencoder_fingerprint"] = autoencoder.fingerprint
+        # Before the configuration that needs it.
+        _save_autoencoder(folder, autoencoder, experiment.autoencoder.source)
+    folder.mkdir(parents=True, exist_ok=True)
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     text = json.dumps(content, indent=2) + "\n"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
@@ -64,14 +97,14 @@ def save_checkpoint(
     write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
 
 
-def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[TaskConfig, ExperimentConfig, dict[str, Tensor]]:
+def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
         folder: What `save_checkpoint` wrote.
 
     Returns:
-        Task, experiment and the network's tensors on the CPU.
+        Its parts. The autoencoder itself is not read.
 
     Raises:
         FileNotFoundError: The folder or one of its two files is missing.
@@ -94,14 +127,15 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[TaskConfig, Experim
     task = TaskConfig.from_dict(content["task"])
     experiment = ExperimentConfig.from_dict(content["experiment"])
     require_matching_tensors(_expected_tensors(experiment, state_dict), state_dict, str(folder / WEIGHTS_FILE))
-    return task, experiment, state_dict
+    return Checkpoint(task, experiment, state_dict, content.get("autoencoder_fingerprint"))
 
 
 def find_checkpoint(folder_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
     """Return the local folder of a checkpoint, fetching it from the Hugging Face hub if it is not one already.
 
     Args:
-        folder_or_hub_id: Existing folder, or `owner/name` of a model repository that holds the two files.
+        folder_or_hub_id: Existing folder, or `owner/name` of a model repository that holds the two files, and perhaps
+            an autoencoder.
         revision: Branch, tag or commit of the repository; default: its main branch.
 
     Raises:
@@ -109,7 +143,8 @@ def find_checkpoint(folder_or_hub_id: str | os.PathLike[str], *, revision: str |
             huggingface_hub is missing, the network is down, or there is no such repository. A repository that was
             fetched before is found without network.
     """
-    return find_folder(folder_or_hub_id, [CONFIG_FILE, WEIGHTS_FILE], name="checkpoint", revision=revision)
+    files = [CONFIG_FILE, WEIGHTS_FILE, f"{AUTOENCODER_FOLDER}/*"]
+    return find_folder(folder_or_hub_id, files, name="checkpoint", revision=revision)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -152,6 +187,26 @@ def require_matching_tensors(expected: Mapping[str, Tensor], found: Mapping[str,
     ]
     if parts:
         raise ValueError(f"{where} must hold the tensors of the network; got {'; '.join(parts)}")
+
+
+def _save_autoencoder(folder: Path, autoencoder: Autoencoder, source: str | None) -> None:
+    """Write the autoencoder beside the checkpoint: whole or not at all, and never in the place of another one."""
+    path = folder / AUTOENCODER_FOLDER
+    saved = None
+    if (folder / CONFIG_FILE).is_file():
+        saved = _read_config((folder / CONFIG_FILE).read_bytes(), folder / CONFIG_FILE).get("autoencoder_fingerprint")
+    if saved not in (None, autoencoder.fingerprint):
+        raise ValueError(
+            f"{str(folder)!r} holds a checkpoint with another autoencoder, whose fingerprint is {saved}; got one with "
+            f"{autoencoder.fingerprint}: choose another folder"
+        )
+    if (source is not None and is_hub_id(source)) or (saved is not None and path.is_dir()):
+        return
+    temporary = folder / f".{AUTOENCODER_FOLDER}.tmp"
+    for left_behind in (temporary, path):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    cast("KLAutoencoder", autoencoder).save_pretrained(temporary)  # the only kind with files
+    temporary.rename(path)
 
 
 def _expected_tensors(experiment: ExperimentConfig, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from msf.codes import LabelCode
+from msf.config import ReadoutName
 from msf.data import prepare_images
 from msf.uncertainty import Decision, Prediction, check_decision, make_prediction
 from msf.velocity import FlowSolver, check_noise
@@ -19,20 +20,35 @@ from msf_kernels.shapes import ImageBatch, SemanticBatch
 _PREPARED_BYTES = 1 << 28
 
 
+@dataclass(frozen=True)
+class Readout:
+    """How a recovered semantic map is compared with the classes.
+
+    Args:
+        name: What is compared; see `MedSymmFlow.classify`.
+        distance: From [B, K, H, W] to the distance to each class and each class's share of the pixels, both
+            [B, n_classes].
+        probability: From [B, K, H, W] to class probabilities [B, n_classes], where a map is a posterior mean that
+            determines them; else None.
+    """
+
+    name: ReadoutName
+    distance: Callable[[SemanticBatch], tuple[Tensor, Tensor]]
+    probability: Callable[[SemanticBatch], Tensor] | None = None
+
+
 class ClassifyTrajectory:
-    """What one micro-batch does: follow the flow to t = 0 and compare the semantic map with the codes.
+    """What one micro-batch does: follow the flow to t = 0 and compare the semantic map with the classes.
 
     Args:
         solver: Leads from picture and noise to the semantic map.
-        code: The code to compare with.
-        read_probability: Also read the code's class probabilities.
+        readout: The comparison.
     """
 
-    def __init__(self, solver: FlowSolver, code: LabelCode, *, read_probability: bool) -> None:
+    def __init__(self, solver: FlowSolver, readout: Readout) -> None:
         """Keep what a micro-batch needs."""
         self.solver = solver
-        self.code = code
-        self.read_probability = read_probability
+        self.readout = readout
 
     @property
     def nfe(self) -> int:
@@ -42,20 +58,22 @@ class ClassifyTrajectory:
     def __call__(self, image: ImageBatch, noise: SemanticBatch) -> dict[str, Tensor]:
         """Return distance, pixel votes and, if wanted, probability of each item; each [B, n_classes]."""
         semantic = self.solver.to_code(image, noise)
-        distance, pixel_votes = self.code.distance(semantic)
-        readout = {"distance": distance, "pixel_votes": pixel_votes}
-        if self.read_probability:
-            readout["probability"] = self.code.probability(semantic)
-        return readout
+        distance, pixel_votes = self.readout.distance(semantic)
+        values = {"distance": distance, "pixel_votes": pixel_votes}
+        if self.readout.probability is not None:
+            values["probability"] = self.readout.probability(semantic)
+        return values
 
 
 def classify(
     solver: FlowSolver,
-    code: LabelCode,
+    readout: Readout,
     images: Tensor,
     *,
     image_size: int,
     image_channels: int,
+    encode: Callable[[ImageBatch], Tensor],
+    noise_shape: tuple[int, int, int],
     device: torch.device,
     n_samples: int,
     seed: int,
@@ -67,7 +85,7 @@ def classify(
     progress: Callable[[int, int], None] | None = None,
     keep_samples: bool = False,
 ) -> Prediction:
-    """Classify pictures with a flow and a code; `MedSymmFlow.classify` is the public form.
+    """Classify pictures with a flow and a read-out; `MedSymmFlow.classify` is the public form.
 
     Probabilities are read from the code (`mean_code`) where one evaluation estimates the posterior mean of the code
     and that mean determines the class probabilities: one Euler step, affinely independent codes. Otherwise they are
@@ -76,14 +94,16 @@ def classify(
 
     Args:
         solver: Leads from picture and noise to the semantic map; its network is on `device`.
-        code: Code that the network was trained with.
+        readout: Comparison with the classes; gives probabilities only where they may be read from one evaluation.
         images: Pictures, in any form that `prepare_images` takes; [N, ...].
-        image_size: Height and width that the network works at.
-        image_channels: Channels of the pictures in the joint state.
+        image_size: Height and width of the prepared pictures.
+        image_channels: Channels of the prepared pictures.
+        encode: Turns prepared pictures into the image part of the joint state; called once per picture.
+        noise_shape: Shape (K, H, W) of the semantic part of the joint state.
         device: Where the network is.
         n_samples: Noise draws per picture; at most, with `stop`.
         seed: Seed of the noise.
-        noise: Noise to use instead; [N, n_samples, K, image_size, image_size], float.
+        noise: Noise to use instead; [N, n_samples, K, H, W], float.
         micro_batch: Samples evaluated at once.
         decision: Rule for the label; see `Prediction`.
         stop: Rule that ends the sampling of settled pictures.
@@ -105,11 +125,10 @@ def classify(
     check_decision(decision)
     if len(images) == 0:
         raise ValueError("images must hold at least one picture; got none")
-    noise_shape = (code.n_channels, image_size, image_size)
     if noise is not None:
         check_noise(noise, "[N, n_samples, K, H, W]", (len(images), n_samples, *noise_shape))
-    is_posterior_mean = solver.is_single_evaluation and code.is_affinely_independent
-    trajectory = ClassifyTrajectory(solver, code, read_probability=is_posterior_mean)
+    is_posterior_mean = readout.probability is not None
+    trajectory = ClassifyTrajectory(solver, readout)
     statistics: dict[str, Statistic] = {
         "distance": Moments("distance"),
         "votes": Votes("distance"),
@@ -126,7 +145,7 @@ def classify(
         prepared = prepare_images(images[rows], image_size, image_channels)
         result = draw(
             captured,
-            prepared,
+            encode(prepared),
             n_samples,
             noise_shape,
             seed=seed,
@@ -156,6 +175,7 @@ def classify(
         nfe=trajectory.nfe,
         micro_batch=parts[-1].micro_batch,
         decision=decision,
+        readout=readout.name,
         code_probability=joined("probability", "mean") if is_posterior_mean else None,
         code_entropy=joined("entropy", "mean") if is_posterior_mean else None,
         sample_distance=torch.cat([part.samples["distance"] for part in parts]) if keep_samples else None,

@@ -17,7 +17,8 @@ def generate(
     solver: FlowSolver,
     semantic: SemanticBatch,
     *,
-    image_channels: int,
+    noise_shape: tuple[int, int, int],
+    decode: Callable[[Tensor], ImageBatch],
     device: torch.device,
     seed: int,
     noise: Tensor | None = None,
@@ -29,7 +30,8 @@ def generate(
     Args:
         solver: Leads from noise and code to the picture; its network is on `device`.
         semantic: Semantic maps at t = 0; [N, K, H, W], float, N >= 1.
-        image_channels: Channels of the pictures in the joint state.
+        noise_shape: Shape (C, H, W) of the image part of the joint state.
+        decode: Turns the image part [N, C, H, W] of joint states into pictures, about in [-1, 1], on its device.
         device: Where the network is.
         seed: Seed of the noise.
         noise: Noise to use instead; [N, C, H, W], float.
@@ -37,7 +39,7 @@ def generate(
         progress: Called as `progress(n_done, n_total)`, in pictures.
 
     Returns:
-        [N, C, H, W] in [0, 1], float32, on the device of `semantic`.
+        Pictures in [0, 1], float32, on the device of `semantic`.
 
     Raises:
         TypeError: Noise that is not floating point.
@@ -47,7 +49,6 @@ def generate(
         The noise of a picture is keyed by its position, so equal labels give different pictures and the first
         pictures are the same whatever follows.
     """
-    noise_shape = (image_channels, *semantic.shape[2:])
     if noise is not None:
         check_noise(noise, "[N, C, H, W]", (len(semantic), *noise_shape))
     result = draw(
@@ -64,5 +65,5 @@ def generate(
         device=device,
         progress=progress,
     )
-    (picture,) = result.samples.values()
-    return (picture[:, 0] / 2 + 0.5).clamp(0, 1)
+    (image,) = result.samples.values()
+    return (decode(image[:, 0]) / 2 + 0.5).clamp(0, 1)

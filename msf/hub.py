@@ -10,6 +10,11 @@ from pathlib import Path
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+def is_hub_id(name: str) -> bool:
+    """Return whether this names a repository of the hub: `owner/name`, and no folder here."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).is_dir()
+
+
 def find_folder(
     folder_or_hub_id: str | os.PathLike[str],
     files: Sequence[str],
@@ -34,7 +39,7 @@ def find_folder(
     if folder.is_dir():
         return folder
     text = os.fspath(folder_or_hub_id)
-    if not _HUB_ID.fullmatch(text):
+    if not is_hub_id(text):
         raise FileNotFoundError(f"{name} must be an existing folder or a hub id owner/name; got {text!r}")
     try:
         from huggingface_hub import snapshot_download

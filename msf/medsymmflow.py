@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from msf.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from msf.autoencoder import Autoencoder, load_autoencoder
+from msf.checkpoint import (
+    AUTOENCODER_FOLDER,
+    find_checkpoint,
+    load_checkpoint,
+    require_matching_tensors,
+    save_checkpoint,
+)
 from msf.classify import classify
-from msf.codes import make_code
-from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, TaskConfig
+from msf.codes import LabelCode, make_code
+from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, ReadoutName, TaskConfig
 from msf.data import seeded_generator
 from msf.generate import generate
+from msf.joint_space import JointSpace
 from msf.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
 from msf.uncertainty import Decision, Prediction
 from msf.unet import UNet
 from msf.velocity import FlowSolver, Time
 from msf_kernels.sampling import StopRule
-from msf_kernels.shapes import ImageBatch, JointState
+from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
 
 _log = logging.getLogger(__name__)
 
@@ -32,56 +41,88 @@ class MedSymmFlow:
 
     Args:
         task: What the data decided: classes and channels.
-        experiment: Everything else; `code`, `data.image_size`, `network` and `path.time_coupling` matter here.
+        experiment: Everything else; `code`, `data.image_size`, `network`, `autoencoder` and `path.time_coupling`
+            matter here.
         network: Velocity network to use; default: a fresh `UNet` of the configuration, whose velocity is zero.
+        autoencoder: Autoencoder to use; default: loaded as the configuration says.
 
     Attributes:
         task: As given.
         config: The experiment.
-        code: The label code.
-        network: The velocity network, `network(z, t)`, on joint states [N, C + K, H, W].
+        code: The label code, in the units of pictures for `rgb`; see `semantic_code`.
+        network: The velocity network, `network(z, t)`, on joint states [N, C + K, H, W]; C, H and W are those of the
+            latents where there is an autoencoder.
+        autoencoder: Between pictures and the network's image channels; `PixelIdentity` where they are the same.
+        space: Shapes of the joint state, and the ways between it and pictures.
         official_report: After `from_official`: what was inferred and what was assumed. Else None.
 
     Raises:
-        ValueError: The configuration asks for an autoencoder, or for a code that these classes cannot have.
+        FileNotFoundError: The autoencoder is not to be had.
+        ValueError: A code that these classes cannot have; an autoencoder that is damaged, needs a package that is
+            missing, or cannot encode pictures of this size for this network.
 
     Source:
         MedSymmFlow, arXiv 2507.19098; SymmFlow, arXiv 2506.10634.
     """
 
-    def __init__(self, task: TaskConfig, experiment: ExperimentConfig, *, network: nn.Module | None = None) -> None:
-        """Wire network and code together."""
-        if experiment.autoencoder.name != "identity":
-            raise ValueError(
-                "autoencoder must be 'identity': flows on latents cannot be run yet; "
-                f"got {experiment.autoencoder.name!r}"
-            )
+    def __init__(
+        self,
+        task: TaskConfig,
+        experiment: ExperimentConfig,
+        *,
+        network: nn.Module | None = None,
+        autoencoder: Autoencoder | None = None,
+    ) -> None:
+        """Wire network, code and autoencoder together."""
         self.task = task
         self.config = experiment
         self.code = make_code(experiment.code, task.n_classes)
-        channels = task.image_channels + self.code.n_channels
+        self.autoencoder = autoencoder or load_autoencoder(experiment.autoencoder, task.image_channels)
+        self.space = JointSpace(self.autoencoder, self.code, experiment, task.image_channels)
+        channels = self.image_shape[0] + self.semantic_shape[0]
         n_times = 2 if self.has_independent_times else 1
         self.network = network or UNet(experiment.network, channels, channels, n_times=n_times)
         self.official_report: OfficialReport | None = None
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        autoencoder_source: str | os.PathLike[str] | None = None,
+    ) -> Self:
         """Load what `save_pretrained` or training wrote.
 
         Args:
             folder_or_hub_id: A folder, or `owner/name` of a model repository on the Hugging Face hub.
             revision: Branch, tag or commit of the repository.
+            autoencoder_source: Folder or hub id of the autoencoder; default: the checkpoint's own copy, else where
+                its configuration says.
 
         Returns:
             The flow, on the CPU.
 
         Raises:
-            FileNotFoundError: No such checkpoint.
-            ValueError: Not a checkpoint, or tensors that do not fit its configuration.
+            FileNotFoundError: No such checkpoint, or its autoencoder is not to be had.
+            ValueError: Not a checkpoint, tensors that do not fit its configuration, or another autoencoder than the
+                one that it was made with.
             TypeError: A configuration value of the wrong type.
         """
-        task, experiment, state_dict = load_checkpoint(find_checkpoint(folder_or_hub_id, revision=revision))
-        return cls._with_weights(task, experiment, state_dict)
+        folder = find_checkpoint(folder_or_hub_id, revision=revision)
+        checkpoint = load_checkpoint(folder)
+        source = autoencoder_source
+        if source is None and (folder / AUTOENCODER_FOLDER).is_dir():
+            source = folder / AUTOENCODER_FOLDER
+        experiment = _with_autoencoder_source(checkpoint.experiment, source)
+        flow = cls._with_weights(checkpoint.task, experiment, checkpoint.state_dict, str(folder))
+        if flow.space.is_latent and flow.autoencoder.fingerprint != checkpoint.autoencoder_fingerprint:
+            raise ValueError(
+                f"{str(folder)!r} must be used with the autoencoder that it was made with, whose fingerprint is "
+                f"{checkpoint.autoencoder_fingerprint}; got {experiment.autoencoder.source!r} with "
+                f"{flow.autoencoder.fingerprint}"
+            )
+        return flow
 
     @classmethod
     def from_official(
@@ -106,13 +147,14 @@ class MedSymmFlow:
             num_heads: Attention heads; takes the place of the default of `head_channels`.
             qkv_order: Packing of queries, keys and values, which the file does not tell.
             beta: The code's parameter.
-            **others: Further arguments of `msf.official.load_official`, such as `image_size`.
+            **others: Further arguments of `msf.official.load_official`, such as `image_size` and
+                `autoencoder_source`.
 
         Returns:
             The flow, on the CPU, with `official_report`.
 
         Raises:
-            FileNotFoundError: No such file.
+            FileNotFoundError: No such file; or the autoencoder of a latent flow is not to be had.
             ValueError: Not such a checkpoint, or arguments that contradict it.
         """
         if num_heads is not None and head_channels == PUBLISHED_HEAD_CHANNELS:
@@ -128,13 +170,16 @@ class MedSymmFlow:
             **others,
         )
         _log.info("imported %s:\n%s", os.fspath(path), report)
-        flow = cls._with_weights(task, experiment, state_dict)
+        flow = cls._with_weights(task, experiment, state_dict, os.fspath(path))
         flow.official_report = report
         return flow
 
     @classmethod
-    def _with_weights(cls, task: TaskConfig, experiment: ExperimentConfig, state_dict: dict[str, Tensor]) -> Self:
+    def _with_weights(
+        cls, task: TaskConfig, experiment: ExperimentConfig, state_dict: Mapping[str, Tensor], where: str
+    ) -> Self:
         flow = cls(task, experiment)
+        require_matching_tensors(flow.network.state_dict(), state_dict, where)
         flow.network.load_state_dict(state_dict)
         flow.network.eval()
         return flow
@@ -142,13 +187,54 @@ class MedSymmFlow:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors`; a kill at any moment leaves the old or the new checkpoint.
 
+        A flow on latents also writes its autoencoder, to the folder `autoencoder` inside, unless that comes from the
+        hub; its fingerprint is kept either way.
+
         Args:
             folder: Created if missing.
 
         Raises:
+            ValueError: The folder holds a checkpoint with another autoencoder.
             OSError: The folder cannot be written.
         """
-        save_checkpoint(folder, self.task, self.config, self.network.state_dict())
+        save_checkpoint(folder, self.task, self.config, self.network.state_dict(), autoencoder=self.autoencoder)
+
+    @property
+    def latent_size(self) -> int:
+        """Height and width of the joint state."""
+        return self.space.image_shape[1]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (C, h, w) of the image part of a joint state: pictures, or their latents."""
+        return self.space.image_shape
+
+    @property
+    def semantic_shape(self) -> tuple[int, int, int]:
+        """Shape (K, h, w) of the semantic part of a joint state."""
+        return self.space.semantic_shape
+
+    @property
+    def semantic_code(self) -> LabelCode:
+        """The code whose maps the network sees: `code`, or the latents of its colours, encoded at the first use."""
+        return self.space.semantic_code(self.device)
+
+    def semantic_maps(self, labels: Labels, generator: torch.Generator | None = None) -> SemanticBatch:
+        """Return the semantic maps of labels at t = 0, as the network sees them.
+
+        Args:
+            labels: Classes; [N] int64, in [0, n_classes).
+            generator: Source of the noise that training adds (the code's dequantisation, or the width of the class
+                latents where `autoencoder.posterior` is `sample`); None gives clean maps.
+
+        Returns:
+            float32 [N, K, h, w] on the device of `labels`.
+
+        Raises:
+            TypeError: Labels that are not int64.
+            ValueError: Labels of another rank or outside the classes.
+        """
+        return self.semantic_code.encode(labels, self.latent_size, self.latent_size, generator=generator)
 
     @property
     def has_independent_times(self) -> bool:
@@ -166,12 +252,12 @@ class MedSymmFlow:
         return next(self.network.parameters()).dtype
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the network, in place.
+        """Move network and autoencoder, in place.
 
         Args:
             device: Where predictions and pictures are computed.
-            dtype: Dtype of the weights and of the network's arithmetic, such as `torch.bfloat16`. States, times,
-                distances and statistics stay float32 or better.
+            dtype: Dtype of the network's weights and arithmetic, such as `torch.bfloat16`. States, times, distances,
+                statistics and the autoencoder stay float32 or better.
 
         Returns:
             This flow.
@@ -180,6 +266,7 @@ class MedSymmFlow:
             TypeError: `dtype` is not a floating-point dtype.
         """
         self.network.to(device=device, dtype=dtype)
+        self.autoencoder.to(device)
         return self
 
     def velocity_field(self, z: JointState, t: Time) -> JointState:
@@ -212,6 +299,7 @@ class MedSymmFlow:
         *,
         micro_batch: int | None = None,
         decision: Decision = "distance",
+        readout: ReadoutName | None = None,
         stop: StopRule | None = None,
         antithetic: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -219,7 +307,8 @@ class MedSymmFlow:
     ) -> Prediction:
         """Classify pictures, with uncertainty, by sending noise back to the code of the label `n_samples` times.
 
-        Start [picture ; noise] at t = 1, integrate to t = 0, compare the semantic channels with the codes.
+        Start [picture ; noise] at t = 1, integrate to t = 0, compare the semantic channels with the codes. A picture is
+        encoded once, whatever the number of draws.
 
         Args:
             images: Pictures; uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W] in [-1, 1]; resized to the
@@ -231,10 +320,14 @@ class MedSymmFlow:
             flow: `joint` (published): both streams move. `conditional`: the picture is held; needs a network trained
                 with independent times.
             seed: Seed of the noise, in [0, 2^63).
-            noise: Noise to use instead of the seed's; [N, n_samples, K, size, size], float.
+            noise: Noise to use instead of the seed's; [N, n_samples, K, h, w] (see `semantic_shape`), float.
             micro_batch: Samples evaluated at once; default: chosen for the machine.
             decision: Rule for the label: `distance` (published mean rule), `pixel_votes` (published mode rule) or
                 `probability`.
+            readout: What recovered latents are compared with: `latent` (the classes' own latents) or `decoded`
+                (published: they are decoded, and the pictures compared with the colours; the decoder costs many
+                evaluations of the network per draw). Default: of `config.inference`. For flows on pixels both are the
+                same; codes at latent resolution have `latent` only.
             stop: Rule that ends the sampling of settled pictures, such as `msf_kernels.sampling.SettledVote`.
             antithetic: Draw noise in pairs of opposite sign.
             progress: Called as `progress(n_done, n_total)`, in samples.
@@ -242,13 +335,15 @@ class MedSymmFlow:
 
         Returns:
             The prediction, on the device of `images`. Its `probability_source` says what its probabilities are: after
-            one Euler step with affinely independent codes they are read from the mean code; else they are votes.
+            one Euler step with affinely independent codes they are read from the mean code; else they are votes, as
+            always with `decoded`, since the decoder is not linear.
             After one step with dependent codes (rgb beyond 3 classes, grey beyond 2) votes are no probabilities: all
             draws estimate the same mean, so they agree even where the picture is ambiguous.
 
         Raises:
             TypeError: Pictures or noise of the wrong dtype.
-            ValueError: A shape, range or name; or a conditional flow of a network with a shared time.
+            ValueError: A shape, range or name; a conditional flow of a network with a shared time; or a read-out that
+                the code does not have.
 
         Numerics:
             No gradients. The state is float32 whatever dtype the network has. A picture's noise is keyed by its
@@ -258,13 +353,19 @@ class MedSymmFlow:
         Source:
             MedSymmFlow, arXiv 2507.19098.
         """
+        solver = self._solver(n_steps, method, flow)
+        chosen = self.space.readout(
+            readout or self.config.inference.readout, self.device, is_mean=solver.is_single_evaluation
+        )
         with self._evaluating():
             return classify(
-                self._solver(n_steps, method, flow),
-                self.code,
+                solver,
+                chosen,
                 images,
                 image_size=self.config.data.image_size,
                 image_channels=self.task.image_channels,
+                encode=lambda pictures: self.space.encode(pictures, self.device),
+                noise_shape=self.semantic_shape,
                 device=self.device,
                 n_samples=n_samples,
                 seed=seed,
@@ -292,14 +393,14 @@ class MedSymmFlow:
     ) -> ImageBatch:
         """Make one picture per label.
 
-        Start [noise ; code(label)] at t = 0, integrate to t = 1, keep the image channels.
+        Start [noise ; code(label)] at t = 0, integrate to t = 1, keep the image channels; latents are decoded.
 
         Args:
             labels: Classes; [N] int64, in [0, n_classes). Equal labels give different pictures.
             n_steps: Solver steps; 25 published.
             method: `euler`, `midpoint`, `heun`, `rk4` or `rk4_38`.
             seed: Seed of the noise, in [0, 2^63).
-            noise: Noise to use instead of the seed's; [N, C, size, size], float.
+            noise: Noise to use instead of the seed's; [N, C, h, w] (see `image_shape`), float.
             micro_batch: Pictures made at once; default: chosen for the machine.
             flow: `joint` (published): both streams move. `conditional`: the code is held; needs a network trained
                 with independent times.
@@ -324,14 +425,14 @@ class MedSymmFlow:
         if len(labels) == 0:
             raise ValueError("labels must hold at least one label; got none")
         labels = torch.as_tensor(labels)
-        size = self.config.data.image_size
         generator = seeded_generator(seed, device=labels.device) if dequantise else None
-        semantic = self.code.encode(labels, size, size, generator=generator)
+        semantic = self.semantic_maps(labels, generator)
         with self._evaluating():
             return generate(
                 solver,
                 semantic,
-                image_channels=self.task.image_channels,
+                noise_shape=self.image_shape,
+                decode=lambda image: self.space.decode(image, self.device),
                 device=self.device,
                 seed=seed,
                 noise=noise,
@@ -361,3 +462,10 @@ class MedSymmFlow:
             yield
         finally:
             self.network.train(was_training)
+
+
+def _with_autoencoder_source(experiment: ExperimentConfig, source: str | os.PathLike[str] | None) -> ExperimentConfig:
+    if source is None or experiment.autoencoder.name == "identity":
+        return experiment
+    autoencoder = dataclasses.replace(experiment.autoencoder, source=os.fspath(source))
+    return dataclasses.replace(experiment, autoencoder=autoencoder)

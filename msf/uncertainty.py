@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from msf.config import ReadoutName
+
 Decision = Literal["distance", "pixel_votes", "probability"]
 ProbabilitySource = Literal["mean_code", "votes"]
 
@@ -45,6 +47,7 @@ class Prediction:
             one-hot, so `expected_entropy` is zero and `mutual_information` equals `predictive_entropy`.
         decision: How `label` was chosen: `distance` (smallest mean distance; the published mean rule), `pixel_votes`
             (largest mean share of pixels; the published mode rule) or `probability` (largest probability).
+        readout: What recovered maps were compared with: `latent` or `decoded`; see `MedSymmFlow.classify`.
         sample_distance: Distance to each class per draw, where samples were kept; [N, S, n_classes], NaN for draws
             that a stopped picture did not make.
     """
@@ -65,6 +68,7 @@ class Prediction:
     micro_batch: int
     probability_source: ProbabilitySource
     decision: Decision
+    readout: ReadoutName = "latent"
     sample_distance: Tensor | None = None
 
     def __len__(self) -> int:
@@ -150,6 +154,7 @@ def make_prediction(
     nfe: int,
     micro_batch: int,
     decision: Decision = "distance",
+    readout: ReadoutName = "latent",
     code_probability: Tensor | None = None,
     code_entropy: Tensor | None = None,
     sample_distance: Tensor | None = None,
@@ -168,6 +173,7 @@ def make_prediction(
         nfe: Evaluations of the network per draw.
         micro_batch: Draws evaluated at once.
         decision: The rule for the label; see `Prediction`.
+        readout: What the maps were compared with, passed on.
         code_probability: Mean over draws of the code's class probabilities; [N, n_classes]. Only where these are an
             estimate of p(label | picture), which the caller decides.
         code_entropy: Mean over draws of the entropy of the code's class probabilities, in nats; [N].
@@ -213,6 +219,7 @@ def make_prediction(
         micro_batch=micro_batch,
         probability_source=source,
         decision=decision,
+        readout=readout,
         sample_distance=sample_distance,
     )
 

@@ -50,8 +50,8 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     torch.manual_seed(0)
     network = make_network()
     save_checkpoint(tmp_path / "deep" / "folder", TASK, EXPERIMENT, network.state_dict())
-    task, experiment, state_dict = load_checkpoint(str(tmp_path / "deep" / "folder"))
-    assert (task, experiment) == (TASK, EXPERIMENT)
+    task, experiment, state_dict, fingerprint = load_checkpoint(str(tmp_path / "deep" / "folder"))
+    assert (task, experiment, fingerprint) == (TASK, EXPERIMENT, None)
     assert list(state_dict) == sorted(network.state_dict())
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in state_dict.items())
     make_network(experiment).load_state_dict(state_dict)
@@ -233,7 +233,8 @@ def test_a_hub_id_is_fetched_with_only_the_files_needed(saved, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     assert load_checkpoint(find_checkpoint("someone/flow", revision="v1"))[0] == TASK
-    assert calls == [("someone/flow", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]})]
+    files = ["config.json", "model.safetensors", "autoencoder/*"]
+    assert calls == [("someone/flow", {"revision": "v1", "allow_patterns": files})]
 
 
 def test_a_hub_id_without_the_hub_library_says_what_to_install(monkeypatch):

@@ -155,9 +155,12 @@ def test_predictions_ignore_dropout_and_leave_the_training_mode_as_it_was(make_f
     assert not flow.network.training
 
 
-def test_an_autoencoder_is_refused():
-    experiment = ExperimentConfig(autoencoder=AutoencoderConfig(name="kl", source="somewhere"))
-    with pytest.raises(ValueError, match="autoencoder must be 'identity'.*got 'kl'"):
+@pytest.mark.parametrize(
+    ("source", "message"), [("somewhere", "got 'somewhere'"), (None, "needs the folder or hub id")]
+)
+def test_an_autoencoder_that_is_not_to_be_had_is_named(source, message):
+    experiment = ExperimentConfig(autoencoder=AutoencoderConfig(name="kl", source=source))
+    with pytest.raises(FileNotFoundError, match=f"autoencoder .*{message}"):
         MedSymmFlow(TaskConfig(n_classes=2, image_channels=3), experiment)
 
 
