@@ -139,7 +139,7 @@ class UNet(nn.Module):
             TypeError: z is no floating tensor; t is neither a number nor a floating tensor.
             ValueError: Shape of z or t.
         """
-        self._check_state(z)
+        self.check_state(z)
         embedding = self.embed_time(t, z.shape[0])
         h = z.to(self.out.conv.weight.dtype)
         skips = []
@@ -173,7 +173,7 @@ class UNet(nn.Module):
             embedding = embedding + self.time_embed_semantic(rows[:, 1])
         return cast(Tensor, embedding)
 
-    def _check_state(self, z: Tensor) -> None:
+    def check_state(self, z: Tensor) -> None:
         if not isinstance(z, Tensor) or not z.is_floating_point():
             got = z.dtype if isinstance(z, Tensor) else type(z).__name__
             raise TypeError(f"z must be a floating tensor; got {got}")

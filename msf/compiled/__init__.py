@@ -1,0 +1,6 @@
+"""The velocity network as fast as the machine allows: an inference form derived from the trained network."""
+
+from msf.compiled.rewrites import ALL_REWRITES, Rewrite
+from msf.compiled.velocity import CompiledVelocity, compile_velocity
+
+__all__ = ["ALL_REWRITES", "CompiledVelocity", "Rewrite", "compile_velocity"]

@@ -1,0 +1,176 @@
+"""Convolutions of the inference form: a bias chosen per call, a residual added while writing, weights packed once.
+
+On a CPU with oneDNN the weights are brought into its blocked layout when the network is compiled, by the operators that
+`torch.compile` uses for the same purpose. Elsewhere they are plain convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
+
+from msf_kernels.shapes import FeatureMap
+
+
+def subpixel_weight(weight: Tensor) -> Tensor:
+    """Return the transposed convolution that equals nearest-neighbour doubling followed by a 3x3 convolution.
+
+    Output pixel 2i + a of the doubled map sees the input pixels i - 1, i, i + 1 through three taps, two of which fall
+    on the same input pixel: summed, they are two taps per phase a and axis, which is what a transposed convolution of
+    stride 2 with four taps and padding 1 applies.
+
+    Args:
+        weight: Weight of the 3x3 convolution with padding 1; [C_out, C_in, 3, 3].
+
+    Returns:
+        Weight for `conv_transpose2d(x, ..., stride=2, padding=1)`; [C_in, C_out, 4, 4], dtype of `weight`; summed in
+        float64.
+
+    Source:
+        Sub-pixel convolution: Shi et al., arXiv 1609.05158; nearest-neighbour form: Aitken et al., arXiv 1707.02937.
+    """
+    flipped = weight.double().flip(2, 3)
+    taps = flipped.new_zeros(*weight.shape[:2], 4, 4)
+    for row in (0, 1):
+        for column in (0, 1):
+            taps[:, :, row : row + 3, column : column + 3] += flipped
+    return taps.transpose(0, 1).contiguous().to(weight.dtype)
+
+
+class Convolution:
+    """One convolution with fixed weights.
+
+    Args:
+        weight: [C_out, C_in, k, k]; transposed: [C_in, C_out, k, k].
+        bias: [C_out], or None.
+        stride: Step of the output (transposed: of the input).
+        padding: Zeros on each side.
+        transposed: Whether it is a transposed convolution.
+        dtype: Dtype of maps and weights.
+        packed: Whether the weights are brought into oneDNN's layout; needs a CPU that has it.
+        channels_last: Memory format of the weights where they are not packed.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        transposed: bool = False,
+        dtype: torch.dtype,
+        packed: bool,
+        channels_last: bool,
+    ) -> None:
+        """Bring the weights into the form that a call needs."""
+        self.stride = [stride, stride]
+        self.padding = [padding, padding]
+        self.transposed = transposed
+        self.is_packed = packed
+        weight = weight.detach().to(dtype)
+        if packed and transposed:
+            self._weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+                weight, self.padding, [0, 0], self.stride, [1, 1], 1, None
+            )
+        elif packed:
+            self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+                weight, self.padding, self.stride, [1, 1], 1, None
+            )
+        else:
+            self._weight = weight.contiguous(
+                memory_format=torch.channels_last if channels_last else torch.contiguous_format
+            )
+        self._dtype = dtype
+        self.bias = None if bias is None else self.prepared_bias(bias)
+
+    def prepared_bias(self, bias: Tensor) -> Tensor:
+        """Return a bias [C_out] in the dtype that the convolution takes."""
+        return bias.detach().to(self._dtype).contiguous()
+
+    def __call__(
+        self,
+        x: FeatureMap,
+        *,
+        bias: Tensor | None = None,
+        residual: FeatureMap | None = None,
+        consume_residual: bool = False,
+    ) -> FeatureMap:
+        """Return the convolution of `x` plus `residual`.
+
+        Args:
+            x: [N, C_in, H, W], in the dtype of the weights.
+            bias: Prepared bias to use instead of the convolution's own; [C_out].
+            residual: Added to the result; [N, C_out, H', W'].
+            consume_residual: Permit the result to take the residual's memory.
+        """
+        bias = self.bias if bias is None else bias
+        if not self.is_packed:
+            return self._plain(x, bias, residual, consume_residual)
+        tail: list[Any] = [self._weight, bias, self.padding, self.stride, [1, 1], 1]
+        result: Tensor
+        if self.transposed:
+            tail.insert(3, [0, 0])  # output padding
+            result = torch.ops.mkldnn._convolution_transpose_pointwise(x, *tail, "none", [], "")
+            return result if residual is None else result.add_(residual)
+        if residual is None:
+            result = torch.ops.mkldnn._convolution_pointwise(x, *tail, "none", [], "")
+        elif consume_residual:
+            result = torch.ops.mkldnn._convolution_pointwise_.binary(residual, x, *tail, "add", None, None, [], None)
+        else:
+            result = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *tail, "add", None, None, [], None)
+        return result
+
+    def _plain(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, consume_residual: bool) -> Tensor:
+        if self.transposed:
+            result = F.conv_transpose2d(x, self._weight, bias, self.stride, self.padding)
+        else:
+            result = F.conv2d(x, self._weight, bias, self.stride, self.padding)
+        if residual is None:
+            return result
+        return residual.add_(result) if consume_residual else result.add_(residual)
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether this PyTorch can pack convolution weights for this device and dtype.
+
+    bfloat16 needs a processor whose oneDNN has fast paths for it; elsewhere the plain convolution decides.
+    """
+    if device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+def _convolution_flops(
+    x: Sequence[int], second: Sequence[int], third: Any, *_: Any, out_shape: Sequence[int], **__: Any
+) -> int:
+    # The overload with a residual has it before the weight, where the other has the weight before the bias.
+    weight = third if isinstance(third, torch.Size) and len(third) == len(x) else second
+    return conv_flop_count(list(x), list(weight), list(out_shape))
+
+
+def _accumulated_flops(
+    _other: Sequence[int], x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
+) -> int:
+    return conv_flop_count(list(x), list(weight), list(out_shape))
+
+
+def _transposed_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return conv_flop_count(list(x), list(weight), list(out_shape), transposed=True)
+
+
+# PyTorch's FLOP counter does not know the packed convolutions.
+for _packet, _formula in (
+    ("_convolution_pointwise", _convolution_flops),
+    ("_convolution_pointwise_", _accumulated_flops),
+    ("_convolution_transpose_pointwise", _transposed_flops),
+):
+    if hasattr(torch.ops.mkldnn, _packet) and getattr(torch.ops.mkldnn, _packet) not in flop_registry:
+        register_flop_formula(getattr(torch.ops.mkldnn, _packet))(_formula)
