@@ -8,24 +8,24 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from msf.autoencoder import Autoencoder, LatentPosterior
 from msf.config import PosteriorUse
 from msf.data.dataset import ImageDataset
-from msf.data.encoding import encode_batch_size, encode_pictures
 from msf.data.images import N_FLIPS, apply_flips, prepare_images
 from msf.data.latent_store import Array, LatentStore
-
-if TYPE_CHECKING:
-    from msf.autoencoder import Autoencoder
+from msf.latent_codes import encode_in_parts
 
 CACHE_ENV = "MSF_CACHE"
 LOCK_FILE = "lock"
+# Pictures that are encoded between two writes; a few seconds' work for a large encoder on a CPU.
+_CHUNK_PIXELS = 8 * 256 * 256
+_MAX_CHUNK_ROWS = 256
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +72,6 @@ class LatentCache:
             ValueError: Flips or noise that this cache was not made for, or of another shape.
             IndexError: A row outside the split.
         """
-        from msf.autoencoder import LatentPosterior
-
         if flips is not None and self._mean.shape[0] == 1:
             raise ValueError("flips must be None: this cache holds no mirrored pictures")
         if flips is not None and flips.shape != (len(rows), 2):
@@ -125,7 +123,7 @@ def open_latent_cache(
         FloatingPointError: Latents that are not finite.
 
     Numerics:
-        float32, in batches of one size: on one machine the bits are those of `encode_pictures` on the same pictures.
+        float32, in batches of one size: on one device the bits are those of `encode_in_parts` on the same pictures.
         A cache from another device or another version of PyTorch is used; it differs by rounding.
     """
     images = dataset.split(split).images
@@ -139,7 +137,7 @@ def open_latent_cache(
             "posterior": posterior,
         },
         shape=(N_FLIPS if flips else 1, len(images), *autoencoder.latent_shape(image_size, image_size)),
-        chunk_rows=encode_batch_size(image_size),
+        chunk_rows=min(_MAX_CHUNK_ROWS, max(1, _CHUNK_PIXELS // image_size**2)),
         has_std=posterior == "sample",
     )
     store.folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +152,7 @@ def open_latent_cache(
                     pictures = prepare_images(images[chunk.rows], image_size, dataset.n_channels)
                     flips_of_variant = torch.tensor([chunk.variant % 2 == 1, chunk.variant >= 2])
                     mirrored = apply_flips(pictures, flips_of_variant.expand(len(pictures), 2))
-                    put(chunk, encode_pictures(autoencoder, mirrored, device))
+                    put(chunk, _finite(encode_in_parts(autoencoder, mirrored, torch.device(device))))
                     n_done += len(pictures)
                     if progress is not None:
                         progress(n_done, n_total)
@@ -184,6 +182,13 @@ def default_cache_folder(dataset: ImageDataset) -> Path:
     folder = root / f"{name}.latents"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _finite(posterior: LatentPosterior) -> LatentPosterior:
+    posterior = LatentPosterior(*(part.cpu() for part in posterior))
+    if not all(part.isfinite().all() for part in posterior):
+        raise FloatingPointError("the autoencoder gives latents that are not finite; nothing of them was kept")
+    return posterior
 
 
 @contextmanager

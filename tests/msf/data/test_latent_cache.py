@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,28 +15,38 @@ import torch
 from torch import nn
 
 from msf.autoencoder import LatentPosterior
-from msf.data import ImageDataset, Split, apply_flips, draw_flips, latent_store, load_dataset, prepare_images
-from msf.data.encoding import encode_batch_size, encode_pictures
+from msf.data import (
+    ImageDataset,
+    Split,
+    apply_flips,
+    draw_flips,
+    latent_cache,
+    latent_store,
+    load_dataset,
+    prepare_images,
+)
 from msf.data.latent_cache import default_cache_folder, open_latent_cache
+from msf.latent_codes import encode_in_parts
 
-SIZE = 128  # sixteen pictures per chunk
+SIZE = 24
+CHUNK = 14
 N = 37  # three chunks, the last one short
 
 
 class SmallAutoencoder:
     """A strided convolution with random weights, which counts the pictures that it encodes."""
 
-    latent_channels, down_factor, scaling_factor = 2, 16, 1.0
+    latent_channels, down_factor, scaling_factor = 2, 3, 1.0
 
     def __init__(self, seed=0):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.network = nn.Conv2d(3, 4, 16, stride=16).requires_grad_(False)
+            self.network = nn.Conv2d(3, 4, 3, stride=3).requires_grad_(False)
         self.fingerprint = hashlib.sha256(self.network.weight.numpy().tobytes()).hexdigest()
         self.n_encoded = 0
 
     def latent_shape(self, height, width):
-        return 2, height // 16, width // 16
+        return 2, height // 3, width // 3
 
     def encode(self, images):
         self.n_encoded += len(images)
@@ -53,10 +64,11 @@ def dataset(seed=0, *, size=20, path=None):
 
 
 def opened(folder, *, data=None, autoencoder=None, flips=False, posterior="mode", **more):
-    return open_latent_cache(
-        data or dataset(), "train", autoencoder or SmallAutoencoder(), SIZE, flips=flips, posterior=posterior,
-        folder=folder, **more,
-    )  # fmt: skip
+    with mock.patch.object(latent_cache, "_CHUNK_PIXELS", CHUNK * SIZE**2):
+        return open_latent_cache(
+            data or dataset(), "train", autoencoder or SmallAutoencoder(), SIZE, flips=flips, posterior=posterior,
+            folder=folder, **more,
+        )  # fmt: skip
 
 
 def n_encoded_by_opening(folder, **arguments):
@@ -75,7 +87,7 @@ def on_the_fly(data, rows, flips=None, autoencoder=None):
     pictures = prepare_images(data.train.images[rows], SIZE, 3)
     if flips is not None:
         pictures = apply_flips(pictures, flips)
-    return encode_pictures(autoencoder or SmallAutoencoder(), pictures)
+    return encode_in_parts(autoencoder or SmallAutoencoder(), pictures)
 
 
 ROWS = torch.tensor([36, 0, 17, 17, 5])
@@ -132,7 +144,7 @@ def test_what_a_cache_was_not_made_for_is_refused(tmp_path):
 def test_a_whole_cache_is_opened_without_the_encoder(tmp_path):
     n_first, first = n_encoded_by_opening(tmp_path, flips=True)
     n_again, again = n_encoded_by_opening(tmp_path, flips=True)
-    assert n_first == 4 * 3 * encode_batch_size(SIZE)  # filled-up batches
+    assert n_first == 4 * N
     assert n_again == 0
     assert torch.equal(again.batch(ROWS), first.batch(ROWS))
 
@@ -140,7 +152,7 @@ def test_a_whole_cache_is_opened_without_the_encoder(tmp_path):
 def test_progress_counts_encoded_pictures(tmp_path):
     seen = []
     opened(tmp_path, flips=True, progress=lambda done, total: seen.append((done, total)))
-    assert seen[0] == (16, 4 * N)
+    assert seen[0] == (CHUNK, 4 * N)
     assert seen[-1] == (4 * N, 4 * N)
     opened(tmp_path, flips=True, progress=lambda done, total: pytest.fail("nothing is to be encoded"))
 
@@ -159,7 +171,7 @@ def test_files_of_another_autoencoder_in_the_place_of_this_ones_are_encoded_anew
         tmp_path / files(tmp_path).name.replace(SmallAutoencoder().fingerprint[:12], other.fingerprint[:12])
     )
     n_encoded, cache = n_encoded_by_opening(tmp_path, autoencoder=other)
-    assert n_encoded > N
+    assert n_encoded == N
     assert torch.equal(cache.batch(ROWS), on_the_fly(dataset(), ROWS, autoencoder=other).mean)
     assert "autoencoder was" in caplog.text
 
@@ -169,7 +181,7 @@ def test_changed_pictures_are_encoded_anew(tmp_path, caplog):
     changed = dataset()
     changed.train.images[36, 0, 0, 0] ^= 1
     n_encoded, cache = n_encoded_by_opening(tmp_path, data=changed)
-    assert n_encoded > N
+    assert n_encoded == N
     assert torch.equal(cache.batch(ROWS), on_the_fly(changed, ROWS).mean)
     assert "pictures was" in caplog.text
 
@@ -186,7 +198,7 @@ def test_a_truncated_cache_is_encoded_anew(tmp_path, caplog, n_left):
     opened(tmp_path)
     os.truncate(files(tmp_path) / "mean.npy", n_left)
     n_encoded, cache = n_encoded_by_opening(tmp_path)
-    assert n_encoded > N
+    assert n_encoded == N
     assert torch.equal(cache.batch(ROWS), on_the_fly(dataset(), ROWS).mean)
     assert "mean.npy is damaged" in caplog.text
 
@@ -199,7 +211,7 @@ def test_a_damaged_chunk_is_found_and_encoded_anew(tmp_path, caplog, name):
     content[-1] ^= 1  # in the last, short chunk
     path.write_bytes(content)
     n_encoded, cache = n_encoded_by_opening(tmp_path, posterior="sample")
-    assert n_encoded == encode_batch_size(SIZE)
+    assert n_encoded == N - 2 * CHUNK
     noise = torch.ones(len(ROWS), 2, 8, 8)
     assert torch.equal(cache.batch(ROWS, noise=noise), sum(on_the_fly(dataset(), ROWS)))
     assert "1 of 3 chunks" in caplog.text
@@ -222,7 +234,7 @@ def test_files_without_an_intact_description_are_encoded_anew(tmp_path, caplog, 
     path = files(tmp_path) / latent_store.META_FILE
     path.write_text(damage(json.loads(path.read_text())))
     n_encoded, cache = n_encoded_by_opening(tmp_path)
-    assert n_encoded > N
+    assert n_encoded == N
     assert torch.equal(cache.batch(ROWS), on_the_fly(dataset(), ROWS).mean)
     assert "encoded anew" in caplog.text
 
@@ -230,21 +242,21 @@ def test_files_without_an_intact_description_are_encoded_anew(tmp_path, caplog, 
 def test_an_array_of_another_shape_is_encoded_anew(tmp_path, caplog):
     opened(tmp_path)
     np.save(files(tmp_path) / "mean.npy", np.zeros((1, N, 2, 8, 4), np.float32))
-    assert n_encoded_by_opening(tmp_path)[0] > N
+    assert n_encoded_by_opening(tmp_path)[0] == N
     assert "mean.npy must be float32 [1, 37, 2, 8, 8]" in caplog.text
 
 
 def test_an_error_on_the_way_keeps_what_was_encoded(tmp_path):
     class Failing(SmallAutoencoder):
         def encode(self, images):
-            if self.n_encoded:
+            if self.n_encoded == CHUNK:
                 raise RuntimeError("the machine is tired")
             return super().encode(images)
 
     with pytest.raises(RuntimeError, match="tired"):
         opened(tmp_path, autoencoder=Failing())
     n_encoded, cache = n_encoded_by_opening(tmp_path)
-    assert n_encoded == 2 * encode_batch_size(SIZE)
+    assert n_encoded == N - CHUNK
     assert torch.equal(cache.batch(torch.arange(N)), on_the_fly(dataset(), torch.arange(N)).mean)
 
 
@@ -256,7 +268,7 @@ def test_latents_that_are_not_finite_are_never_kept(tmp_path):
 
     with pytest.raises(FloatingPointError, match="not finite"):
         opened(tmp_path, autoencoder=Broken())
-    assert n_encoded_by_opening(tmp_path)[0] == 3 * encode_batch_size(SIZE)
+    assert n_encoded_by_opening(tmp_path)[0] == N
 
 
 KILLED = """
@@ -270,8 +282,7 @@ KILLED = """
 
     class Dying(SmallAutoencoder):
         def encode(self, images):
-            self.n_calls = getattr(self, "n_calls", 0) + 1
-            if self.n_calls == {last}:
+            if self.n_encoded == {last}:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().encode(images)
 
@@ -279,13 +290,15 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize(("seconds", "n_kept"), [(-1.0, 6), (1000.0, 0)])
+@pytest.mark.parametrize(("seconds", "n_kept"), [(-1.0, N + CHUNK), (1000.0, 0)])
 def test_a_killed_build_goes_on_where_it_was_last_saved(tmp_path, seconds, n_kept):
-    script = KILLED.format(folder=str(__file__).rpartition("/")[0], seconds=seconds, last=7, cache=str(tmp_path))
+    script = KILLED.format(
+        folder=str(__file__).rpartition("/")[0], seconds=seconds, last=N + CHUNK + 3, cache=str(tmp_path)
+    )
     finished = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
     assert finished.returncode == -signal.SIGKILL
     n_encoded, cache = n_encoded_by_opening(tmp_path, flips=True)
-    assert n_encoded == (12 - n_kept) * encode_batch_size(SIZE)
+    assert n_encoded == 4 * N - n_kept
     rows = torch.arange(N)
     for flips in (None, torch.ones(N, 2, dtype=torch.bool)):
         assert torch.equal(cache.batch(rows, flips), on_the_fly(dataset(), rows, flips).mean)
@@ -295,10 +308,10 @@ def test_a_kill_between_latents_and_checksums_loses_only_that_chunk(tmp_path):
     # What a power failure can leave: a checksum that is not (yet) true, beside zeros.
     opened(tmp_path)
     array = np.load(files(tmp_path) / "mean.npy", mmap_mode="r+")
-    array[0, 16:32] = 0
+    array[0, CHUNK : 2 * CHUNK] = 0
     array.flush()
     n_encoded, cache = n_encoded_by_opening(tmp_path)
-    assert n_encoded == encode_batch_size(SIZE)
+    assert n_encoded == CHUNK
     assert torch.equal(cache.batch(torch.arange(N)), on_the_fly(dataset(), torch.arange(N)).mean)
 
 
@@ -341,17 +354,17 @@ def test_two_processes_that_start_together_leave_one_intact_cache(tmp_path):
     assert n_encoded_by_opening(tmp_path, flips=True)[0] == 0
 
 
-def test_memory_stays_bounded_while_a_split_is_encoded(tmp_path, monkeypatch):
+def test_no_more_than_a_chunk_of_pictures_is_prepared_at_once(tmp_path, monkeypatch):
     sizes = []
 
-    class Watching(SmallAutoencoder):
-        def encode(self, images):
-            sizes.append(len(images))
-            return super().encode(images)
+    def watched(images, size, channels):
+        sizes.append(len(images))
+        return prepare_images(images, size, channels)
 
-    opened(tmp_path, autoencoder=Watching(), flips=True)
-    assert set(sizes) == {encode_batch_size(SIZE)}
-    assert [encode_batch_size(size) for size in (28, 128, 256, 512, 1024)] == [32, 16, 4, 1, 1]
+    monkeypatch.setattr(latent_cache, "prepare_images", watched)
+    opened(tmp_path, flips=True)
+    assert max(sizes) == CHUNK
+    assert sum(sizes) == 4 * N
 
 
 def test_caches_lie_beside_the_data_unless_told_otherwise(tmp_path, monkeypatch):
