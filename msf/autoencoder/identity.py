@@ -59,4 +59,4 @@ class PixelIdentity:
         require_tensor(name, values, "[N, C, H, W]")
         if values.shape[1] != self.latent_channels:
             raise ValueError(f"{name} must have {self.latent_channels} channel(s); got shape {list(values.shape)}")
-        return values.float()
+        return values.detach().float().contiguous()
