@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msf.autoencoder.kl import KLAutoencoder, require_diffusers
+from msf.autoencoder.kl import WEIGHTS_FILE, KLAutoencoder, require_diffusers
 from msf.autoencoder.losses import autoencoder_loss, psnr
 from msf.autoencoder.protocol import require_divisible
 from msf.data import ImageDataset, apply_flips, draw_flips, epoch_batches, prepare_images, seeded_generator
@@ -101,6 +101,7 @@ class TrainedAutoencoder:
     Args:
         folder: Where the autoencoder was written.
         autoencoder: The trained autoencoder, on the device of the training.
+        settings: What it was trained with.
         val_psnr: Mean peak signal-to-noise ratio of the validation pictures, in decibels.
         history: One dictionary per epoch: `epoch`, `train_loss`.
         seconds: Time of the training and the validation.
@@ -108,9 +109,24 @@ class TrainedAutoencoder:
 
     folder: Path
     autoencoder: KLAutoencoder
+    settings: AutoencoderTraining
     val_psnr: float
     history: list[dict[str, Any]]
     seconds: float
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pictures at the training's size, and what the autoencoder makes of their most likely latents.
+
+        Args:
+            images: uint8 [N, H, W, C].
+
+        Returns:
+            Two tensors, float32 [N, 3, image_size, image_size] in [0, 1], on the CPU.
+        """
+        pictures = prepare_images(images, self.settings.image_size, 3)
+        device = next(self.autoencoder.model.parameters()).device
+        decoded = self.autoencoder.decode(self.autoencoder.encode(pictures.to(device)).mode()).cpu()
+        return (pictures + 1) / 2, (decoded.clamp(-1, 1) + 1) / 2
 
 
 def train_autoencoder(
@@ -140,7 +156,8 @@ def train_autoencoder(
         The trained autoencoder with its figures.
 
     Raises:
-        ValueError: diffusers is not installed, or the device is not one of this machine.
+        ValueError: The folder holds an autoencoder already, diffusers is not installed, or the device is not one of
+            this machine.
         FloatingPointError: The loss is not finite; nothing is written then.
 
     Numerics:
@@ -152,6 +169,8 @@ def train_autoencoder(
     """
     settings = AutoencoderTraining() if settings is None else settings
     target = choose_device(device)
+    if (Path(folder) / WEIGHTS_FILE).exists():
+        raise ValueError(f"folder {str(folder)!r} holds an autoencoder already: choose another folder")
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -163,7 +182,8 @@ def train_autoencoder(
         for pictures in _batches(dataset.val.images, settings, target)
     ])  # fmt: skip
     autoencoder.save_pretrained(folder)
-    return TrainedAutoencoder(Path(folder), autoencoder, float(val_psnr.mean()), history, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return TrainedAutoencoder(Path(folder), autoencoder, settings, float(val_psnr.mean()), history, seconds)
 
 
 def _fit(

@@ -1,4 +1,4 @@
-"""Command line: `msf demo | train | evaluate | classify | generate | import-official | info`."""
+"""Command line: `msf demo | train | train-autoencoder | evaluate | classify | generate | import-official | info`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from msf.cli import classify, demo, evaluate, generate, import_official, info, train
+from msf.cli import classify, demo, evaluate, generate, import_official, info, train, train_autoencoder
 
 app = typer.Typer(
     name="msf",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("train-autoencoder")(train_autoencoder.train_autoencoder)
 app.command("evaluate")(evaluate.evaluate)
 app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)

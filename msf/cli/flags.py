@@ -83,6 +83,18 @@ def configured(recipe: str, flags: Mapping[str, Any]) -> ExperimentConfig:
     return dataclasses.replace(experiment, **changed)
 
 
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """Return the numbers of a flag such as `1,2,2`.
+
+    Raises:
+        ValueError: Anything else; the text names the flag's field.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers separated by commas; got {text!r}") from None
+
+
 def _fields(group: str) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(typing.get_type_hints(ExperimentConfig)[group])
 
@@ -113,10 +125,7 @@ def _parameter(group: str, entry: dataclasses.Field[Any]) -> inspect.Parameter:
 def _parsed(entry: dataclasses.Field[Any], group: str, value: Any) -> Any:
     if typing.get_origin(_type_hint(group, entry)) is not tuple:
         return value
-    try:
-        return tuple(int(part) for part in str(value).split(","))
-    except ValueError:
-        raise ValueError(f"{entry.name} must be whole numbers separated by commas; got {value!r}") from None
+    return whole_numbers(entry.name, str(value))
 
 
 def _sentence(text: str) -> str:

@@ -2,13 +2,14 @@
 
 from msf.report.curves import risk_coverage_figure
 from msf.report.figures import write_figure, write_pictures
-from msf.report.grids import certainty_grid, class_grid, real_and_generated_grid
+from msf.report.grids import certainty_grid, class_grid, real_and_generated_grid, reconstruction_grid
 from msf.report.summary import write_summary
 
 __all__ = [
     "certainty_grid",
     "class_grid",
     "real_and_generated_grid",
+    "reconstruction_grid",
     "risk_coverage_figure",
     "write_figure",
     "write_pictures",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from msf.report.figures import as_pixels
+from msf.report.figures import DPI, as_pixels
 from msf.uncertainty import Prediction
 
 CELL_INCHES = 0.85
@@ -36,6 +36,21 @@ def real_and_generated_grid(real: Mapping[str, Tensor], generated: Mapping[str, 
     for name in real:
         rows += [(f"{name}\nreal", real[name]), ("generated", generated[name])]
     return _rows_of_pictures(rows)
+
+
+def reconstruction_grid(pictures: Tensor, decoded: Tensor, n_columns: int = 8) -> Figure:
+    """Draw pictures above what an autoencoder makes of them, pixel for pixel.
+
+    Args:
+        pictures: float [N, C, H, W] in [0, 1].
+        decoded: Like `pictures`.
+        n_columns: Pictures per row.
+    """
+    rows = []
+    for start in range(0, len(pictures), n_columns):
+        part = slice(start, start + n_columns)
+        rows += [("original", pictures[part]), ("decoded", decoded[part])]
+    return _rows_of_pictures(rows, cell_inches=max(CELL_INCHES, pictures.shape[-1] / DPI))
 
 
 def certainty_grid(
@@ -90,9 +105,9 @@ def _probability_bars(axes: Axes, probability: Tensor, *, with_names: bool, clas
     axes.set_xlabel("probability", fontsize=6)
 
 
-def _rows_of_pictures(rows: Sequence[tuple[str, Tensor]]) -> Figure:
+def _rows_of_pictures(rows: Sequence[tuple[str, Tensor]], cell_inches: float = CELL_INCHES) -> Figure:
     n_columns = max(len(pictures) for _, pictures in rows)
-    figure = Figure(figsize=(CELL_INCHES * n_columns + 1.2, CELL_INCHES * len(rows)))
+    figure = Figure(figsize=(cell_inches * n_columns + 1.2, cell_inches * len(rows)))
     axes = figure.subplots(len(rows), n_columns, squeeze=False)
     for line, (name, pictures) in zip(axes, rows, strict=True):
         for cell in line:
