@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from msf_kernels.shapes import ImageBatch
 
-N_SCALES = 3  # of the gradient term: full, half and quarter resolution
+N_SCALES = 5  # full resolution, half, ...
 
 
 def autoencoder_loss(
@@ -24,9 +24,7 @@ def autoencoder_loss(
 ) -> Tensor:
     """Return the training loss of a batch.
 
-        |decoded - pictures| + gradient_weight * gradient_difference + kl_weight * KL(N(mean, exp(logvar)) || N(0, 1))
-
-    All three terms are means: over values, over values and scales, over latents.
+        reconstruction + kl_weight * KL(N(mean, exp(logvar)) || N(0, 1)), the latter as a mean over latents
 
     Args:
         decoded: float32 [N, C, H, W].
@@ -34,38 +32,41 @@ def autoencoder_loss(
         mean: Posterior means, float32 [N, L, h, w].
         logvar: Logarithms of the posterior variances, like `mean`.
         kl_weight: >= 0.
-        gradient_weight: >= 0.
+        gradient_weight: >= 0; see `reconstruction_loss`.
 
     Returns:
         0-dim.
     """
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss = (decoded - pictures).abs().mean() + kl_weight * divergence
-    if gradient_weight:
-        loss = loss + gradient_weight * gradient_difference(decoded, pictures)
-    return loss
+    return reconstruction_loss(decoded, pictures, gradient_weight=gradient_weight) + kl_weight * divergence
 
 
-def gradient_difference(decoded: ImageBatch, pictures: ImageBatch) -> Tensor:
-    """Return the mean absolute difference between neighbouring-pixel differences, at several resolutions.
+def reconstruction_loss(decoded: ImageBatch, pictures: ImageBatch, *, gradient_weight: float) -> Tensor:
+    """Return how far pictures are from the originals, in values and in edges, at several resolutions.
 
-    A blurred edge costs little in the pixels and much here.
+    The coarse resolutions are there for colours: a wrong hue is a small error in every pixel that does not average out
+    as that of fine texture does. The gradients are there for edges: a blurred one costs little in the pixels.
 
     Args:
-        decoded: float [N, C, H, W]. Resolutions below two pixels are left out.
+        decoded: float [N, C, H, W].
         pictures: Like `decoded`.
+        gradient_weight: Weight of the mean absolute difference between neighbouring-pixel differences against that
+            between pixels; >= 0.
 
     Returns:
-        0-dim: mean over axes and resolutions; 0 for pictures of one pixel.
+        0-dim: mean over the resolutions, down to two pixels along the shorter axis.
     """
     error = decoded - pictures
-    terms = []
+    terms: list[Tensor] = []
     for _ in range(N_SCALES):
-        if min(error.shape[2:]) < 2:
+        if terms and min(error.shape[2:]) < 2:
             break
-        terms += [error.diff(dim=2).abs().mean(), error.diff(dim=3).abs().mean()]
-        error = functional.avg_pool2d(error, 2)
-    return torch.stack(terms).mean() if terms else error.new_zeros(())
+        terms.append(error.abs().mean())
+        if gradient_weight and min(error.shape[2:]) >= 2:
+            edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+            terms[-1] = terms[-1] + gradient_weight * edges / 2
+        error = functional.avg_pool2d(error, 2, ceil_mode=True)
+    return torch.stack(terms).mean()
 
 
 def psnr(decoded: ImageBatch, pictures: ImageBatch) -> Tensor:

@@ -43,7 +43,9 @@ class AutoencoderTraining:
         batch_size: Pictures per step.
         learning_rate: Largest learning rate.
         kl_weight: Weight of the divergence from N(0, I), in nats per latent.
-        gradient_weight: Weight of the difference between picture gradients, at several scales.
+        gradient_weight: Weight of the difference between picture gradients against that between values.
+        plain_share: Share of the training pictures that are replaced by one random colour. Label colours are such
+            pictures, and look like nothing in the data.
         use_bf16: bfloat16 convolutions; weights and loss stay in float32.
         seed: Seed of weights, order, flips and noise.
     """
@@ -56,8 +58,9 @@ class AutoencoderTraining:
     epochs: int = 20
     batch_size: int = 4
     learning_rate: float = 1e-3
-    kl_weight: float = 1e-3
+    kl_weight: float = 1e-4
     gradient_weight: float = 1.0
+    plain_share: float = 0.1
     use_bf16: bool = True
     seed: int = 0
 
@@ -71,6 +74,8 @@ class AutoencoderTraining:
             require_finite(name, getattr(self, name))
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0; got {getattr(self, name)}")
+        if not 0 <= self.plain_share < 1:
+            raise ValueError(f"plain_share must be in [0, 1); got {self.plain_share}")
         if not self.block_channels or any(width < 1 or width % self.n_groups for width in self.block_channels):
             raise ValueError(
                 f"block_channels must be positive multiples of n_groups = {self.n_groups}, one per level; "
@@ -141,7 +146,8 @@ def train_autoencoder(
 
         loss = |reconstruction - picture| + gradient_weight * |their gradients' difference| + kl_weight * KL
 
-    The reconstruction is that of a latent drawn from the posterior. Pictures are mirrored at random, whatever the data
+    The first two terms are means over several resolutions; the reconstruction is that of a latent drawn from the
+    posterior. Pictures are mirrored at random, whatever the data
     set: what matters is that any picture comes back. Grey pictures are repeated to three channels. The scaling factor
     in the written `config.json` is 1 / std of the training latents (posterior mode).
 
@@ -207,7 +213,8 @@ def _fit(
                 group["lr"] = settings.learning_rate * _rate_share(step, n_steps)
             generator = seeded_generator(settings.seed, STEP_STREAM, step)
             pictures = prepare_images(dataset.train.images[rows], settings.image_size, 3)
-            pictures = apply_flips(pictures, draw_flips(len(rows), generator)).to(device)
+            pictures = apply_flips(pictures, draw_flips(len(rows), generator))
+            pictures = _with_plain_colours(pictures, settings.plain_share, generator).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.use_bf16):
                 posterior = model.encode(pictures).latent_dist  # type: ignore[operator]
                 noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
@@ -229,6 +236,14 @@ def _fit(
                     progress(AutoencoderProgress(step, n_steps, value))
         history.append({"epoch": epoch, "train_loss": _finite(losses, step)})
     return history
+
+
+def _with_plain_colours(pictures: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Replace pictures by one random colour each, with a probability."""
+    n = len(pictures)
+    is_plain = torch.rand(n, generator=generator) < share
+    colours = torch.rand(n, 3, generator=generator) * 2 - 1
+    return torch.where(is_plain[:, None, None, None], colours[:, :, None, None], pictures)
 
 
 def _with_unit_latents(

@@ -36,7 +36,7 @@ def train_autoencoder(
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step. Default: 4.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate. Default: 0.001.")] = None,
     kl_weight: Annotated[
-        float | None, typer.Option(help="Weight of the latents' divergence from N(0, I). Default: 0.001.")
+        float | None, typer.Option(help="Weight of the latents' divergence from N(0, I). Default: 0.0001.")
     ] = None,
     gradient_weight: Annotated[
         float | None, typer.Option(help="Weight of the loss between picture gradients. Default: 1.")
