@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from msf_kernels.environment import describe_machine, versions
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 OURS = "ours"
+MACHINE = "machine"
+PEERS = ("diffusers", "flash-attn", "liger-kernel", "torch-uncertainty", "torchcfm", "torchdiffeq", "torchmetrics",
+         "torchode", "xformers", "zuko")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Row:
     Args:
         suite: The benchmark.
         job: What was done.
-        variant: Who did it: `ours`, or a peer.
+        variant: Who did it: `ours`, a peer, or `machine` for a limit of the machine itself.
         metric: `time`, `speedup_vs:<variant>` (a row of ours for every peer), `peak_memory`, ...
         unit: Unit of the numbers, such as `us`, `bytes`, `ratio`.
         median: Middle of the samples; None where the variant could not run, and the note says why.
@@ -57,17 +65,19 @@ class RowWriter:
     """Makes rows of one suite on one device, and keeps them.
 
     Args:
-        suite: The benchmark.
+        suite: The benchmark; may be set anew.
         device: Device under test.
+        remark: Added to every note.
     """
 
-    def __init__(self, suite: str, device: torch.device) -> None:
+    def __init__(self, suite: str, device: torch.device, remark: str = "") -> None:
         self.rows: list[Row] = []
-        self._suite = suite
+        self.suite = suite
+        self._remark = remark
         machine = describe_machine(device)
-        self._machine = str(machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads"))
+        self._machine = str(machine.get("gpu", machine["cpu"]))
         self._device = device.type
-        self._versions = versions()
+        self._versions = versions() | peer_versions()
         if "driver" in machine:
             self._versions["driver"] = str(machine["driver"])
         self._commit = commit()
@@ -77,7 +87,7 @@ class RowWriter:
         values = sorted(samples)
         p20, median, p80 = (quantile(values, q) if values else None for q in (0.2, 0.5, 0.8))
         row = Row(
-            self._suite,
+            self.suite,
             job,
             variant,
             metric,
@@ -86,28 +96,72 @@ class RowWriter:
             p20,
             p80,
             len(values),
-            self._machine,
+            self._machine if self._device == "cuda" else f"{self._machine}, {torch.get_num_threads()} threads",
             self._device,
             self._versions,
             self._commit,
-            note,
+            "; ".join(filter(None, [note, self._remark])),
         )
         self.rows.append(row)
         return row
 
-    def add_speedups(self, job: str, seconds: Mapping[str, list[float]], note: str = "") -> None:
-        """Add the ratio of each peer's time to ours, round by round, for variants that were timed interleaved."""
-        for peer in seconds:
-            if peer != OURS:
-                self.add(job, OURS, f"speedup_vs:{peer}", "ratio", ratios(seconds[peer], seconds[OURS]), note)
+    def add_speedups(self, job: str, seconds: Mapping[str, list[float]], notes: Mapping[str, str]) -> None:
+        """Add the ratio of each peer's time to ours, round by round, for variants that were timed interleaved.
 
-    def table(self) -> str:
-        """Return the rows as text, one a line."""
-        return "\n".join(_line(row) for row in self.rows)
+        The note of a ratio is that of the peer, which may say how its time was taken.
+        """
+        for peer in [name for name in seconds if name != OURS]:
+            values = ratios(seconds[peer], seconds[OURS])
+            self.add(job, OURS, f"speedup_vs:{peer}", "ratio", values, notes.get(peer, ""))
 
-    def write(self, path: Path) -> None:
-        """Write all rows, one JSON object a line."""
-        path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in self.rows))
+    def table(self, first: int = 0) -> str:
+        """Return the rows from the given one on as text, one a line."""
+        return "\n".join(_line(row) for row in self.rows[first:])
+
+    def write(self, path: Path, rows: Sequence[Row] | None = None) -> None:
+        """Write all rows, or the given ones, one JSON object a line."""
+        chosen = self.rows if rows is None else rows
+        path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in chosen))
+
+
+def load_rows(path: Path) -> list[Row]:
+    """Read rows from JSON Lines, or from the list `rows` of one JSON object.
+
+    Raises:
+        ValueError: Something else is in the file.
+    """
+    text = path.read_text()
+    try:
+        try:
+            whole = json.loads(text)
+            found = whole.get("rows", [whole])
+        except json.JSONDecodeError:
+            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [_row(values) for values in found]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not rows of a benchmark: {error!r}") from error
+
+
+def _row(values: dict[str, Any]) -> Row:
+    return Row(**{field.name: values[field.name] for field in fields(Row)})
+
+
+def peer_versions() -> dict[str, str]:
+    """Return the versions of the peers that are installed."""
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_folder(device: torch.device) -> Path:
+    """Return where results of this machine are kept: named after its GPU, or its processor and number of cores."""
+    machine = describe_machine(device)
+    name = str(machine.get("gpu", f"{machine['cpu']} {os.cpu_count()} cores"))
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def ratios(numerator: list[float], denominator: list[float]) -> list[float]:

@@ -1,0 +1,1 @@
+"""The jobs, one module per suite; every module has a function `jobs`."""

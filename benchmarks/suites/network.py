@@ -1,0 +1,141 @@
+"""One evaluation of the velocity network at the published sizes: ours, as published, tuned, and compiled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from benchmarks import folded_decoder, workloads
+from benchmarks.agreement import close_in_rms, same_numbers
+from benchmarks.peers import unet
+from benchmarks.peers.unet import Velocity
+from benchmarks.registry import Build, Comparison, Context, Job, Subject, Work
+from benchmarks.rows import OURS
+from benchmarks.timing import Plan
+from benchmarks.workloads import Workload
+from msf.config import RECIPES
+from msf.unet import UNet
+
+SUITE = "network"
+MICRO_BATCH = 16
+# Published at 28 (run at 32) and 224 (run on 32 x 32 latents).
+GFLOP = {"pixel": 3.20, "latent": 12.47}
+PARAMETERS = {"pixel": 8.95e6, "latent": 35.76e6}
+MODEL = {"pixel": "28 x 28", "latent": "224 x 224 latent"}
+CONFIGS = {"pixel": RECIPES["published-28"].network, "latent": RECIPES["published-224"].network}
+CHANNELS = {"pixel": 6, "latent": 8}
+
+
+def jobs() -> Iterator[Job]:
+    for name in ("latent", "pixel"):
+        yield _evaluation(name)
+    yield _decoder()
+
+
+def workload(name: str, context: Context) -> Workload:
+    """Return the pixel or latent model, small in a quick run."""
+    return workloads.pixel(context.quick) if name == "pixel" else workloads.latent(context.quick)
+
+
+@cache
+def velocity(kind: str, name: str, quick: bool, device: torch.device) -> Velocity:
+    """Build a variant's network once per process; compiling one takes a minute.
+
+    Raises:
+        Unavailable: It cannot run here.
+    """
+    network = (workloads.pixel(quick) if name == "pixel" else workloads.latent(quick)).network
+    return velocity_of(kind)(network, device)
+
+
+def velocity_of(kind: str) -> Callable[[UNet, torch.device], Velocity]:
+    """Return how a peer's network is made from ours."""
+    return {
+        "authors": unet.published,
+        "eager-bf16": unet.eager_bf16,
+        "compile": unet.compiled,
+        "compile-freezing": unet.compiled_freezing,
+    }[kind]
+
+
+def ours(network: UNet, time_grid: list[float], device: torch.device) -> Velocity:
+    """Return our inference form of the network, in bf16.
+
+    Raises:
+        Unavailable: It cannot be built here.
+    """
+    from msf.compiled import compile_velocity
+
+    compiled: Velocity = compile_velocity(copy.deepcopy(network).to(device), time_grid, dtype=torch.bfloat16)
+    return compiled
+
+
+def _evaluation(name: str) -> Job:
+    def state(context: Context) -> Tensor:
+        model = workload(name, context)
+        channels, height, width = model.flow.image_shape
+        n = 2 if context.quick else MICRO_BATCH
+        shape = (n, channels + model.flow.semantic_shape[0], height, width)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(context.device)
+
+    def build_ours(context: Context) -> Subject:
+        z, field = state(context), ours(workload(name, context).network, [1.0, 0.0], context.device)
+        return Subject(lambda: field(z, 1.0), note="bf16")
+
+    def plain(context: Context) -> Subject:
+        z = state(context)
+        network = copy.deepcopy(workload(name, context).network).to(context.device, torch.bfloat16)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Subject(lambda: network(z.to(torch.bfloat16), 1.0).float(), note="the plain module in bf16")
+
+    def peer(kind: str) -> Build:
+        def build(context: Context) -> Subject:
+            z, field = state(context), velocity(kind, name, context.quick, context.device)
+            field(z, 1.0)  # compiles
+            return Subject(lambda: field(z, 1.0), note="fp32" if kind == "authors" else "bf16")
+
+        return build
+
+    kinds = ("authors", "eager-bf16", "compile", "compile-freezing")
+    numel = MICRO_BATCH * CHANNELS[name] * 32 * 32
+    return Comparison(
+        suite=SUITE,
+        name=f"{name}-evaluation-mb16",
+        note=f"published {MODEL[name]} network, micro-batch {MICRO_BATCH}, t = 1",
+        tests=("tests/msf/test_unet.py",),
+        variants={OURS: build_ours, "ours-plain": plain} | {kind: peer(kind) for kind in kinds},
+        unit="ms",
+        plan=Plan(n_rounds=15, warm_up_seconds=1.0, sample_seconds=0),
+        agree=close_in_rms(3e-2),
+        work=Work(MICRO_BATCH * GFLOP[name] * 1e9, 2 * PARAMETERS[name] + 2 * 4 * numel, torch.bfloat16),
+        n_items=MICRO_BATCH,
+        items="evaluations",
+        goals={"authors": 2.0},
+    )
+
+
+@cache
+def _decoders(size: int, device: torch.device) -> Mapping[str, Callable[[], Tensor]]:
+    return folded_decoder.decoders(size, device)
+
+
+def _decoder() -> Job:
+    def variant(name: str) -> Build:
+        return lambda context: _decoders(64 if context.quick else 256, context.device)[name]
+
+    return Comparison(
+        suite=SUITE,
+        name="decode-sd-vae-256",
+        note="one 256x256 picture, float32, random weights",
+        tests=("tests/msf/autoencoder/test_folded.py",),
+        variants={name: variant(name) for name in (OURS, "ours-planar", "diffusers", "diffusers-channels-last")},
+        unit="ms",
+        plan=Plan(n_rounds=5, warm_up_seconds=0, sample_seconds=0),
+        agree=same_numbers(folded_decoder.TOLERANCE),
+        n_items=1,
+        items="pictures",
+    )
