@@ -1,7 +1,9 @@
 """Kernels and ODE solvers that draw many samples of a learned flow fast; torch is the only hard dependency."""
 
+from msf_kernels.attention_block import attention_block
 from msf_kernels.backend import backends, explain, use_backend
 from msf_kernels.class_distance import class_distance
+from msf_kernels.conv3x3 import conv3x3, norm_affine, pack_weight
 from msf_kernels.errors import BackendUnavailableError
 from msf_kernels.group_norm_silu import group_norm_silu
 from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal, philox_words
@@ -15,10 +17,14 @@ __all__ = [
     "IMAGE_STREAM",
     "SEMANTIC_STREAM",
     "BackendUnavailableError",
+    "attention_block",
     "backends",
     "class_distance",
+    "conv3x3",
     "explain",
     "group_norm_silu",
+    "norm_affine",
+    "pack_weight",
     "philox_normal",
     "philox_words",
     "rk_combine",

@@ -1,0 +1,295 @@
+# (kernel bodies are compiled, not executed: their names have no Python types)
+"""Convolutions of 1x1, 2x2 and 3x3 taps as one matrix product whose operand is gathered on the way.
+
+    out[n, k, p] = bias[k] + residual[n, k, p] + sum over taps r and channels c of weight[k, r, c] * a[n, c, q(p, r)]
+    a = x, or silu(x * scale + shift), or x * scale + shift; zero where the pixel q(p, r) lies outside of the map
+
+q is an index map: `stride * p + r - 1` for 3x3 taps, `p` for one tap. Nearest-upsampling by two followed by 3x3 taps is
+four convolutions of 2x2 taps (one per parity of the output's row and column, which is a *phase* here): phase (a, b)
+reads rows `i + a - 1` and `i + a` of the small map, and columns likewise.
+
+A program owns BLOCK_M pixels x BLOCK_N output channels, and sums over taps inside blocks of channels, so that the same
+pixels are read for all taps while they are in the caches. Where an item has fewer pixels than a tile, a tile holds
+several items. An output value is summed in one order, whatever batch it travels in. Bytes: x and weight are read about
+once from memory (taps and blocks of output channels read them again from the caches), residual once, out is written
+once: with `bundle` the moments that the next norm needs come with it, and no pass over the map is left to the norm.
+The activation costs one exponential per tap and block of output channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from msf_kernels._triton.launch import KernelConfig, launch
+from msf_kernels._triton.offsets import offset_type
+from msf_kernels.moments import CHUNK_PIXELS, empty_moments
+
+MAX_BLOCK_M = 128
+
+
+@triton.jit
+def _add_products(
+    acc, x_ptr, weight_ptr, scale_ptr, shift_ptr,
+    items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels, channel_offset, n_channels_all,
+    first_row, first_column, stride_x_n, stride_x_h, stride_x_w, stride_x_c, stride_affine_n,
+    SIDE: tl.constexpr, STRIDE: tl.constexpr, SILU: tl.constexpr, HAS_ONE_ITEM: tl.constexpr,
+    OFFSET_TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Add the products with the channels of one input; [BLOCK_M, BLOCK_N]."""
+    TAPS: tl.constexpr = SIDE * SIDE
+    item_ptrs = x_ptr + items.to(tl.int64) * stride_x_n  # [BLOCK_M]
+    for step in range(0, TAPS * tl.cdiv(n_channels, BLOCK_K)):
+        tap = step % TAPS
+        channels = step // TAPS * BLOCK_K + tl.arange(0, BLOCK_K)
+        in_channels = channels < n_channels
+        y = rows * STRIDE + (tap // SIDE + first_row)
+        x = columns * STRIDE + (tap % SIDE + first_column)
+        in_map = in_rows & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        pixel_ptrs = item_ptrs + y.to(OFFSET_TYPE) * stride_x_h + x.to(OFFSET_TYPE) * stride_x_w
+        in_tile = in_map[:, None] & in_channels[None, :]
+        a = tl.load(pixel_ptrs[:, None] + channels.to(OFFSET_TYPE)[None, :] * stride_x_c, mask=in_tile, other=0.0)
+        if scale_ptr is not None:
+            all_channels = channel_offset + channels
+            if HAS_ONE_ITEM:
+                # One row of the tile serves them all.
+                offs = tl.min(items, axis=0).to(tl.int64) * stride_affine_n + all_channels
+                scale = tl.load(scale_ptr + offs, mask=in_channels, other=0.0)[None, :]
+                shift = tl.load(shift_ptr + offs, mask=in_channels, other=0.0)[None, :]
+            else:
+                offs = items.to(tl.int64)[:, None] * stride_affine_n + all_channels[None, :]
+                scale = tl.load(scale_ptr + offs, mask=in_tile, other=0.0)
+                shift = tl.load(shift_ptr + offs, mask=in_tile, other=0.0)
+            value = a.to(tl.float32) * scale + shift
+            if SILU:
+                value = value * tl.sigmoid(value)
+            # Beyond the map there are zeros after the activation, not its value at zero.
+            a = tl.where(in_tile, value, 0.0).to(a.dtype)
+        offs_weight = offs_out[None, :] * (TAPS * n_channels_all) + (tap * n_channels_all + channel_offset)
+        in_weight = in_channels[:, None] & in_out[None, :]
+        w = tl.load(weight_ptr + (offs_weight + channels[:, None]), mask=in_weight, other=0.0)
+        acc = tl.dot(a, w, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def _store_moments(
+    moments_ptr, stored, in_rows, items, pixels, first_out, n_items, n_pixels, n_out, first_chunk, n_chunks,
+    CHUNK_PIXELS: tl.constexpr, BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Leave count, mean and squared deviation of every chunk of pixels and bundle of channels of the tile."""
+    CHUNKS: tl.constexpr = BLOCK_M // CHUNK_PIXELS
+    BUNDLES: tl.constexpr = BLOCK_N // BUNDLE
+    values = tl.reshape(stored, [CHUNKS, CHUNK_PIXELS, BUNDLES, BUNDLE])
+    exists = tl.reshape(in_rows.to(tl.float32), [CHUNKS, CHUNK_PIXELS])
+    count = tl.sum(exists, axis=1) * BUNDLE  # [CHUNKS]
+    safe_count = tl.maximum(count, 1.0)[:, None]
+    weights = exists[:, :, None, None]
+    mean = tl.sum(tl.sum(values * weights, axis=3), axis=1) / safe_count  # [CHUNKS, BUNDLES]
+    centred = (values - mean[:, None, :, None]) * weights
+    residual = tl.sum(tl.sum(centred, axis=3), axis=1) / safe_count
+    deviation = tl.sum(tl.sum(centred * centred, axis=3), axis=1) - count[:, None] * residual * residual
+
+    # The first row of a chunk says which chunk of which item it is.
+    item = tl.min(tl.reshape(items, [CHUNKS, CHUNK_PIXELS]), axis=1)
+    pixel = tl.min(tl.reshape(pixels, [CHUNKS, CHUNK_PIXELS]), axis=1)
+    n_bundles = n_out // BUNDLE
+    bundles = first_out // BUNDLE + tl.arange(0, BUNDLES)
+    chunk = item.to(tl.int64) * n_chunks + (first_chunk + pixel // CHUNK_PIXELS)
+    offs = (chunk[:, None] * n_bundles + bundles[None, :]) * 3
+    inside = ((item < n_items) & (pixel < n_pixels))[:, None] & (bundles < n_bundles)[None, :]
+    tl.store(moments_ptr + offs, count[:, None] + tl.zeros_like(mean), mask=inside)
+    tl.store(moments_ptr + offs + 1, mean + residual, mask=inside)
+    tl.store(moments_ptr + offs + 2, deviation, mask=inside)
+
+
+@triton.jit
+def _implicit_gemm_kernel(
+    out_ptr, moments_ptr,
+    x_ptr, skip_ptr, weight_ptr, bias_ptr, residual_ptr, scale_ptr, shift_ptr,
+    n_items, n_out, n_channels_x, n_channels_skip, height, width, grid_height, grid_width, n_chunks,
+    stride_out_n, stride_out_h, stride_out_w, stride_x_n, stride_x_h, stride_x_w, stride_x_c,
+    stride_skip_n, stride_skip_h, stride_skip_w, stride_skip_c,
+    stride_residual_n, stride_residual_h, stride_residual_w, stride_residual_c, stride_affine_n,
+    SIDE: tl.constexpr, STRIDE: tl.constexpr, UPSAMPLE: tl.constexpr, SILU: tl.constexpr, BUNDLE: tl.constexpr,
+    ITEM_PIXELS: tl.constexpr, CHUNK_PIXELS: tl.constexpr, OFFSET_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Compute one tile; out is channels-last, weight [phases, n_out, SIDE, SIDE, channels] contiguous."""
+    BLOCK_PIXELS: tl.constexpr = BLOCK_M if BLOCK_M < ITEM_PIXELS else ITEM_PIXELS
+    ITEMS: tl.constexpr = BLOCK_M // BLOCK_PIXELS
+    PHASES: tl.constexpr = 4 if UPSAMPLE else 1
+    n_pixels = grid_height * grid_width
+    n_tiles = tl.cdiv(n_pixels, BLOCK_PIXELS)
+    n_out_blocks = tl.cdiv(n_out, BLOCK_N)
+    pid = tl.program_id(0)
+    first_out = pid % n_out_blocks * BLOCK_N
+    phase = pid // n_out_blocks % PHASES
+    pid_tile = pid // n_out_blocks // PHASES
+    offs_m = tl.arange(0, BLOCK_M)
+    items = pid_tile // n_tiles * ITEMS + offs_m // BLOCK_PIXELS
+    pixels = pid_tile % n_tiles * BLOCK_PIXELS + offs_m % BLOCK_PIXELS
+    in_rows = (items < n_items) & (pixels < n_pixels)
+    rows = pixels // grid_width
+    columns = pixels % grid_width
+    offs_out = first_out + tl.arange(0, BLOCK_N)
+    in_out = offs_out < n_out
+    if UPSAMPLE:
+        first_row = phase // 2 - 1
+        first_column = phase % 2 - 1
+        out_rows = 2 * rows + phase // 2
+        out_columns = 2 * columns + phase % 2
+    else:
+        first_row = -(SIDE // 2)
+        first_column = -(SIDE // 2)
+        out_rows = rows
+        out_columns = columns
+
+    n_channels = n_channels_x + n_channels_skip
+    phase_weight_ptr = weight_ptr + phase * (SIDE * SIDE) * n_channels * n_out
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc = _add_products(
+        acc, x_ptr, phase_weight_ptr, scale_ptr, shift_ptr,
+        items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels_x, 0, n_channels,
+        first_row, first_column, stride_x_n, stride_x_h, stride_x_w, stride_x_c, stride_affine_n,
+        SIDE, STRIDE, SILU, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+    )  # fmt: skip
+    if skip_ptr is not None:
+        acc = _add_products(
+            acc, skip_ptr, phase_weight_ptr, scale_ptr, shift_ptr,
+            items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels_skip, n_channels_x, n_channels,
+            first_row, first_column, stride_skip_n, stride_skip_h, stride_skip_w, stride_skip_c, stride_affine_n,
+            SIDE, STRIDE, SILU, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+        )  # fmt: skip
+
+    in_tile = in_rows[:, None] & in_out[None, :]
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + offs_out, mask=in_out, other=0.0).to(tl.float32)[None, :]
+    out_rows = out_rows.to(OFFSET_TYPE)
+    out_columns = out_columns.to(OFFSET_TYPE)
+    if residual_ptr is not None:
+        residual_ptrs = residual_ptr + items.to(tl.int64) * stride_residual_n
+        residual_ptrs += out_rows * stride_residual_h + out_columns * stride_residual_w
+        offs_channel = offs_out.to(OFFSET_TYPE)[None, :] * stride_residual_c
+        acc += tl.load(residual_ptrs[:, None] + offs_channel, mask=in_tile, other=0.0).to(tl.float32)
+    out = acc.to(out_ptr.dtype.element_ty)
+    out_ptrs = out_ptr + items.to(tl.int64) * stride_out_n + (out_rows * stride_out_h + out_columns * stride_out_w)
+    tl.store(out_ptrs[:, None] + offs_out[None, :], out, mask=in_tile)
+    if BUNDLE > 0:
+        first_chunk = phase * tl.cdiv(n_pixels, CHUNK_PIXELS)
+        _store_moments(
+            moments_ptr, out.to(tl.float32), in_rows, items, pixels, first_out, n_items, n_pixels, n_out,
+            first_chunk, n_chunks, CHUNK_PIXELS, BUNDLE, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+
+
+def launch_implicit_gemm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    skip: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+    stride: int = 1,
+    upsample: bool = False,
+    bundle: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return out [N, K, OH, OW], channels-last, and its moments; weight is [phases, K, side, side, C], contiguous."""
+    n, channels_x, height, width = x.shape
+    n_out, side = weight.shape[1:3]
+    grid_height, grid_width = -(-height // stride), -(-width // stride)
+    factor = 2 if upsample else 1
+    out = torch.empty(
+        (n, n_out, factor * grid_height, factor * grid_width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    moments = empty_moments(out, bundle, upsample=upsample)
+    if out.numel() == 0:
+        return out, moments
+    n_pixels = grid_height * grid_width
+    item_pixels = min(MAX_BLOCK_M, triton.next_power_of_2(n_pixels))
+    channels_skip = 0 if skip is None else skip.shape[1]
+
+    def grid(blocks: dict[str, int]) -> tuple[int, ...]:
+        block_pixels = min(blocks["BLOCK_M"], item_pixels)
+        n_tiles = triton.cdiv(n, blocks["BLOCK_M"] // block_pixels) * triton.cdiv(n_pixels, block_pixels)
+        return (n_tiles * weight.shape[0] * triton.cdiv(n_out, blocks["BLOCK_N"]),)
+
+    launch(
+        _implicit_gemm_kernel,
+        _configs(x.dtype, n_out, min(channels_x, channels_skip or channels_x), n_pixels, scale is not None, bundle),
+        grid,
+        tuning_key=(x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride, scale is None, bundle),
+        is_matmul=x.dtype != torch.float32,
+        out_ptr=out,
+        moments_ptr=moments if bundle else None,
+        x_ptr=x,
+        skip_ptr=skip,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        residual_ptr=residual,
+        scale_ptr=scale,
+        shift_ptr=shift,
+        n_items=n,
+        n_out=n_out,
+        n_channels_x=channels_x,
+        n_channels_skip=channels_skip,
+        height=height,
+        width=width,
+        grid_height=grid_height,
+        grid_width=grid_width,
+        n_chunks=moments.shape[1] if bundle else 0,
+        stride_out_n=out.stride(0),
+        stride_out_h=out.stride(2),
+        stride_out_w=out.stride(3),
+        **_strides("x", x),
+        **_strides("skip", skip),
+        **_strides("residual", residual),
+        stride_affine_n=0 if scale is None or scale.shape[0] == 1 else scale.stride(0),
+        SIDE=side,
+        STRIDE=stride,
+        UPSAMPLE=upsample,
+        SILU=silu,
+        BUNDLE=bundle,
+        ITEM_PIXELS=item_pixels,
+        CHUNK_PIXELS=min(CHUNK_PIXELS, item_pixels),
+        OFFSET_TYPE=offset_type(x, skip, residual, out),
+        # TF32 would round fp32 inputs to 10 bits.
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+    )
+    return out, moments
+
+
+def _strides(name: str, x: Tensor | None) -> dict[str, int]:
+    strides = (0, 0, 0, 0) if x is None else (x.stride(0), x.stride(2), x.stride(3), x.stride(1))
+    return {f"stride_{name}_{axis}": stride for axis, stride in zip("nhwc", strides, strict=True)}
+
+
+# Not measured on a GPU yet: the first is what runs unless tuning is switched on. All of a list have one block of
+# channels, so that a value is summed in one order.
+def _configs(
+    dtype: torch.dtype, n_out: int, n_channels: int, n_pixels: int, has_affine: bool, bundle: int
+) -> tuple[KernelConfig, ...]:
+    def config(m: int, n: int, warps: int, stages: int) -> KernelConfig:
+        # Triton's products need 16 in every direction.
+        return KernelConfig({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, warps, stages)
+
+    block_k = max(16, min(64, triton.next_power_of_2(n_channels)))
+    block_n = max(16, bundle, triton.next_power_of_2(n_out))
+    if dtype == torch.float32:
+        block_k = min(32, block_k)
+        return (config(64, min(64, block_n), 4, 1),)
+    if has_affine and n_pixels < MAX_BLOCK_M:
+        # With several items in a tile the factors are as large as the tile, in float32, in every stage.
+        return (config(64, min(128, block_n), 4, 3), config(64, min(64, block_n), 4, 3))
+    if block_n < 128:
+        return (config(128, block_n, 4, 3), config(64, block_n, 4, 3))
+    wide = (config(128, 128, 8, 3), config(64, 128, 4, 3), config(128, 128, 8, 4))
+    return wide if has_affine else (*wide, config(128, 64, 8, 3))

@@ -1,0 +1,114 @@
+"""The two fused halves of the attention block as operators of torch.library, around the attention between them.
+
+`msf_triton::attention_block_qkv` is the norm and the first projection, `msf_triton::attention_block_out` the second one
+and the residual. They have no gradient: networks are trained by the other backends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from msf_kernels._triton.machine import tensor_reasons
+from msf_kernels._triton.registration import register
+from msf_kernels.attention_block._reference import normalised_qkv, projected_sum
+from msf_kernels.spatial_attention import spatial_attention
+
+
+def _qkv_kernel(*args: Any) -> Tensor:
+    from msf_kernels.attention_block._triton import launch_attention_block_qkv
+
+    return launch_attention_block_qkv(*args)
+
+
+def _qkv_fake(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, qkv_weight: Tensor, *_rest: Any) -> Tensor:
+    n, _, height, width = x.shape
+    return x.new_empty((n, height * width, qkv_weight.shape[0]))
+
+
+def _out_kernel(*args: Any) -> Tensor:
+    from msf_kernels.attention_block._triton import launch_attention_block_out
+
+    return launch_attention_block_out(*args)
+
+
+def _out_fake(mixed: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+_qkv = register(
+    "attention_block_qkv(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor qkv_weight, Tensor? qkv_bias, "
+    "int num_groups, float eps) -> Tensor",
+    kernel=_qkv_kernel,
+    formula=normalised_qkv,
+    fake=_qkv_fake,
+)
+_out = register(
+    "attention_block_out(Tensor mixed, Tensor weight, Tensor? bias, Tensor x) -> Tensor",
+    kernel=_out_kernel,
+    formula=projected_sum,
+    fake=_out_fake,
+)
+
+
+def attention_block_triton(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    num_groups: int,
+    num_heads: int,
+    *,
+    order: str = "legacy",
+    eps: float = 1e-5,
+) -> Tensor:
+    """Run the registered operators, and between them the attention that serves best; [N, C, H, W] -> [N, C, H, W]."""
+    qkv = _qkv(x, norm_weight, norm_bias, qkv_weight, qkv_bias, num_groups, eps)
+    mixed = spatial_attention(qkv, num_heads, order=order)
+    out: Tensor = _out(mixed, proj_weight, proj_bias, x)
+    return out
+
+
+def triton_input_reasons(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    num_groups: int,
+    num_heads: int,
+    *,
+    order: str = "legacy",
+    eps: float = 1e-5,
+) -> list[str]:
+    """Return why the Triton kernels cannot serve these inputs; empty when they can."""
+    tensors = (x, norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias)
+    given = [tensor for tensor in tensors if tensor is not None]
+    reasons = tensor_reasons(given)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        reasons.append("has no gradient: use the other backends in training, or torch.no_grad()")
+    return reasons
+
+
+@register_flop_formula(torch.ops.msf_triton.attention_block_qkv)
+def _qkv_flops(
+    x_shape: Sequence[int], norm_shape: Any, bias_shape: Any, weight_shape: Sequence[int], *_rest: Any, **_outputs: Any
+) -> int:
+    n, _, height, width = x_shape
+    return 2 * n * height * width * math.prod(weight_shape)
+
+
+@register_flop_formula(torch.ops.msf_triton.attention_block_out)
+def _out_flops(mixed_shape: Sequence[int], weight_shape: Sequence[int], *_rest: Any, **_outputs: Any) -> int:
+    n, n_tokens, _ = mixed_shape
+    return 2 * n * n_tokens * math.prod(weight_shape)

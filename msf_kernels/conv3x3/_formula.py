@@ -1,0 +1,64 @@
+"""The steps of the convolution in plain PyTorch, which the definition and the library backend share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which the definition computes."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def activated(
+    x: Tensor, skip: Tensor | None, norm_scale: Tensor | None, norm_shift: Tensor | None, silu: bool
+) -> Tensor:
+    """Return what is convolved, rounded to the dtype of x: matrix units take no wider operand; [N, C, H, W]."""
+    h = x if skip is None else torch.cat([x, skip], dim=1)
+    if norm_scale is None or norm_shift is None:
+        return h
+    dtype = compute_dtype(x)
+    h = torch.addcmul(norm_shift.to(dtype)[:, :, None, None], h.to(dtype), norm_scale.to(dtype)[:, :, None, None])
+    return (functional.silu(h) if silu else h).to(x.dtype)
+
+
+def convolved(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int, upsample: bool) -> Tensor:
+    """Convolve in the dtype of h; weight is [K, C, 3, 3], or [4, K, C, 2, 2] summed beforehand; [N, K, OH, OW]."""
+    n, _, height, width = h.shape
+    if n * height * width == 0:
+        factor = 2 if upsample else 1
+        return h.new_zeros((n, weight.shape[-4], factor * -(-height // stride), factor * -(-width // stride)))
+    if weight.dim() == 4:
+        if upsample:
+            h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
+        return functional.conv2d(h, weight, bias, stride=stride, padding=1)
+    padded = functional.pad(h, (1, 1, 1, 1))
+    phases = [
+        functional.conv2d(padded[:, :, a : a + height + 1, b : b + width + 1], weight[2 * a + b], bias)
+        for a in (0, 1)
+        for b in (0, 1)
+    ]  # parities of the output's row and column; [N, K, H, W] each
+    by_parity = torch.stack(phases, dim=2).reshape(n, -1, 2, 2, height, width)
+    return by_parity.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)  # from [N, K, H, 2, W, 2]
+
+
+def packed(weight: Tensor, upsample: bool) -> Tensor:
+    """Return the weight as the kernels read it, a view of the packed form; [phases, K, side, side, C], contiguous."""
+    if weight.dim() == 5:
+        return weight.permute(0, 1, 3, 4, 2).contiguous()
+    if upsample:
+        return packed(summed_weight(weight), upsample)
+    return weight.permute(0, 2, 3, 1).contiguous()[None]
+
+
+def summed_weight(weight: Tensor) -> Tensor:
+    """Return the 2x2 taps of each output parity; [K, C, 3, 3] -> [4, K, C, 2, 2], each phase channels-last.
+
+    Even rows of the output see rows i - 1, i, i of the small map, odd ones i, i, i + 1: taps on one row are summed.
+    """
+    dtype = compute_dtype(weight)
+    by_parity = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=dtype, device=weight.device)
+    summed = torch.einsum("kcyx,ary,bsx->abkrsc", weight.to(dtype), by_parity, by_parity)
+    return summed.flatten(0, 1).to(weight.dtype).contiguous().permute(0, 1, 4, 2, 3)
