@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from msf.config import FlowName, MethodName
+from msf.config import FlowName, MethodName, ReadoutName
 from msf.selective import augrc, aurc, e_aurc, risk_coverage_curve
 from msf.uncertainty import Decision, Prediction
 from msf_kernels.sampling import StopRule
@@ -36,8 +36,10 @@ def evaluate(
     flow: FlowName | None = None,
     seed: int = 0,
     decision: Decision = "distance",
+    readout: ReadoutName | None = None,
     stop: StopRule | None = None,
     micro_batch: int | None = None,
+    latents: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Classify one split and return every figure about it, ready for a JSON file.
@@ -53,13 +55,15 @@ def evaluate(
         flow: `joint` or `conditional`.
         seed: Seed of the noise.
         decision: Rule for the label; see `msf.uncertainty.Prediction`.
+        readout: What recovered maps are compared with: `latent` or `decoded`; see `MedSymmFlow.classify`.
         stop: Rule that ends the sampling of settled pictures.
         micro_batch: Samples evaluated at once.
+        latents: Of the split's pictures, encoded before; see `MedSymmFlow.classify`.
         progress: Called as `progress(n_done, n_total)`, in samples.
 
     Returns:
         What `prediction_metrics` returns, and `dataset`, `split`, `n_samples`, `mean_n_samples` (less with `stop`),
-        `n_steps`, `method`, `flow`, `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the
+        `n_steps`, `method`, `flow`, `readout`, `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the
         classification.
 
     Raises:
@@ -76,11 +80,18 @@ def evaluate(
         "n_steps": defaults.classify_steps if n_steps is None else n_steps,
         "method": defaults.classify_method if method is None else method,
         "flow": defaults.flow if flow is None else flow,
+        "readout": defaults.readout if readout is None else readout,
         "seed": seed,
     }
     started = time.perf_counter()
     prediction = model.classify(
-        part.images, **settings, decision=decision, stop=stop, micro_batch=micro_batch, progress=progress
+        part.images,
+        **settings,
+        decision=decision,
+        stop=stop,
+        micro_batch=micro_batch,
+        latents=latents,
+        progress=progress,
     )
     seconds = time.perf_counter() - started
     n_drawn = float(torch.as_tensor(prediction.n_samples).double().mean())

@@ -6,6 +6,7 @@ the caller; the report lists it. Pickled files are read with PyTorch's weights-o
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,7 @@ def load_official(
     beta: float = 4.0,
     image_channels: int | None = None,
     image_size: int | None = None,
+    autoencoder_source: str | None = None,
     prefix: str | None = None,
 ) -> tuple[TaskConfig, ExperimentConfig, dict[str, Tensor], OfficialReport]:
     """Read an authors' checkpoint.
@@ -89,6 +91,8 @@ def load_official(
         image_channels: Channels of the pictures, 1 or 3. For pixel models it follows from the file, and is checked;
             for latent ones it is 3 unless given.
         image_size: Working size; 32 for pixel models and 256 for latent ones unless given.
+        autoencoder_source: Local folder or hub id of the autoencoder of a latent model; the published one unless
+            given.
         prefix: What stands before `input_blocks` in the names; needed only where the file holds several networks.
 
     Returns:
@@ -97,8 +101,8 @@ def load_official(
     Raises:
         FileNotFoundError: No such file.
         ValueError: No such checkpoint; a pickle that holds more than tensors; a layout that no configuration
-            explains; widths that contradict `code` or `image_channels`; `n_classes` that the code does not have;
-            heads that do not divide the channels under attention.
+            explains; widths that contradict `code`, `image_channels` or `autoencoder_source`; `n_classes` that the
+            code does not have; heads that do not divide the channels under attention.
     """
     if code not in ("rgb", "grey"):
         raise ValueError(f"code must be rgb or grey, the codes of the authors' checkpoints; got {code!r}")
@@ -132,12 +136,18 @@ def load_official(
             f"image_channels must be {picture_channels} for {channels} channels with code {code!r}; "
             f"got {image_channels}"
         )
+    if autoencoder_source is not None and not is_latent:
+        raise ValueError(
+            f"autoencoder_source must be None for a model on pixels, as {channels} channels with code {code!r} are; "
+            f"got {autoencoder_source!r}"
+        )
+    autoencoder = dataclasses.replace(PUBLISHED_AUTOENCODER, source=autoencoder_source or PUBLISHED_AUTOENCODER.source)
     task = TaskConfig(n_classes=n_classes, image_channels=image_channels or picture_channels)
     experiment = ExperimentConfig(
         data=DataConfig(image_size=image_size or (LATENT_PICTURE_SIZE if is_latent else PIXEL_SIZE)),
         code=code_config,
         network=network,
-        autoencoder=PUBLISHED_AUTOENCODER if is_latent else AutoencoderConfig(),
+        autoencoder=autoencoder if is_latent else AutoencoderConfig(),
     )
 
     inferred |= {"channels": channels, "space": "latent" if is_latent else "pixel"}

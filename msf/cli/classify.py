@@ -25,6 +25,7 @@ def classify(
     n_steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
     method: Annotated[MethodName | None, typer.Option(help="Solver.")] = None,
     flow: Annotated[FlowName | None, typer.Option(help="Flow that classifies.")] = None,
+    readout: flags.Readout = None,
     refer: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the pictures, the most uncertain ones, to refer to a person.")
     ] = 0.0,
@@ -59,6 +60,7 @@ def classify(
             n_steps=n_steps or inference.classify_steps,
             method=method or inference.classify_method,
             flow=flow or inference.flow,
+            readout=readout,
             seed=seed,
             micro_batch=micro_batch,
             progress=advance,

@@ -11,8 +11,8 @@ from msf.cli.checkpoints import load_flow
 from msf.config import FlowName, MethodName
 
 PRINTED = (
-    "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "nll", "brier", "ece", "aurc",
-    "e_aurc", "augrc", "probability_source", "nfe", "samples_per_second",
+    "readout", "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "nll", "brier", "ece",
+    "aurc", "e_aurc", "augrc", "probability_source", "nfe", "samples_per_second",
 )  # fmt: skip
 
 
@@ -27,6 +27,7 @@ def evaluate(
     n_steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
     method: Annotated[MethodName | None, typer.Option(help="Solver.")] = None,
     flow: Annotated[FlowName | None, typer.Option(help="Flow that classifies.")] = None,
+    readout: flags.Readout = None,
     data_root: flags.DataRoot = None,
     seed: flags.Seed = 0,
     device: flags.Device = None,
@@ -51,6 +52,7 @@ def evaluate(
             n_steps=n_steps,
             method=method,
             flow=flow,
+            readout=readout,
             seed=seed,
             micro_batch=micro_batch,
             progress=advance,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from msf.config import RECIPES, ExperimentConfig, optional_base
+from msf.config import RECIPES, ExperimentConfig, ReadoutName, optional_base
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -26,6 +26,13 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER", help="Folder of a trained network, or its hub id. Default: the newest one under runs/."
+    ),
+]
+Readout = Annotated[
+    ReadoutName | None,
+    typer.Option(
+        help="What recovered latents are compared with: the classes' own latents, or colours after decoding "
+        "(published). The same for flows on pixels. Default: as trained."
     ),
 ]
 MicroBatch = Annotated[int | None, typer.Option(min=1, help="Samples per network evaluation. Default: from memory.")]

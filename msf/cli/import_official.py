@@ -23,6 +23,20 @@ def import_official(
     num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, instead of --head-channels.")] = None,
     qkv_order: Annotated[QkvOrder, typer.Option(help="Packing of queries, keys and values.")] = "legacy",
     beta: Annotated[float, typer.Option(min=0, help="Beta it was trained with.")] = 4.0,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Size of the pictures. Default: 32 for flows on pixels, 256 for those on latents."),
+    ] = None,
+    image_channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of the pictures, 1 or 3. Default: what the file tells, else 3.")
+    ] = None,
+    autoencoder_source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder or hub id of the autoencoder of a flow on latents. Default: stabilityai/sd-vae-ft-mse.",
+        ),
+    ] = None,
     seed: flags.Seed = 0,
     device: flags.Device = None,
     json_file: flags.JsonFile = None,
@@ -42,6 +56,9 @@ def import_official(
         num_heads=num_heads,
         qkv_order=qkv_order,
         beta=beta,
+        image_size=image_size,
+        image_channels=image_channels,
+        autoencoder_source=autoencoder_source,
     )
     flow.save_pretrained(out)
     report = flow.official_report

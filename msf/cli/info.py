@@ -48,8 +48,11 @@ def info(
             "task": vars(network.task),
             "n_parameters": sum(p.numel() for p in network.network.parameters()),
             "experiment": network.config.to_dict(),
+            "joint_state": {"image": network.image_shape, "semantic": network.semantic_shape},
+            "autoencoder_fingerprint": network.autoencoder.fingerprint if network.space.is_latent else None,
         }
-        console.print_figures(f"\n{checkpoint}", {"n_parameters": report["checkpoint"]["n_parameters"]})
+        facts = ("n_parameters", "joint_state", "autoencoder_fingerprint")
+        console.print_figures(f"\n{checkpoint}", {name: report["checkpoint"][name] for name in facts})
         for group, values in report["checkpoint"]["experiment"].items():
             console.print_figures(f"\n{group}", values)
     console.write_json(json_file, report)
