@@ -29,6 +29,8 @@ STABLE_TORCH_LIBRARY(msf_native, m) {
       "group_norm_silu_bwd(Tensor grad_out, Tensor mean, Tensor rstd, Tensor x, int num_groups, Tensor weight, "
       "Tensor bias, Tensor? skip, Tensor? add, Tensor? scale, Tensor? shift, bool silu) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("spatial_attention_fwd(Tensor qkv, int num_heads, bool by_part) -> Tensor");
+  m.def("has_pair_dots() -> bool");
 }
 
 namespace {
@@ -51,7 +53,14 @@ void implement(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(msf_native, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(msf_native, CPU, m) {
+  implement(m);
+  m.impl("spatial_attention_fwd", TORCH_BOX(&msf::spatial_attention_fwd));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(msf_native, CompositeExplicitAutograd, m) {
+  m.impl("has_pair_dots", TORCH_BOX(&msf::has_pair_dots));
+}
 
 #if defined(MSF_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(msf_native, CUDA, m) { implement(m); }

@@ -41,9 +41,11 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def native_backend(run: Callable[..., Any], input_reasons: Callable[..., list[str]]) -> Backend:
+def native_backend(
+    run: Callable[..., Any], input_reasons: Callable[..., list[str]], device_type: str | None = None
+) -> Backend:
     """Return the `native` entry of an operator's table; arguments as for `Backend`."""
-    return Backend("native", run, machine_reasons, input_reasons)
+    return Backend("native", run, machine_reasons, input_reasons, device_type=device_type)
 
 
 def machine_reasons() -> list[str]:

@@ -47,6 +47,7 @@ class Backend:
             dtypes, devices and strides, never tensor values.
         in_auto: Whether `auto` may choose it now; by name it always serves (an interpreter for tests is right but
             slow).
+        device_type: Type of the only device that it has kernels for, such as `cpu`; None: its `input_reasons` tell.
     """
 
     name: str
@@ -54,6 +55,14 @@ class Backend:
     machine_reasons: Callable[[], list[str]] = _no_reasons
     input_reasons: Callable[..., list[str]] = _no_reasons
     in_auto: Callable[[], bool] = _always
+    device_type: str | None = None
+
+    def reasons_on(self, device_type: str) -> list[str]:
+        """Return why it cannot serve tensors on such a device on this machine, whatever else they are."""
+        reasons = self.machine_reasons()
+        if not reasons and self.device_type not in (None, device_type):
+            reasons = [f"has no kernels for tensors on {device_type}"]
+        return reasons
 
 
 class Operator:
@@ -118,10 +127,17 @@ class Operator:
             _log.debug("%s: auto chose %s", self.name, chosen)
 
 
-def backends() -> dict[str, dict[str, list[str]]]:
-    """Return `{operator: {backend: [reasons it cannot serve on this machine]}}`; an empty list means that it can."""
+def backends(device_type: str | None = None) -> dict[str, dict[str, list[str]]]:
+    """Return `{operator: {backend: [reasons it cannot serve on this machine]}}`; an empty list means that it can.
+
+    Args:
+        device_type: Also name what has no kernels for tensors on such a device, as `cpu` or `cuda`.
+    """
     return {
-        name: {b.name: b.machine_reasons() for b in operator.backends.values()}
+        name: {
+            b.name: b.machine_reasons() if device_type is None else b.reasons_on(device_type)
+            for b in operator.backends.values()
+        }
         for name, operator in sorted(_registry.items())
     }
 

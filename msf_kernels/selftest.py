@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json must be in an existing folder; got {options.json}")
 
+    available = backends(device.type)
     verdicts: list[Verdict] = []
     print(_WIDTHS.format("operator", "backend", "dtype", "case", "max error", "bound", "RMS error", "bound", "verdict"))
     for operator in operators:

@@ -6,6 +6,7 @@
 #include "msf/group_norm.h"
 #include "msf/philox.h"
 #include "msf/rk_combine.h"
+#include "msf/spatial_attention.h"
 #include "msf/symmetric_path.h"
 
 namespace msf::cpu {
@@ -49,3 +50,8 @@ MSF_DECLARE_LEVELS(group_norm_bwd_interleaved, const GroupNormBwdArgs& args, int
 
 // Channels [begin, end).
 MSF_DECLARE_LEVELS(group_norm_parameters, const GroupNormParameterArgs& args, int64_t begin, int64_t end)
+
+// Heads [begin, end), those of an item after those of the item before. Of pairs: bfloat16, head dimension a multiple of
+// 16, and only where `has_pair_dots()`.
+MSF_DECLARE_LEVELS(spatial_attention, const AttentionArgs& args, int64_t begin, int64_t end)
+MSF_DECLARE_LEVELS(attention_of_pairs, const AttentionArgs& args, int64_t begin, int64_t end)

@@ -13,6 +13,9 @@ enum class Level { kBaseline, kAvx2, kAvx512 };
 // The best level of this machine, or the one that the environment variable MSF_CPU_LEVEL names.
 Level level();
 
+// Whether that level may use the processor's dot products of pairs of bfloat16.
+bool has_pair_dots();
+
 }  // namespace msf::cpu
 
 #if defined(MSF_X86_LEVELS)

@@ -42,4 +42,12 @@ Level level() {
   return chosen;
 }
 
+bool has_pair_dots() {
+#if defined(MSF_X86_LEVELS) && defined(__GNUC__) && __GNUC__ >= 10
+  return level() == Level::kAvx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace msf::cpu

@@ -53,4 +53,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
     const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& skip, const std::optional<Tensor>& add,
     const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, bool silu);
 
+// Attention, not in float64; `by_part`: packed by q | k | v, else by head. CPU only.
+Tensor spatial_attention_fwd(const Tensor& qkv, int64_t num_heads, bool by_part);
+
+// Whether this processor multiplies pairs of bfloat16 by itself, which makes that attention fast.
+bool has_pair_dots();
+
 }  // namespace msf

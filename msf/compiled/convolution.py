@@ -1,13 +1,13 @@
 """Convolutions of the inference form: a bias chosen per call, a residual added while writing, weights packed once.
 
-On a CPU with oneDNN the weights are brought into its blocked layout when the network is compiled, by the operators that
+On a CPU with oneDNN the weights are brought into its blocked layout at the first call, by the operators that
 `torch.compile` uses for the same purpose. Elsewhere they are plain convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -74,18 +74,14 @@ class Convolution:
         self.transposed = transposed
         self.is_packed = packed
         weight = weight.detach().to(dtype)
-        if packed and transposed:
-            self._weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(
-                weight, self.padding, [0, 0], self.stride, [1, 1], 1, None
-            )
-        elif packed:
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-                weight, self.padding, self.stride, [1, 1], 1, None
-            )
-        else:
-            self._weight = weight.contiguous(
-                memory_format=torch.channels_last if channels_last else torch.contiguous_format
-            )
+        # Which blocked layout is fast depends on the map's size, so the weight is packed for the first map that comes;
+        # maps of other sizes are right with it too.
+        self._packed: Tensor | None = None
+        self._weight: Tensor | None = (
+            weight.clone()
+            if packed
+            else weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        )
         self._dtype = dtype
         self.bias = None if bias is None else self.prepared_bias(bias)
 
@@ -112,7 +108,7 @@ class Convolution:
         bias = self.bias if bias is None else bias
         if not self.is_packed:
             return self._plain(x, bias, residual, consume_residual)
-        tail: list[Any] = [self._weight, bias, self.padding, self.stride, [1, 1], 1]
+        tail: list[Any] = [self._pack(x), bias, self.padding, self.stride, [1, 1], 1]
         result: Tensor
         if self.transposed:
             tail.insert(3, [0, 0])  # output padding
@@ -126,11 +122,23 @@ class Convolution:
             result = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *tail, "add", None, None, [], None)
         return result
 
+    def _pack(self, x: Tensor) -> Tensor:
+        if self._packed is None:
+            form, size = [self.stride, [1, 1], 1], list(x.shape)
+            if self.transposed:
+                pack = torch.ops.mkldnn._reorder_convolution_transpose_weight
+                self._packed = pack(self._weight, self.padding, [0, 0], *form, size)
+            else:
+                self._packed = torch.ops.mkldnn._reorder_convolution_weight(self._weight, self.padding, *form, size)
+            self._weight = None
+        return self._packed
+
     def _plain(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, consume_residual: bool) -> Tensor:
+        weight = cast(Tensor, self._weight)
         if self.transposed:
-            result = F.conv_transpose2d(x, self._weight, bias, self.stride, self.padding)
+            result = F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
         else:
-            result = F.conv2d(x, self._weight, bias, self.stride, self.padding)
+            result = F.conv2d(x, weight, bias, self.stride, self.padding)
         if residual is None:
             return result
         return residual.add_(result) if consume_residual else result.add_(residual)

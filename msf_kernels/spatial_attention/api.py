@@ -6,6 +6,7 @@ from typing import Annotated
 
 from torch import Tensor
 
+from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import require_int, require_tensor
@@ -20,6 +21,7 @@ from msf_kernels.spatial_attention._libraries import (
     xformers_input_reasons,
     xformers_machine_reasons,
 )
+from msf_kernels.spatial_attention._native import native_reasons, spatial_attention_native
 from msf_kernels.spatial_attention._ops import spatial_attention_triton, triton_input_reasons
 from msf_kernels.spatial_attention._reference import spatial_attention_reference
 
@@ -27,6 +29,7 @@ _operator = Operator(
     "spatial_attention",
     [
         triton_backend(spatial_attention_triton, triton_input_reasons),
+        native_backend(spatial_attention_native, native_reasons, device_type="cpu"),
         Backend("sdpa", spatial_attention_sdpa),
         Backend("flash_attn", spatial_attention_flash_attn, flash_attn_machine_reasons, flash_attn_input_reasons),
         Backend("xformers", spatial_attention_xformers, xformers_machine_reasons, xformers_input_reasons),
@@ -71,7 +74,7 @@ def spatial_attention(
         float32; computed in the dtype of `qkv` whatever autocast says. Backward recomputes the probabilities from q, k
         and the row's log-sum-exp (the reference keeps them). Deterministic, except where a library backend is not. An
         item's result does not depend on the other items of the batch; the last bits of `reference` and of the libraries
-        can depend on how many there are, those of `triton` cannot.
+        can depend on how many there are, those of `native` and `triton` cannot.
 
     Source:
         Vaswani et al., arXiv 1706.03762, equation 1. Packing orders: Dhariwal and Nichol, arXiv 2105.05233, whose

@@ -54,6 +54,12 @@ def test_the_path_passes_opcheck(n_times, memory_format):
     torch.library.opcheck(operators().symmetric_path_bwd, (grad, grad.contiguous(), t, 1e-4, 2))
 
 
+def test_the_attention_passes_opcheck(pair_dots):
+    qkv = normal(2, 7, 96, dtype=torch.bfloat16)
+    torch.library.opcheck(operators().spatial_attention_fwd, (qkv, 2, False))
+    torch.library.opcheck(operators().spatial_attention_fwd, (qkv, 1, True))
+
+
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("needs_codes", [True, False])
 def test_the_distance_passes_opcheck(needs_codes, memory_format):
