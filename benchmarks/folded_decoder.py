@@ -3,9 +3,10 @@
     python -m benchmarks.folded_decoder [--out FILE] [--size 256] [--clock cpu --threads 1]
 
 All variants decode the same latents in one process, in turn, and must agree to 1e-4 with diffusers as it comes.
-`ours` is what the latent path runs: folded upsampling, channels-last. `diffusers-channels-last` and `ours-planar` tell
-the two apart: each is held to the other's memory format. On a machine with other work use `--clock cpu --threads 1`:
-time of the processor, not of the wall, so that being interrupted does not count.
+`ours` is what the latent path runs: upsampling folded, norms fused with their activations, channels-last. Two variants
+tell these apart: `ours-upsampling-only`, folded and else as diffusers comes, and `diffusers-channels-last`. On a
+machine with other work use `--clock cpu --threads 1`: time of the processor, not of the wall, so that being
+interrupted does not count.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ def decoders(size: int, device: torch.device) -> dict[str, Callable[[], Tensor]]
         plain = AutoencoderKL(**CONFIG).eval().requires_grad_(False).to(device)
         latents = torch.randn(1, 4, size // 8, size // 8).to(device)
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    planar = copy.deepcopy(plain)
-    fold_upsampling(planar.decoder)
+    folded = copy.deepcopy(plain)
+    fold_upsampling(folded.decoder)
     ours = KLAutoencoder(copy.deepcopy(plain)).fold()
     unscaled = latents / ours.scaling_factor
     unscaled_last = unscaled.to(memory_format=torch.channels_last)
     return {
         OURS: lambda: ours.decode(latents),
-        "ours-planar": lambda: planar.decode(unscaled).sample,
+        "ours-upsampling-only": lambda: folded.decode(unscaled).sample,
         "diffusers": lambda: plain.decode(unscaled).sample,
         "diffusers-channels-last": lambda: last.decode(unscaled_last).sample,
     }
