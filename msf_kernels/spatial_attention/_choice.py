@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msf_kernels.spatial_attention._measured import measured_calls, nearest_call
+from msf_kernels.spatial_attention._measured import TABLE
+from msf_kernels.spatial_attention._native import has_fast_path
 
 # On a GPU without measurements. PyTorch's own dispatcher comes first: it is maintained and was tuned for each GPU, and
 # reads the strided views without copies. The Triton kernels have not been timed on any GPU yet and follow. The
@@ -16,6 +17,8 @@ UNMEASURED_ORDER = ("sdpa", "triton", "reference")
 # reference / sdpa: bfloat16 16x64x4x64 (N, T, H, D) 1.7 / 4.0, 8x100x4x64 12.3 / 29.8, 8x256x4x64 25 / 23,
 # 2x784x4x64 204 / 143.
 SHORTEST_SDPA_GRADIENT_BFLOAT16 = 200
+# The same processor, two threads, forward, bfloat16, milliseconds as sdpa / native where it multiplies pairs:
+# 16x256x4x64 7.5 / 1.5, 16x16x4x64 0.14 / 0.03, 1x256x4x64 0.49 / 0.10, 16x1024x4x64 102 / 29.
 
 
 def auto_order(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> tuple[str, ...]:
@@ -25,6 +28,8 @@ def auto_order(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> tuple[s
     if qkv.is_cuda:
         head_dim = qkv.shape[2] // (3 * num_heads)
         return _cuda_order(qkv.device.index, str(qkv.dtype).removeprefix("torch."), head_dim, n_tokens, has_gradient)
+    if not has_gradient and has_fast_path(qkv, num_heads):
+        return ("native", "sdpa", "reference")
     if qkv.device.type == "cpu" and _reference_is_faster(qkv.dtype, n_tokens, has_gradient):
         return ("reference",)
     return ("sdpa", "reference")
@@ -44,10 +49,14 @@ def _reference_is_faster(dtype: torch.dtype, n_tokens: int, has_gradient: bool) 
 def _cuda_order(
     device_index: int | None, dtype: str, head_dim: int, n_tokens: int, has_gradient: bool
 ) -> tuple[str, ...]:
-    calls = measured_calls().get(torch.cuda.get_device_name(device_index), ())
-    nearest = nearest_call(calls, dtype, head_dim, n_tokens, has_gradient)
-    measured = () if nearest is None else nearest.fastest_first
-    return (*measured, *(name for name in UNMEASURED_ORDER if name not in measured))
+    return TABLE.order(
+        torch.cuda.get_device_name(device_index),
+        UNMEASURED_ORDER,
+        dtype=dtype,
+        head_dim=head_dim,
+        n_tokens=n_tokens,
+        has_gradient=has_gradient,
+    )
 
 
 # torch.compile evaluates this while it traces and keeps the result, since it cannot trace the reading of a file. The
