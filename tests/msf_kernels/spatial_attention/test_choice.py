@@ -1,6 +1,5 @@
 """Which backend serves a call of attention: measurements, order, libraries; private names are used on purpose."""
 
-import json
 import sys
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
@@ -18,7 +17,7 @@ from msf_kernels.spatial_attention._libraries import (
     xformers_input_reasons,
     xformers_machine_reasons,
 )
-from msf_kernels.spatial_attention._measured import MEASURED, measured_calls, nearest_call, parse_measured
+from msf_kernels.spatial_attention._measured import TABLE
 from msf_kernels.spatial_attention._reference import spatial_attention_reference
 
 ROW = {
@@ -34,12 +33,8 @@ def table(*rows):
     return {"format": 1, "gpus": {"Test GPU": list(rows)}}
 
 
-def test_the_shipped_table_is_valid():
-    assert measured_calls() == parse_measured(json.loads(MEASURED.read_text()), MEASURED.name)
-
-
 def test_backends_of_a_row_are_sorted_by_time():
-    (call,) = parse_measured(table(ROW), "x.json")["Test GPU"]
+    (call,) = TABLE.parse(table(ROW), "x.json")["Test GPU"]
     assert call.fastest_first == ("flash_attn", "triton", "sdpa")
 
 
@@ -47,12 +42,12 @@ def test_the_nearest_call_has_the_same_dtype_head_dimension_and_direction():
     rows = [ROW | {"n_tokens": n} for n in (64, 256, 1024)]
     rows += [ROW | {"n_tokens": 500, "head_dim": 32}, ROW | {"n_tokens": 500, "dtype": "float16"}]
     rows += [ROW | {"n_tokens": 500, "has_gradient": True}]
-    calls = parse_measured(table(*rows), "x.json")["Test GPU"]
-    assert nearest_call(calls, "bfloat16", 64, 500, False).n_tokens == 256
-    assert nearest_call(calls, "bfloat16", 64, 520, False).n_tokens == 1024
-    assert nearest_call(calls, "bfloat16", 64, 0, False).n_tokens == 64
-    assert nearest_call(calls, "bfloat16", 64, 64, True).n_tokens == 500
-    assert nearest_call(calls, "bfloat16", 128, 500, False) is None
+    calls = TABLE.parse(table(*rows), "x.json")["Test GPU"]
+    assert TABLE.nearest(calls, dtype="bfloat16", head_dim=64, n_tokens=500, has_gradient=False).key["n_tokens"] == 256
+    assert TABLE.nearest(calls, dtype="bfloat16", head_dim=64, n_tokens=520, has_gradient=False).key["n_tokens"] == 1024
+    assert TABLE.nearest(calls, dtype="bfloat16", head_dim=64, n_tokens=0, has_gradient=False).key["n_tokens"] == 64
+    assert TABLE.nearest(calls, dtype="bfloat16", head_dim=64, n_tokens=64, has_gradient=True).key["n_tokens"] == 500
+    assert TABLE.nearest(calls, dtype="bfloat16", head_dim=128, n_tokens=500, has_gradient=False) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +71,7 @@ def test_the_nearest_call_has_the_same_dtype_head_dimension_and_direction():
 )
 def test_a_table_of_another_form_is_refused_with_the_place(wrong, message):
     with pytest.raises(ValueError, match=message):
-        parse_measured(wrong, "x.json")
+        TABLE.parse(wrong, "x.json")
 
 
 def on_gpu(n_tokens=256, dtype=torch.bfloat16, head_dim=64, requires_grad=False):
@@ -93,8 +88,8 @@ def on_gpu(n_tokens=256, dtype=torch.bfloat16, head_dim=64, requires_grad=False)
 @pytest.fixture
 def gpu_with(monkeypatch):
     def install(*rows):
-        calls = parse_measured(table(*rows), "x.json")
-        monkeypatch.setattr(import_module("msf_kernels.spatial_attention._choice"), "measured_calls", lambda: calls)
+        calls = TABLE.parse(table(*rows), "x.json")
+        monkeypatch.setitem(vars(TABLE), "calls", calls)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "Test GPU")
 
     return install
@@ -127,7 +122,7 @@ def test_the_batch_has_no_say(gpu_with):
     [
         (torch.float32, 64, True, "sdpa"),
         (torch.float64, 64, False, "sdpa"),
-        (torch.bfloat16, 64, False, "sdpa"),
+        (torch.bfloat16, 64, False, "native"),
         (torch.bfloat16, 64, True, "reference"),
         (torch.bfloat16, 256, True, "sdpa"),
         (torch.float16, 256, False, "reference"),
@@ -182,7 +177,9 @@ def test_libraries_list_every_reason_against_the_inputs():
     ]
     assert "takes float16, bfloat16, float32; got torch.float64" in xformers_input_reasons(qkv.double(), 1)
     assert "takes no empty tensors" in flash_attn_input_reasons(qkv[:0], 1)
-    assert set(explain("spatial_attention", qkv, 1)) == {"triton", "sdpa", "flash_attn", "xformers", "reference"}
+    assert set(explain("spatial_attention", qkv, 1)) == {
+        "triton", "native", "sdpa", "flash_attn", "xformers", "reference",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("order", ["legacy", "new"])
