@@ -1,0 +1,261 @@
+"""Speed on a GPU, in one command: `make gpu-bench`, or `python -m benchmarks.gpu_bench`. Installs and loads nothing.
+
+Parts run one after another, each in a process of its own with a share of the time, so that a compiler that takes too
+long costs its own part only: `operators` (each against its peers), `sweep` (one evaluation of the published latent
+network at micro-batches of 16 to 1024, ours against eager bf16 channels-last with SDPA) and `compiled` (against
+torch.compile in max-autotune mode, which includes CUDA graphs). Every part measures the copy bandwidth and the matmul
+rate first. Ours is replayed as one CUDA graph. The rows go to `gpu-bench-<gpu>.jsonl`, also those of a part that ran
+out of time. Exit code 0: done; 1: a part failed or variants disagreed; 2: bad arguments, or no GPU.
+
+With `--dry-run` the same code runs on the CPU with tiny sizes and two samples: a test, not a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import msf.unet
+from benchmarks.agreement import close_in_rms
+from benchmarks.gpu_operators import operator_jobs, pytorch_attention, pytorch_group_norm_silu
+from benchmarks.limits import measure_limits
+from benchmarks.registry import Build, Comparison, Context, Job, Subject, Work
+from benchmarks.rows import OURS, RESULTS, Row, RowWriter, load_rows
+from benchmarks.timing import Plan
+from msf.config import RECIPES, UNetConfig
+from msf.unet import UNet
+
+# Share of the time of each part.
+PARTS = {"operators": 0.4, "sweep": 0.25, "compiled": 0.35}
+MICRO_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
+# Compiled anew for each size, a minute or more: the middle one first.
+COMPILED_MICRO_BATCHES = (256, 1024, 64)
+DRY_MICRO_BATCHES = (2, 4)
+CHANNELS, SIDE = 8, 32
+# By PyTorch's counter, of the plain network: what every variant is asked to compute.
+GFLOP, PARAMETERS = 12.47, 35.76e6
+_SMALL = UNetConfig(base_channels=32, channel_multipliers=(1, 1), n_res_blocks=1, head_channels=16)
+_PLAN = Plan(n_rounds=11, warm_up_seconds=0.3, sample_seconds=0.05)
+
+
+def make_network(context: Context) -> UNet:
+    """Return the latent network with random weights, its zero-initialised layers included; small in a dry run."""
+    torch.manual_seed(0)
+    network = UNet(_SMALL if context.quick else RECIPES["published-224"].network, CHANNELS, CHANNELS)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return network.eval().requires_grad_(False).to(context.device)
+
+
+def make_state(context: Context, n: int) -> Tensor:
+    side = 8 if context.quick else SIDE
+    z = torch.randn((n, CHANNELS, side, side), generator=torch.Generator().manual_seed(n))
+    return z.to(context.device)
+
+
+def captured(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """Return the call as a replayed CUDA graph, whose result is the same memory every time; on a CPU, itself."""
+    if device.type != "cuda":
+        return call
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def _ours(n: int) -> Build:
+    def build(context: Context) -> Subject:
+        from msf.compiled import compile_velocity
+
+        field = compile_velocity(make_network(context), (1.0,), dtype=torch.bfloat16)
+        z = make_state(context, n)
+        return Subject(captured(lambda: field(z, 1.0), context.device), note="bf16, one CUDA graph")
+
+    return build
+
+
+def _eager(n: int) -> Build:
+    def build(context: Context) -> Subject:
+        run = _plain_network(context)
+        z = make_state(context, n).to(torch.bfloat16, memory_format=torch.channels_last)
+        return Subject(lambda: run(z), note="bf16, channels-last, PyTorch's own norm and attention")
+
+    return build
+
+
+def _compiled(n: int, compiler: dict[str, Any]) -> Build:
+    def build(context: Context) -> Subject:
+        torch._dynamo.reset()
+        started = time.perf_counter()
+        run = torch.compile(_plain_network(context), dynamic=False, **compiler)
+        z = make_state(context, n).to(torch.bfloat16, memory_format=torch.channels_last)
+        run(z)
+        seconds = time.perf_counter() - started
+        context.writer.add(f"latent-mb{n}", "compile", "compilation", "s", [seconds], "torch.compile, first call")
+        # The graph's output is overwritten by its next replay.
+        return Subject(lambda: run(z), lambda: run(z).clone(), "the same under torch.compile, max-autotune, CUDA graph")
+
+    return build
+
+
+def _plain_network(context: Context) -> Callable[[Tensor], Tensor]:
+    """Return the network with PyTorch's own operators, as one tunes it without ours."""
+    use_pytorchs_operators()
+    network = make_network(context).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(z: Tensor) -> Tensor:
+        out: Tensor = network(z, 1.0)
+        return out
+
+    return run
+
+
+def use_pytorchs_operators() -> None:
+    """Let the plain network of this process call PyTorch's norm and attention; our inference form has its own calls."""
+    vars(msf.unet).update(group_norm_silu=pytorch_group_norm_silu, spatial_attention=pytorch_attention)
+
+
+def network_jobs(sizes: Sequence[int], compiler: dict[str, Any] | None = None) -> Iterator[Job]:
+    """Yield one evaluation per micro-batch: ours against eager, or against the compiled network where one is given."""
+    for n in sizes:
+        peers = {"eager": _eager(n)} if compiler is None else {"compile": _compiled(n, compiler)}
+        yield Comparison(
+            suite="gpu",
+            name=f"latent-mb{n}",
+            note=f"published latent network, random weights, micro-batch {n}, t = 1",
+            tests=("tests/msf/test_unet.py",),
+            variants={OURS: _ours(n), **peers},
+            unit="ms",
+            plan=_PLAN,
+            agree=close_in_rms(3e-2),
+            work=Work(n * GFLOP * 1e9, 2 * PARAMETERS + 4 * n * CHANNELS * SIDE * SIDE, torch.bfloat16),
+            n_items=n,
+            items="evaluations",
+            goals={"eager": 1.5} if compiler is None else {"compile": 1.5},
+        )
+
+
+def part_jobs(part: str, is_dry: bool) -> list[Job]:
+    if part == "operators":
+        return list(operator_jobs(is_dry))
+    if part == "sweep":
+        return list(network_jobs(DRY_MICRO_BATCHES if is_dry else MICRO_BATCHES))
+    compiler = {"backend": "aot_eager"} if is_dry else {"mode": "max-autotune"}
+    return list(network_jobs(DRY_MICRO_BATCHES[:1] if is_dry else COMPILED_MICRO_BATCHES, compiler))
+
+
+def measure_part(part: str, context: Context, keep: Callable[[], None]) -> int:
+    """Measure the jobs of a part, keep the rows after each, and return how many jobs failed."""
+    context.writer.suite = "gpu"
+    context.limits = measure_limits(context)
+    keep()
+    n_failed = 0
+    for job in part_jobs(part, context.quick):
+        first = len(context.writer.rows)
+        try:
+            job.measure(context)
+            add_energy_per_thousand(context.writer, first, job)
+        # One job's failure must not take the others' numbers; disagreement and a failing kernel are findings.
+        except Exception as error:
+            n_failed += 1
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            context.writer.add(job.name, OURS, "time", "us", [], f"not timed, because it failed: {reason}")
+        keep()
+        print(context.writer.table(first), flush=True)
+    return n_failed
+
+
+def add_energy_per_thousand(writer: RowWriter, first: int, job: Job) -> None:
+    """Add joules per thousand evaluations for every variant whose energy was read."""
+    if not isinstance(job, Comparison) or not job.n_items:
+        return
+    for row in writer.rows[first:]:
+        if row.metric == "energy" and row.median is not None:
+            joules = 1000 * row.median / job.n_items
+            writer.add(row.job, row.variant, f"energy_per_1000_{job.items}", "J", [joules], row.note)
+
+
+def run_parts(options: argparse.Namespace, writer: RowWriter) -> tuple[list[Row], int]:
+    """Run every part in a process of its own; return all rows and how many parts did not end well."""
+    deadline = time.monotonic() + 60 * options.minutes
+    rows: list[Row] = []
+    n_bad = 0
+    for i, part in enumerate(options.parts):
+        shares = [PARTS[name] for name in options.parts[i:]]
+        seconds = (deadline - time.monotonic()) * PARTS[part] / sum(shares)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.jsonl"
+            command = [sys.executable, "-m", "benchmarks.gpu_bench", "--part", part, "--rows", str(path)]
+            command += ["--dry-run"] * options.dry_run
+            reason = ""
+            try:
+                code = subprocess.run(command, timeout=max(seconds, 1.0), check=False).returncode
+                reason = f"the part ended with exit code {code}" if code else ""
+            except subprocess.TimeoutExpired:
+                reason = f"the part's share of the time, {seconds:.0f} s, was up"
+            if path.exists():
+                rows += load_rows(path)
+        if reason:
+            n_bad += not reason.startswith("the part's share")
+            rows += [writer.add(part, OURS, "time", "us", [], f"what follows was not measured: {reason}")]
+            print(f"{part}: {reason}", file=sys.stderr)
+    return rows, n_bad
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if not options.dry_run and not torch.cuda.is_available():
+        print("gpu-bench: there is no CUDA device on this machine, so nothing was measured", file=sys.stderr)
+        return 2
+    device = torch.device("cpu" if options.dry_run else "cuda")
+    remark = "dry run: tiny sizes, no measurement" if options.dry_run else ""
+    writer = RowWriter("gpu", device, remark)
+    if options.part is not None:
+        context = Context(device, writer, quick=options.dry_run)
+        return 1 if measure_part(options.part, context, lambda: writer.write(options.rows)) else 0
+    started = time.monotonic()
+    rows, n_bad = run_parts(options, writer)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "dry-run"
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"gpu-bench-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.jsonl"
+    writer.write(path, rows)
+    print(f"{len(rows)} rows in {time.monotonic() - started:.0f} s; written to {path}")
+    return 1 if n_bad else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_bench", description="Speed on a GPU.")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER")
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--minutes", type=float, default=8.5, help="time for everything; default 8.5")
+    parser.add_argument("--dry-run", action="store_true", help="the same code on the CPU with tiny sizes")
+    # What a part's own process is told.
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
