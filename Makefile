@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n 2
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup test demo lint format gpu-check clean
+.PHONY: setup test demo lint format gpu-check gpu-bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -41,9 +41,14 @@ format: setup
 	$(BIN)/ruff format .
 
 # With an interpreter that has PyTorch already: make gpu-check PYTHON=python3. Installs nothing.
+GPU_PYTHON = $(if $(filter file default,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON))
+
 gpu-check:
-	$(if $(filter file default,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
-		-m benchmarks.gpu_check $(GPU_CHECK_ARGS)
+	$(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
+
+# Likewise; make gpu-bench GPU_BENCH_ARGS=--dry-run runs the same code on a CPU with tiny sizes.
+gpu-bench:
+	$(GPU_PYTHON) -m benchmarks.gpu_bench $(GPU_BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo-out *.egg-info
