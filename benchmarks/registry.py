@@ -7,6 +7,7 @@ is a function that makes its tensors and networks when its turn comes, or raises
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,6 +142,7 @@ class Comparison(Job):
         items: What they are called.
         is_boundary: The difference to a peer is what matters, not the ratio.
         trains: The variants need gradients.
+        agrees_at_full_size_only: The small models of quick runs decide nothing, so that nothing can be compared.
     """
 
     variants: Mapping[str, Build]
@@ -152,6 +154,7 @@ class Comparison(Job):
     items: str = "samples"
     is_boundary: bool = False
     trains: bool = False
+    agrees_at_full_size_only: bool = False
 
     def measure(self, context: Context) -> None:
         """Build all variants, compare their results, then time them in turn."""
@@ -183,14 +186,20 @@ class Comparison(Job):
         for name, build in self.variants.items():
             try:
                 built = build(context)
+                subject = built if isinstance(built, Subject) else Subject(built)
+                subjects[name] = _called_once(subject)
             except Unavailable as reason:
                 context.writer.add(self.name, name, "time", self.unit, [], str(reason))
-                continue
-            subjects[name] = built if isinstance(built, Subject) else Subject(built)
+            # Libraries fail in their own ways, which is their result and must not end the run.
+            except Exception as error:
+                if name == OURS:
+                    raise
+                reason_text = f"fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                context.writer.add(self.name, name, "time", self.unit, [], reason_text)
         return subjects
 
     def _compare(self, context: Context, subjects: Mapping[str, Subject]) -> None:
-        if self.agree is no_agreement:
+        if self.agree is no_agreement or (context.quick and self.agrees_at_full_size_only):
             return
         ours = _result(subjects[OURS])
         for name in [name for name in subjects if name != OURS]:
@@ -267,9 +276,17 @@ def verdicts(found: Sequence[Job], writer: RowWriter) -> list[str]:
     return lines
 
 
-def _result(subject: Subject) -> Any:
-    if subject.result is not None:
-        return subject.result()
+def _called_once(subject: Subject) -> Subject:
+    """Run everything once, which shows whether it can run and warms it up; a single call's value is the result."""
     if not callable(subject.timed):
+        for part in subject.timed:
+            part.call()
+        return subject
+    value = subject.timed()
+    return subject if subject.result is not None else dataclasses.replace(subject, result=lambda: value)
+
+
+def _result(subject: Subject) -> Any:
+    if subject.result is None:
         raise TypeError("a variant in parts must say what its result is")
-    return subject.timed()
+    return subject.result()

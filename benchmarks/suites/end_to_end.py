@@ -237,6 +237,7 @@ def _uncertainty(name: str, n_samples: int, goals: Mapping[str, float]) -> Job:
         unit="s",
         plan=Plan(n_rounds=3 if name == "latent" else 9, warm_up_seconds=0, sample_seconds=0),
         agree=same_decisions(0.75),
+        agrees_at_full_size_only=name == "latent",
         n_items=n_samples,
         goals=goals,
     )

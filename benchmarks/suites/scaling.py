@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def jobs() -> Iterator[Job]:
             name=f"{name}-cost-vs-threads",
             note="published network on 32x32 maps, micro-batch 16",
             tests=NETWORK_TESTS,
-            points={f"threads{n}": Point(_evaluate(name, 16, 32, threads=n), 16) for n in (1, 2)},
+            points={f"threads{n}": Point(_evaluate(name, 16, 32), 16, threads=n) for n in (1, 2)},
             item="evaluation",
             plan=MANY,
         )
@@ -93,10 +94,13 @@ class Point:
     Args:
         make: Build its call.
         n_items: Samples or evaluations in a call.
+        threads: Of the CPU; default: those of the run. Points of different threads are timed one after the other,
+            since changing the number in turn would rebuild the pool of threads.
     """
 
     make: Callable[[Context], Callable[[], object]]
     n_items: int
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +123,15 @@ class Curve(Job):
         """Time all points in turn."""
         # Seconds, not minutes, in a quick run.
         kept = {label: point for label, point in self.points.items() if not context.quick or point.n_items <= 64}
-        with torch.inference_mode():
-            calls = {label: point.make(context) for label, point in kept.items()}
-            if self.fixed is not None:
-                calls["fixed"] = self.fixed(context)
-            for call in calls.values():
-                call()
-            seconds = interleaved(calls, context.plan(self.plan), context.device)
+        seconds: dict[str, list[float]] = {}
+        for threads in dict.fromkeys(point.threads for point in kept.values()):
+            with torch.inference_mode(), _threads(threads):
+                calls = {label: point.make(context) for label, point in kept.items() if point.threads == threads}
+                if self.fixed is not None:
+                    calls["fixed"] = self.fixed(context)
+                for call in calls.values():
+                    call()
+                seconds |= interleaved(calls, context.plan(self.plan), context.device)
         fixed = seconds.pop("fixed", [0.0] * len(next(iter(seconds.values()))))
         medians = []
         for label, point in kept.items():
@@ -154,23 +160,20 @@ def _encode(name: str) -> Callable[[Context], Callable[[], object]]:
     return make
 
 
-def _evaluate(
-    name: str, batch: int, size: int, threads: int | None = None
-) -> Callable[[Context], Callable[[], object]]:
+def _evaluate(name: str, batch: int, size: int) -> Callable[[Context], Callable[[], object]]:
     def make(context: Context) -> Callable[[], object]:
         field = ours(workload(name, context).network, [1.0, 0.0], context.device)
         z = torch.zeros(batch, CHANNELS[name], size, size, device=context.device)
-
-        def call() -> object:
-            if threads is None:
-                return field(z, 1.0)
-            before = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            try:
-                return field(z, 1.0)
-            finally:
-                torch.set_num_threads(before)
-
-        return call
+        return lambda: field(z, 1.0)
 
     return make
+
+
+@contextlib.contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
