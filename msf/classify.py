@@ -79,6 +79,7 @@ def classify(
     seed: int,
     noise: Tensor | None = None,
     micro_batch: int | None = None,
+    latents: Tensor | None = None,
     decision: Decision = "distance",
     stop: StopRule | None = None,
     antithetic: bool = False,
@@ -105,6 +106,7 @@ def classify(
         seed: Seed of the noise.
         noise: Noise to use instead; [N, n_samples, K, H, W], float.
         micro_batch: Samples evaluated at once.
+        latents: Image parts of the joint states of all pictures, to use instead of encoding them.
         decision: Rule for the label; see `Prediction`.
         stop: Rule that ends the sampling of settled pictures.
         antithetic: Draw noise in pairs of opposite sign.
@@ -125,6 +127,8 @@ def classify(
     check_decision(decision)
     if len(images) == 0:
         raise ValueError("images must hold at least one picture; got none")
+    if latents is not None and len(latents) != len(images):
+        raise ValueError(f"latents must be one per picture, N = {len(images)}; got {len(latents)}")
     if noise is not None:
         check_noise(noise, "[N, n_samples, K, H, W]", (len(images), n_samples, *noise_shape))
     is_posterior_mean = readout.probability is not None
@@ -145,7 +149,7 @@ def classify(
         prepared = prepare_images(images[rows], image_size, image_channels)
         result = draw(
             captured,
-            encode(prepared),
+            encode(prepared) if latents is None else latents[rows],
             n_samples,
             noise_shape,
             seed=seed,

@@ -298,6 +298,7 @@ class MedSymmFlow:
         noise: Tensor | None = None,
         *,
         micro_batch: int | None = None,
+        latents: Tensor | None = None,
         decision: Decision = "distance",
         readout: ReadoutName | None = None,
         stop: StopRule | None = None,
@@ -322,6 +323,7 @@ class MedSymmFlow:
             seed: Seed of the noise, in [0, 2^63).
             noise: Noise to use instead of the seed's; [N, n_samples, K, h, w] (see `semantic_shape`), float.
             micro_batch: Samples evaluated at once; default: chosen for the machine.
+            latents: Latents of the pictures, encoded before; [N, L, h, w], float32. None: they are encoded now.
             decision: Rule for the label: `distance` (published mean rule), `pixel_votes` (published mode rule) or
                 `probability`.
             readout: What recovered latents are compared with: `latent` (the classes' own latents) or `decoded`
@@ -371,6 +373,7 @@ class MedSymmFlow:
                 seed=seed,
                 noise=noise,
                 micro_batch=micro_batch,
+                latents=latents,
                 decision=decision,
                 stop=stop,
                 antithetic=antithetic,

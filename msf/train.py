@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from msf.atomic import write_atomically
-from msf.checkpoint import save_checkpoint
 from msf.config import ExperimentConfig, TaskConfig
-from msf.data import ImageDataset, apply_flips, draw_flips, epoch_batches, prepare_images, seeded_generator
+from msf.data import ImageDataset, epoch_batches, seeded_generator
 from msf.device import choose_device
 from msf.ema import weight_average
 from msf.evaluate import evaluate
 from msf.losses import symmetric_loss
 from msf.medsymmflow import MedSymmFlow
 from msf.path import sample_times
+from msf.training_images import TrainingImages, validation_latents
 from msf_kernels import symmetric_path
 
 if TYPE_CHECKING:
@@ -100,12 +100,14 @@ def train(
     *,
     device: str | torch.device | None = None,
     resume: bool = False,
+    latent_cache: bool = True,
     progress: Callable[[TrainingProgress], None] | None = None,
+    encoding_progress: Callable[[int, int], None] | None = None,
 ) -> TrainingResult:
     """Train a velocity network on the `train` split and keep the epoch that is best on `val`.
 
     The test split is never read. `folder` gets `config.json` and `model.safetensors` (the averaged weights of the best
-    epoch), `training_state.pt` (for `resume`) and `history.json`.
+    epoch, with the autoencoder of a flow on latents), `training_state.pt` (for `resume`) and `history.json`.
 
     Args:
         experiment: What to train and how.
@@ -114,14 +116,18 @@ def train(
         device: `cpu`, or a CUDA device; default: CUDA if there is any, else the CPU. Of several GPUs the run takes the
             one that its process is given (`accelerate launch`, or CUDA_VISIBLE_DEVICES).
         resume: Go on from the folder's training state, or start if it has none.
+        latent_cache: For a flow on latents: encode all pictures before the first step, or take them from the disk where
+            an earlier run left them (see `msf.data.latent_cache`). The losses are the same without, only later.
         progress: Called every few steps.
+        encoding_progress: Called as `encoding_progress(n_done, n_total)` while pictures are encoded beforehand.
 
     Returns:
         The best epoch and the history.
 
     Raises:
-        ValueError: The folder holds a run and `resume` is false; or it holds a run of another configuration or other
-            data; or the data do not fit the configuration; or the device is not this process's.
+        ValueError: The folder holds a run and `resume` is false; or it holds a run of another configuration, other
+            data or another autoencoder; or the data do not fit the configuration; or the device is not this process's.
+        FileNotFoundError: The autoencoder is not to be had.
         FloatingPointError: The loss is not finite; the last saved state stays.
 
     Numerics:
@@ -143,7 +149,9 @@ def train(
         )
     # Dropout draws from the global generator, which is seeded per step; the caller's state comes back.
     with torch.random.fork_rng():
-        return _Run(experiment, dataset, Path(folder), accelerator, resume).train(progress)
+        run = _Run(experiment, dataset, Path(folder), accelerator, resume)
+        run.prepare_images(latent_cache, encoding_progress)
+        return run.train(progress)
 
 
 class _Run:
@@ -173,22 +181,38 @@ class _Run:
                 "selection must be accuracy or balanced_accuracy where the val split holds a single class; "
                 "got 'auc_macro_ovr'"
             )
-        self.flips = dataset.flips if experiment.data.flips is None else experiment.data.flips
         self.steps_per_epoch = math.ceil(len(dataset.train) / self.settings.batch_size)
         self.n_steps = self.steps_per_epoch * self.settings.epochs
         self.position = _Position()
 
         torch.manual_seed(self.settings.seed)
-        flow = MedSymmFlow(self.task, experiment).to(self.device)
-        self.code = flow.code
+        self.flow = flow = MedSymmFlow(self.task, experiment).to(self.device)
         # Averaged before `prepare`, which may wrap the network.
         self.average = weight_average(flow.network, self.settings.ema_decay)
-        self.averaged_flow = MedSymmFlow(self.task, experiment, network=self.average.module)
+        self.averaged_flow = MedSymmFlow(
+            self.task, experiment, network=self.average.module, autoencoder=flow.autoencoder
+        )
         optimizer = torch.optim.AdamW(
             flow.network.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
         )
         self.network, self.optimizer = accelerator.prepare(flow.network, optimizer)
         self._restore(resume)
+
+    def prepare_images(self, use_cache: bool, progress: Callable[[int, int], None] | None) -> None:
+        """Encode what is to be encoded before the first step."""
+        flips = self.experiment.data.flips
+        self.images = TrainingImages(
+            self.dataset,
+            self.flow.space,
+            flips=self.dataset.flips if flips is None else flips,
+            has_noise=self.experiment.autoencoder.posterior == "sample",
+            use_cache=use_cache,
+            device=self.device,
+            progress=progress,
+        )
+        self.val_latents = validation_latents(
+            self.dataset, self.flow.space, use_cache=use_cache, device=self.device, progress=progress
+        )
 
     def train(self, progress: Callable[[TrainingProgress], None] | None) -> TrainingResult:
         position = self.position
@@ -227,20 +251,16 @@ class _Run:
             group["lr"] = learning_rate
         torch.manual_seed(settings.seed + step)  # dropout
 
-        # Flips, times and dequantisation are drawn for the whole batch on the host, so that they do not depend on
-        # how many processes share it; each then works on its own rows.
+        # Flips, times and noise are drawn for the whole batch on the host, so that they do not depend on how many
+        # processes share it; each then works on its own rows.
         generator = seeded_generator(settings.seed, STEP_STREAM, step)
-        shape = (self.experiment.data.image_size,) * 2
-        split = self.dataset.train
-        image = prepare_images(split.images[rows], shape[0], self.task.image_channels)
-        if self.flips:
-            image = apply_flips(image, draw_flips(len(rows), generator))
-        semantic = self.code.encode(split.labels[rows], *shape, generator=generator)
-        t = sample_times(len(rows), self.experiment.path, generator)
-        sample_index = step * settings.batch_size + torch.arange(len(rows))
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        image = self.images.batch(rows, generator, mine)
+        semantic = self.flow.semantic_maps(self.dataset.train.labels[rows], generator)[mine]
+        t = sample_times(len(rows), self.experiment.path, generator)[mine]
+        sample_index = step * settings.batch_size + torch.arange(len(rows))[mine]
         image, semantic, t, sample_index = (
-            part[mine].to(self.device, non_blocking=True) for part in (image, semantic, t, sample_index)
+            part.to(self.device, non_blocking=True) for part in (image, semantic, t, sample_index)
         )
         z_t, dz_t = symmetric_path(
             image,
@@ -252,7 +272,7 @@ class _Run:
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             velocity = self.network(z_t, t)
-        loss = symmetric_loss(velocity, dz_t, self.task.image_channels, self.experiment.path.image_weight).total
+        loss = symmetric_loss(velocity, dz_t, image.shape[1], self.experiment.path.image_weight).total
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         if settings.gradient_clip:
@@ -291,6 +311,7 @@ class _Run:
             self.averaged_flow,
             self.dataset,
             split="val",
+            latents=self.val_latents,
             n_samples=self.settings.validation_samples,
             seed=self.settings.seed,
         )
@@ -300,7 +321,7 @@ class _Run:
         if figures[self.settings.selection] > position.best_value:
             position.best_epoch, position.best_value = epoch, figures[self.settings.selection]
             if self.accelerator.is_main_process:
-                save_checkpoint(self.folder, self.task, self.experiment, self.average.module.state_dict())
+                self.averaged_flow.save_pretrained(self.folder)
 
     def _save_state(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -309,6 +330,7 @@ class _Run:
         state = {
             "experiment": self.experiment.to_dict(),
             "data_fingerprint": self.dataset.fingerprint,
+            "autoencoder_fingerprint": self.flow.autoencoder.fingerprint,
             "network": self.accelerator.unwrap_model(self.network).state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -337,6 +359,9 @@ class _Run:
             raise ValueError(f"folder {str(self.folder)!r} holds a run of another configuration: {differences}")
         if state["data_fingerprint"] != self.dataset.fingerprint:
             raise ValueError(f"folder {str(self.folder)!r} holds a run on other data than {self.dataset.name!r} is now")
+        autoencoder = self.flow.autoencoder.fingerprint
+        if state.get("autoencoder_fingerprint", autoencoder) != autoencoder:
+            raise ValueError(f"folder {str(self.folder)!r} holds a run with another autoencoder than there is now")
         self.accelerator.unwrap_model(self.network).load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
