@@ -189,7 +189,7 @@ def test_a_backend_that_is_missing_is_listed_and_fails_only_if_it_was_named(caps
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--op", "nothing"], "--op must be one of class_distance, .*; got nothing"),
+        (["--op", "nothing"], "--op must be one of attention_block, .*; got nothing"),
         (["--backend", "nothing"], "--backend must be one of .*; got nothing"),
         (["--case", "nothing"], "--case must be one of .*; got nothing"),
         (["--seeds", "-1"], "--seeds must be >= 0; got -1"),
