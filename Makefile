@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n 2
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup test demo lint format gpu-check gpu-bench clean
+.PHONY: setup test demo lint format bench gpu-check gpu-bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -39,6 +39,19 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Peers whose requirements are not needed for what is measured, or would replace the installed torch.
+BENCH_BARE := torchcfm torchode torchtyping typeguard torch-uncertainty
+BENCH_SUITES ?= ops network solver end-to-end train memory scaling
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks run --suite $(BENCH_SUITES) --save $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks readme
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$(EXTRAS),latent,bench]"
+	$(BIN)/python -m pip install --quiet --no-deps $(BENCH_BARE)
+	touch $@
 
 # With an interpreter that has PyTorch already: make gpu-check PYTHON=python3. Installs nothing.
 GPU_PYTHON = $(if $(filter file default,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON))

@@ -16,7 +16,7 @@ import msf_kernels
 from benchmarks.agreement import no_agreement, same_numbers
 from benchmarks.peers import attention, metrics, norms
 from benchmarks.peers.distances import distances_class_by_class
-from benchmarks.registry import Build, Comparison, Context, Job, Work
+from benchmarks.registry import Build, Comparison, Context, Work
 from benchmarks.rows import OURS
 from benchmarks.timing import Plan
 from msf.selective import aurc
@@ -26,7 +26,7 @@ FLOAT_BYTES = 4
 COLD = Plan(n_rounds=31, warm_up_seconds=0.1, cache="cold")
 
 
-def jobs() -> Iterator[Job]:
+def jobs() -> Iterator[Comparison]:
     yield _group_norm(torch.float32)
     yield _group_norm(torch.bfloat16)
     yield _group_norm(torch.bfloat16, cold=True)
@@ -54,7 +54,7 @@ def _tests(operator: str) -> tuple[str, ...]:
     return (f"tests/msf_kernels/{operator}/test_{operator}.py",)
 
 
-def _group_norm(dtype: torch.dtype, *, cold: bool = False) -> Job:
+def _group_norm(dtype: torch.dtype, *, cold: bool = False) -> Comparison:
     name = str(dtype).removeprefix("torch.")
     shape = (8, 128, 32, 32)
     numel = 8 * 128 * 32 * 32
@@ -85,7 +85,7 @@ def _group_norm(dtype: torch.dtype, *, cold: bool = False) -> Job:
     )
 
 
-def _attention(dtype: torch.dtype) -> Job:
+def _attention(dtype: torch.dtype) -> Comparison:
     name = str(dtype).removeprefix("torch.")
     n, tokens, heads, width = 16, 256, 4, 64
 
@@ -111,7 +111,7 @@ def _attention(dtype: torch.dtype) -> Job:
     )
 
 
-def _class_distance() -> Job:
+def _class_distance() -> Comparison:
     def inputs(context: Context) -> tuple[Tensor, Tensor]:
         return normal(context, 64, 3, 32, 32), normal(context, 8, 3)
 
@@ -137,7 +137,7 @@ def _class_distance() -> Job:
     )
 
 
-def _rk_combine(*, cold: bool) -> Job:
+def _rk_combine(*, cold: bool) -> Comparison:
     shape = (64, 8, 32, 32)
 
     def inputs(context: Context) -> tuple[Tensor, list[Tensor]]:
@@ -165,7 +165,7 @@ def _rk_combine(*, cold: bool) -> Job:
     )
 
 
-def _philox_normal() -> Job:
+def _philox_normal() -> Comparison:
     def ours(context: Context) -> Callable[[], Tensor]:
         index = torch.arange(64, device=context.device)
         return lambda: msf_kernels.philox_normal(index, (3, 32, 32), 0)
@@ -188,7 +188,7 @@ def _probabilities(context: Context) -> tuple[Tensor, Tensor]:
     return probability, chosen[:, 0].to(context.device)
 
 
-def _area_under_risk_coverage() -> Job:
+def _area_under_risk_coverage() -> Comparison:
     def ours(context: Context) -> Callable[[], Tensor]:
         probability, labels = _probabilities(context)
 
@@ -214,7 +214,7 @@ def _area_under_risk_coverage() -> Job:
     )
 
 
-def _boundaries() -> Iterator[Job]:
+def _boundaries() -> Iterator[Comparison]:
     def ours_combine(context: Context) -> Callable[[], Tensor]:
         state, slope = normal(context, 4), normal(context, 4)
         return lambda: msf_kernels.rk_combine(state, (slope,), (1.0,), 0.5)

@@ -36,7 +36,9 @@ def test_quantiles_interpolate():
 
 
 def test_a_speedup_is_taken_round_by_round_for_every_peer(writer):
-    writer.add_speedups("job", {"ours": [1.0, 2.0, 4.0], "slow": [3.0, 6.0, 12.0], "fast": [0.5, 1.0, 2.0]})
+    seconds = {"ours": [1.0, 2.0, 4.0], "slow": [3.0, 6.0, 12.0], "fast": [0.5, 1.0, 2.0]}
+    writer.add_speedups("job", seconds, {"slow": "2 of 32 samples timed"})
+    assert [row.note for row in writer.rows] == ["2 of 32 samples timed", ""]
     assert [(row.variant, row.metric, row.median, row.p20, row.p80) for row in writer.rows] == [
         ("ours", "speedup_vs:slow", 3.0, 3.0, 3.0),
         ("ours", "speedup_vs:fast", 0.5, 0.5, 0.5),
