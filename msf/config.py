@@ -25,6 +25,7 @@ FlowName = Literal["joint", "conditional"]
 MethodName = Literal["euler", "midpoint", "heun", "rk4", "rk4_38"]
 PosteriorUse = Literal["mode", "sample"]
 ReadoutName = Literal["latent", "decoded"]
+FitName = Literal["stretch", "crop"]
 
 # Codes whose semantic maps are made at the network's resolution, without the autoencoder.
 LATENT_RESOLUTION_CODES: tuple[CodeName, ...] = ("one_hot", "simplex", "thermometer")
@@ -261,10 +262,13 @@ class TaskConfig(_Checked):
     image_channels: int
     class_names: tuple[str, ...] = ()
     is_ordinal: bool = False
+    original_size: int | None = None  # height and width of the stored pictures; None where they are not known
 
     def _check(self) -> None:
         _require(self.n_classes >= 2, "n_classes", ">= 2", self.n_classes)
         _require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
+        size = self.original_size
+        _require(size is None or size >= 1, "original_size", ">= 1", size)
         _require(
             len(self.class_names) in (0, self.n_classes),
             "class_names", f"empty or one per class ({self.n_classes})", self.class_names,

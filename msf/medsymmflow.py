@@ -23,7 +23,7 @@ from msf.checkpoint import (
 from msf.classify import classify
 from msf.codes import LabelCode, make_code
 from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, ReadoutName, TaskConfig
-from msf.data import seeded_generator
+from msf.data import resize_images, seeded_generator
 from msf.generate import generate
 from msf.joint_space import JointSpace
 from msf.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
@@ -392,6 +392,7 @@ class MedSymmFlow:
         micro_batch: int | None = None,
         flow: FlowName = "joint",
         dequantise: bool = False,
+        size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> ImageBatch:
         """Make one picture per label.
@@ -408,10 +409,12 @@ class MedSymmFlow:
             flow: `joint` (published): both streams move. `conditional`: the code is held; needs a network trained
                 with independent times.
             dequantise: Start from the code with the noise that training added to it, instead of the clean code.
+            size: Height and width of the result, >= 1, resized from the working size (bilinear, antialiased); such as
+                `task.original_size`, that of the pictures trained on. Default: the working size.
             progress: Called as `progress(n_done, n_total)`, in pictures.
 
         Returns:
-            [N, C, size, size] in [0, 1], float32, on the device of `labels`.
+            [N, C, H, H] in [0, 1], float32, on the device of `labels`; H is `size`.
 
         Raises:
             TypeError: Labels that are not int64, noise that is not floating point.
@@ -430,8 +433,10 @@ class MedSymmFlow:
         labels = torch.as_tensor(labels)
         generator = seeded_generator(seed, device=labels.device) if dequantise else None
         semantic = self.semantic_maps(labels, generator)
+        if size is not None and size < 1:
+            raise ValueError(f"size must be >= 1; got {size}")
         with self._evaluating():
-            return generate(
+            pictures = generate(
                 solver,
                 semantic,
                 noise_shape=self.image_shape,
@@ -442,6 +447,7 @@ class MedSymmFlow:
                 micro_batch=micro_batch,
                 progress=progress,
             )
+        return pictures if size is None else resize_images(pictures, size)
 
     def _solver(self, n_steps: int, method: MethodName, flow: FlowName) -> FlowSolver:
         if n_steps < 1:

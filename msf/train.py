@@ -174,6 +174,7 @@ class _Run:
             image_channels=dataset.n_channels,
             class_names=dataset.class_names,
             is_ordinal=dataset.is_ordinal,
+            original_size=dataset.image_size,
         )
         has_one_class = bool((dataset.val.labels == dataset.val.labels[0]).all())
         if experiment.train.selection == "auc_macro_ovr" and has_one_class:

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from msf.cli import console, flags
 from msf.cli.checkpoints import load_flow
-from msf.config import FlowName, MethodName
+from msf.config import FitName, FlowName, MethodName
 
 SHOWN = 30  # rows printed; files hold all
+_PART_BYTES = 1 << 30  # prepared pictures that exist at once
 
 
 def classify(
@@ -30,6 +31,12 @@ def classify(
         float, typer.Option(min=0, max=1, help="Share of the pictures, the most uncertain ones, to refer to a person.")
     ] = 0.0,
     score: Annotated[str, typer.Option(help="Uncertainty score that ranks them.")] = "nearest_distance",
+    fit: Annotated[
+        FitName,
+        typer.Option(
+            help="What becomes of a picture that is not square: stretch it, or crop it to its central square."
+        ),
+    ] = "stretch",
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write one row per picture.")] = None,
     seed: flags.Seed = 0,
     device: flags.Device = None,
@@ -38,12 +45,10 @@ def classify(
 ) -> None:
     """Classify pictures, with probabilities, distances and uncertainty for each.
 
-    Not for clinical use.
+    Pictures may have any size and mode. One that cannot be read is named, and the others are classified; the exit code
+    is then 1. Not for clinical use.
     """
-    import torch
-
-    from msf.cli.images import find_images, read_image
-    from msf.data import prepare_images
+    from msf.data import find_images, load_pictures
     from msf.uncertainty import UNCERTAINTY_SCORES
 
     if score not in UNCERTAINTY_SCORES:
@@ -51,31 +56,49 @@ def classify(
     files = find_images(images)
     network = load_flow(checkpoint, device)
     channels, size = network.task.image_channels, network.config.data.image_size
-    prepared = [prepare_images(read_image(file, channels)[None], size, channels) for file in files]
     inference = network.config.inference
+    rows: list[dict[str, Any]] = [{"file": str(file), "error": None} for file in files]
+    uncertainty: dict[int, float] = {}
+    per_part = max(1, _PART_BYTES // (4 * channels * size**2))
     with console.progress_bar("classifying") as advance:
-        prediction = network.classify(
-            torch.cat(prepared),
-            n_samples=n_samples or inference.n_samples,
-            n_steps=n_steps or inference.classify_steps,
-            method=method or inference.classify_method,
-            flow=flow or inference.flow,
-            readout=readout,
-            seed=seed,
-            micro_batch=micro_batch,
-            progress=advance,
-        )
-    uncertainty = prediction.scores()[score].cpu()
-    n_referred = round(refer * len(files))
-    referred = set(uncertainty.sort(descending=True, stable=True).indices[:n_referred].tolist())
-    rows: list[dict[str, Any]] = [
-        {"file": str(file), **row, "is_referred": index in referred}
-        for index, (file, row) in enumerate(zip(files, prediction.to_rows(network.task.class_names), strict=True))
-    ]
-    _print_rows(rows, score, uncertainty.tolist())
+        for first in range(0, len(files), per_part):
+            part = load_pictures(files[first : first + per_part], size, channels, fit=fit)
+            for row, reason in part.failures.items():
+                rows[first + row]["error"] = reason
+            if not part.rows:
+                continue
+            prediction = network.classify(
+                part.images,
+                n_samples=n_samples or inference.n_samples,
+                n_steps=n_steps or inference.classify_steps,
+                method=method or inference.classify_method,
+                flow=flow or inference.flow,
+                readout=readout,
+                seed=seed,
+                micro_batch=micro_batch,
+                progress=advance,
+            )
+            micro_batch = prediction.micro_batch  # one for all parts, so that no picture depends on how they were cut
+            described = prediction.to_rows(network.task.class_names)
+            scores = prediction.scores()[score].tolist()
+            for row, values, value in zip(part.rows, described, scores, strict=True):
+                rows[first + row] |= {**values, "index": first + row}
+                uncertainty[first + row] = value
+    broken = [row["error"] for row in rows if row["error"] is not None]
+    if not uncertainty:
+        raise ValueError(f"none of {len(files)} pictures could be read; {broken[0]}")
+    ranked = sorted(uncertainty, key=lambda index: -uncertainty[index])  # stable
+    referred = set(ranked[: round(refer * len(ranked))])
+    for index in uncertainty:
+        rows[index]["is_referred"] = index in referred
+    _print_rows([rows[index] for index in uncertainty], score, list(uncertainty.values()))
     if csv_file is not None:
-        _write_csv(csv_file, rows)
+        _write_csv(csv_file, rows, list(rows[next(iter(uncertainty))]))
     console.write_json(json_file, rows)
+    for reason in broken:
+        console.err.print(f"msf: not classified: {reason}")
+    if broken:
+        raise typer.Exit(1)
 
 
 def _print_rows(rows: list[dict[str, Any]], score: str, uncertainty: list[float]) -> None:
@@ -89,11 +112,11 @@ def _print_rows(rows: list[dict[str, Any]], score: str, uncertainty: list[float]
         console.out.print(f"... and {len(rows) - SHOWN} more (all of them with --csv or --json)")
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
     from msf.atomic import write_atomically
 
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(text, fieldnames=columns)
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8", newline=""))

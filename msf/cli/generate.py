@@ -23,6 +23,14 @@ def generate(
     n_steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
     method: Annotated[MethodName | None, typer.Option(help="Solver.")] = None,
     flow: Annotated[FlowName | None, typer.Option(help="Flow that generates.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|original",
+            help="Height and width of the pictures, or 'original': those of the data set that the network was trained "
+            "on. Default: the working size.",
+        ),
+    ] = None,
     seed: flags.Seed = 0,
     device: flags.Device = None,
     micro_batch: flags.MicroBatch = None,
@@ -36,6 +44,7 @@ def generate(
     network = load_flow(checkpoint, device)
     names = network.task.class_names or tuple(str(label) for label in range(network.task.n_classes))
     wanted = _label_numbers(labels, names)
+    pixels = _pixels(size, network.task.original_size)
     inference = network.config.inference
     with console.progress_bar("generating") as advance:
         pictures = network.generate(
@@ -44,6 +53,7 @@ def generate(
             method=method or inference.generate_method,
             flow=flow or inference.flow,
             seed=seed,
+            size=pixels,
             micro_batch=micro_batch,
             progress=advance,
         ).cpu()
@@ -74,3 +84,13 @@ def _label_numbers(labels: str | None, names: tuple[str, ...]) -> list[int]:
             known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
             raise ValueError(f"labels must be among {known}; got {part!r}")
     return numbers
+
+
+def _pixels(size: str | None, original: int | None) -> int | None:
+    if size == "original":
+        if original is None:
+            raise ValueError("size 'original' is not known to this checkpoint; give a number of pixels")
+        return original
+    if size is not None and not (size.isdecimal() and int(size) >= 1):
+        raise ValueError(f"size must be a whole number >= 1, or 'original'; got {size!r}")
+    return None if size is None else int(size)

@@ -20,6 +20,13 @@ def train(
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the run. Default: runs/<dataset>-<recipe>.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    latent_cache: Annotated[
+        bool,
+        typer.Option(
+            help="With an autoencoder: encode all pictures once, into files beside the data (or under MSF_CACHE), "
+            "instead of every batch at every step."
+        ),
+    ] = True,
     data_root: flags.DataRoot = None,
     device: flags.Device = None,
     json_file: flags.JsonFile = None,
@@ -38,7 +45,10 @@ def train(
     dataset = load_dataset(experiment.data.dataset, data_root)
     folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"
     selection = experiment.train.selection
-    with console.progress_bar(f"training on {dataset.name}") as advance:
+    with (
+        console.progress_bar("encoding") as advance_encoding,
+        console.progress_bar(f"training on {dataset.name}") as advance,
+    ):
 
         def show(progress: TrainingProgress) -> None:
             note = f"loss {progress.loss:.3f}"
@@ -46,7 +56,16 @@ def train(
                 note += f", val {selection} {progress.validation[selection]:.3f}"
             advance(progress.step, progress.n_steps, note)
 
-        result = run_training(experiment, dataset, folder, device=device, resume=resume, progress=show)
+        result = run_training(
+            experiment,
+            dataset,
+            folder,
+            device=device,
+            resume=resume,
+            latent_cache=latent_cache,
+            progress=show,
+            encoding_progress=advance_encoding,
+        )
     figures = {
         "folder": str(result.folder),
         "best_epoch": result.best_epoch,

@@ -2,23 +2,29 @@
 
 from msf.data.batches import epoch_batches, epoch_order, seeded_generator
 from msf.data.dataset import ImageDataset, Split, known_datasets, load_dataset
-from msf.data.images import apply_flips, draw_flips, prepare_images
+from msf.data.images import apply_flips, draw_flips, prepare_images, resize_images
 from msf.data.phantoms import make_phantoms, phantom_bayes_accuracy
+from msf.data.pictures import LoadedPictures, find_images, load_pictures, read_image
 from msf.data.table import MEDMNIST, DatasetInfo
 
 __all__ = [
     "MEDMNIST",
     "DatasetInfo",
     "ImageDataset",
+    "LoadedPictures",
     "Split",
     "apply_flips",
     "draw_flips",
     "epoch_batches",
     "epoch_order",
+    "find_images",
     "known_datasets",
     "load_dataset",
+    "load_pictures",
     "make_phantoms",
     "phantom_bayes_accuracy",
     "prepare_images",
+    "read_image",
+    "resize_images",
     "seeded_generator",
 ]

@@ -11,6 +11,7 @@ from torch.nn import functional
 from msf_kernels.shapes import ImageBatch
 
 HALF_RANGE = 127.5  # levels 0..255 become value / HALF_RANGE - 1
+_HALF_RANGES = {torch.uint8: HALF_RANGE, torch.uint16: 32767.5}
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 N_FLIPS = 4  # as it is, left-right, upside down, both
 _RANGE_SLACK = 1e-5  # rounding of a caller's own normalisation
@@ -19,11 +20,12 @@ _RANGE_SLACK = 1e-5  # rounding of a caller's own normalisation
 def prepare_images(images: Tensor, size: int, channels: int, *, allow_grey: bool = False) -> ImageBatch:
     """Return pictures as the network takes them.
 
-    uint8 levels become `level / 127.5 - 1`; another size is resized (bilinear, antialiased); one channel is repeated
-    to make three; three become luminance only where that is allowed.
+    Levels become `level / 127.5 - 1` (`level / 32767.5 - 1` for uint16); another size is resized (bilinear,
+    antialiased), and what is not square becomes so; one channel is repeated to make three; three become luminance only
+    where that is allowed.
 
     Args:
-        images: uint8 [N, H, W] or [N, H, W, C], or floating point [N, C, H, W] in [-1, 1]; H = W, C = 1 or 3.
+        images: uint8 or uint16 [N, H, W] or [N, H, W, C], or floating point [N, C, H, W] in [-1, 1]; C = 1 or 3.
         size: Height and width of the result, >= 1.
         channels: Channels of the result, 1 or 3.
         allow_grey: Permit three channels to become one, which loses the colour.
@@ -32,7 +34,7 @@ def prepare_images(images: Tensor, size: int, channels: int, *, allow_grey: bool
         float32 [N, channels, size, size] in [-1, 1], on the device of `images`.
 
     Raises:
-        TypeError: Not a tensor, or neither uint8 nor floating point.
+        TypeError: Not a tensor, or neither uint8, uint16 nor floating point.
         ValueError: Wrong shape; values outside [-1, 1], NaN or infinite; three channels where one is wanted.
 
     Numerics:
@@ -51,11 +53,26 @@ def prepare_images(images: Tensor, size: int, channels: int, *, allow_grey: bool
             )
         weights = torch.tensor(LUMINANCE, device=images.device)
         images = torch.einsum("nchw,c->nhw", images, weights)[:, None]
-    if images.shape[-1] != size and images.shape[0]:
-        images = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    elif images.shape[-1] != size:
-        images = images.new_empty(0, channels, size, size)
-    return images.clamp(-1, 1).contiguous()
+    return resize_images(images, size).clamp(-1, 1).contiguous()
+
+
+def resize_images(images: ImageBatch, size: int) -> ImageBatch:
+    """Return the pictures at another size: bilinear, antialiased where they shrink; the same pictures at their own.
+
+    Args:
+        images: float [N, C, H, W].
+        size: Height and width of the result, >= 1.
+
+    Raises:
+        ValueError: A size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size must be >= 1; got {size}")
+    if tuple(images.shape[2:]) == (size, size):
+        return images
+    if not len(images):
+        return images.new_empty(0, images.shape[1], size, size)
+    return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def draw_flips(n: int, generator: torch.Generator) -> Tensor:
@@ -90,10 +107,10 @@ def _as_float(images: Tensor) -> Tensor:
     """Return float32 [N, C, H, W] in [-1, 1]."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch tensor; got {type(images).__name__}")
-    if images.dtype == torch.uint8:
-        return _planes(images).float() / HALF_RANGE - 1
+    if images.dtype in _HALF_RANGES:
+        return _planes(images).float() / _HALF_RANGES[images.dtype] - 1
     if not images.is_floating_point():
-        raise TypeError(f"images must be uint8, or floating point in [-1, 1]; got {images.dtype}")
+        raise TypeError(f"images must be uint8, uint16, or floating point in [-1, 1]; got {images.dtype}")
     _check_shape(images, images.shape[1:2], images.shape[2:], "floating-point images must be [N, C, H, W]")
     if images.numel():
         low, high = (float(value) for value in images.aminmax())
@@ -103,14 +120,15 @@ def _as_float(images: Tensor) -> Tensor:
 
 
 def _planes(images: Tensor) -> Tensor:
-    """Return uint8 [N, C, H, W] from [N, H, W] or [N, H, W, C]."""
+    """Return levels [N, C, H, W] from [N, H, W] or [N, H, W, C]."""
     if images.ndim == 3:
         images = images[..., None]
-    _check_shape(images, images.shape[3:], images.shape[1:3], "uint8 images must be [N, H, W] or [N, H, W, C]")
+    _check_shape(
+        images, images.shape[3:], images.shape[1:3], f"{str(images.dtype)[6:]} images must be [N, H, W] or [N, H, W, C]"
+    )
     return images.permute(0, 3, 1, 2)
 
 
 def _check_shape(images: Tensor, channels: Sequence[int], pixels: Sequence[int], wanted: str) -> None:
-    is_square = len(pixels) == 2 and pixels[0] == pixels[1] > 0
-    if images.ndim != 4 or not is_square or tuple(channels) not in ((1,), (3,)):
-        raise ValueError(f"{wanted} with H = W and C = 1 or 3; got {list(images.shape)}")
+    if images.ndim != 4 or min(pixels) < 1 or tuple(channels) not in ((1,), (3,)):
+        raise ValueError(f"{wanted} with H, W >= 1 and C = 1 or 3; got {list(images.shape)}")

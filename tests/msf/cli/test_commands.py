@@ -75,6 +75,41 @@ def test_a_prediction_does_not_depend_on_the_other_pictures_of_the_call(msf, tin
     assert {**together[3], "index": 0} == alone[0]
 
 
+def test_broken_pictures_are_named_and_the_others_classified(msf, tiny_run, pictures, tmp_path):
+    (pictures / "1.png").write_text("not a picture")
+    table, rows = tmp_path / "rows.csv", tmp_path / "rows.json"
+    code, out, err = msf("classify", pictures, "--checkpoint", tiny_run, "--csv", table, "--json", rows)
+    assert code == 1
+    assert "not classified" in err
+    assert "1.png" in err
+    assert "4.png" in out
+    written = json.loads(rows.read_text())
+    assert [row.get("label") is None for row in written] == [False, True, False, False, False]
+    assert [row["error"] is None for row in written] == [True, False, True, True, True]
+    with table.open() as lines:
+        assert [bool(row["error"]) for row in csv.DictReader(lines)] == [False, True, False, False, False]
+
+
+def test_pictures_are_classified_alike_however_they_are_cut_into_parts(msf, tiny_run, pictures, tmp_path, monkeypatch):
+    from msf.cli import classify
+
+    files = [tmp_path / "whole.json", tmp_path / "parts.json"]
+    msf("classify", pictures, "--checkpoint", tiny_run, "--micro-batch", 4, "--json", files[0])
+    monkeypatch.setattr(classify, "_PART_BYTES", 2 * 4 * 3 * 8 * 8)
+    code, _, _ = msf("classify", pictures, "--checkpoint", tiny_run, "--micro-batch", 4, "--json", files[1])
+    assert code == 0
+    assert files[0].read_text() == files[1].read_text()
+
+
+@pytest.mark.parametrize(("size", "pixels"), [("20", 20), ("original", 28)])
+def test_generated_pictures_have_the_wanted_size(msf, tiny_run, tmp_path, size, pixels):
+    arguments = ("--checkpoint", tiny_run, "--labels", "1", "--n", 1, "--n-steps", 1, "--out", tmp_path)
+    code, _, _ = msf("generate", *arguments, "--size", size)
+    assert code == 0
+    with Image.open(tmp_path / "01-0000.png") as picture:
+        assert picture.size == (pixels, pixels)
+
+
 def test_generation_writes_pictures_and_a_grid(msf, tiny_run, tmp_path):
     out = tmp_path / "generated"
     code, _, _ = msf("generate", "--checkpoint", tiny_run, "--labels", "1,3", "--n", 2, "--n-steps", 2, "--out", out)
@@ -126,9 +161,9 @@ def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, monkeypatch, t
     assert json.loads((out / "metrics.json").read_text()).keys() >= {"accuracy", "bayes_accuracy_bound", "scores"}
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
-def test_pictures_of_any_mode_are_read(msf, tiny_run, tmp_path, mode):
-    values = np.arange(400, dtype=np.uint16).reshape(20, 20)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "P", "I;16"])
+def test_pictures_of_any_mode_and_shape_are_read(msf, tiny_run, tmp_path, mode):
+    values = np.arange(400, dtype=np.uint16).reshape(16, 25)
     picture = (
         Image.fromarray(values * 160) if mode == "I;16" else Image.fromarray(values.astype(np.uint8)).convert(mode)
     )

@@ -127,6 +127,13 @@ def test_a_picture_that_is_none(msf, tiny_run, tmp_path):
     fails(msf("classify", tmp_path / "none.png", "--checkpoint", tiny_run), "none.png")
 
 
+@pytest.mark.parametrize("size", ["0", "-3", "big", "1.5"])
+def test_a_size_that_is_none(msf, tiny_run, tmp_path, size):
+    out = tmp_path / "pictures"
+    fails(msf("generate", "--checkpoint", tiny_run, f"--size={size}", "--out", out), "size", size)
+    assert not out.exists()
+
+
 def test_an_unknown_class_lists_the_known_ones(msf, tiny_run, tmp_path):
     out = tmp_path / "pictures"
     fails(msf("generate", "--checkpoint", tiny_run, "--labels", "7", "--out", out), "7", "0")

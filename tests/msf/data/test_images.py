@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from msf.data import apply_flips, draw_flips, prepare_images
+from msf.data import apply_flips, draw_flips, prepare_images, resize_images
 
 
 def rng(seed=0):
@@ -61,6 +61,29 @@ def test_shrinking_is_antialiased():
     assert prepare_images(stripes, 16, 1)[..., 1:-1].abs().max() < 0.05  # without a filter: +-1
 
 
+def test_sixteen_bits_are_all_kept():
+    images = torch.tensor([[[0, 1], [32768, 65535]]], dtype=torch.int32).to(torch.uint16)
+    expected = torch.tensor([0, 1, 32768, 65535]) / 32767.5 - 1
+    assert torch.equal(prepare_images(images, 2, 1).flatten(), expected)
+    assert prepare_images(images, 4, 3).shape == (1, 3, 4, 4)
+
+
+def test_pictures_that_are_not_square_become_so():
+    ramp = torch.linspace(-1, 1, 40).expand(1, 1, 10, 40)
+    prepared = prepare_images(ramp, 8, 1)
+    assert prepared.shape == (1, 1, 8, 8)
+    assert_close(prepared[0, 0, 0], prepared[0, 0, 7])
+    assert (prepared[0, 0, 0].diff() > 0.2).all()
+
+
+def test_resizing_to_the_same_size_changes_nothing():
+    images = torch.rand(2, 3, 8, 8, generator=rng())
+    assert resize_images(images, 8) is images
+    assert resize_images(images, 12).shape == (2, 3, 12, 12)
+    with pytest.raises(ValueError, match="size must be >= 1; got 0"):
+        resize_images(images, 0)
+
+
 def test_a_picture_does_not_depend_on_its_batch():
     images = levels(5, 28, 28, 3)
     assert torch.equal(prepare_images(images, 32, 3)[3:4], prepare_images(images[3:4], 32, 3))
@@ -79,11 +102,15 @@ def test_an_empty_batch_stays_empty():
         (torch.tensor([0.0, float("inf")]).repeat(8).reshape(1, 1, 4, 4), ValueError, "must be finite .*inf"),
         (torch.zeros(2, 4, 4), ValueError, r"floating-point images must be \[N, C, H, W\].*got \[2, 4, 4\]"),
         (torch.zeros(2, 2, 4, 4), ValueError, r"C = 1 or 3; got \[2, 2, 4, 4\]"),
-        (torch.zeros(2, 3, 4, 5), ValueError, "H = W"),
-        (torch.zeros(2, 3, 0, 0), ValueError, "H = W"),
+        (torch.zeros(2, 3, 0, 4), ValueError, "H, W >= 1"),
+        (
+            torch.zeros(2, 4, 4, 2, dtype=torch.uint16),
+            ValueError,
+            r"uint16 images must be \[N, H, W\].*got \[2, 4, 4, 2\]",
+        ),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), ValueError, r"uint8 images must be \[N, H, W\] or \[N, H, W, C\]"),
         (torch.zeros(4, 4, dtype=torch.uint8), ValueError, "uint8 images"),
-        (torch.zeros(2, 4, 4, dtype=torch.int64), TypeError, "uint8, or floating point.*got torch.int64"),
+        (torch.zeros(2, 4, 4, dtype=torch.int64), TypeError, "uint8, uint16, or floating point.*got torch.int64"),
         ([[0]], TypeError, "torch tensor; got list"),
     ],
 )
