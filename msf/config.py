@@ -364,13 +364,16 @@ RECIPES: dict[str, ExperimentConfig] = {
         ),
         train=TrainConfig(epochs=10, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
     ),
-    # A few hundred pictures on two cores, with an autoencoder of `msf train-autoencoder`.
+    # A few hundred pictures on two cores, with an autoencoder of `msf train-autoencoder` (32x32 latents). Few levels with
+    # many steps: what little there is to learn is learnt by seeing every picture hundreds of times.
     "latent-cpu-small": ExperimentConfig(
         data=DataConfig(dataset="bloodmnist", image_size=128, flips=True),
-        path=PathConfig(end_share=0.5),
-        network=UNetConfig(base_channels=64, n_groups=16, channel_multipliers=(1, 2), n_res_blocks=1, head_channels=64),
+        path=PathConfig(end_share=0.3),
+        network=UNetConfig(
+            base_channels=32, n_groups=8, channel_multipliers=(1, 2, 4), n_res_blocks=1, head_channels=32
+        ),
         autoencoder=AutoencoderConfig(name="kl"),
-        train=TrainConfig(epochs=100, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
+        train=TrainConfig(epochs=360, batch_size=32, learning_rate=2e-3, ema_decay=0.99),
     ),
     "published-28": _PUBLISHED_28,
     "published-224": dataclasses.replace(

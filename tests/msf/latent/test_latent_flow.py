@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
+from msf.autoencoder.train import AutoencoderTraining
 from msf.classify import content_key
-from msf.config import AutoencoderConfig, CodeConfig, ExperimentConfig, InferenceConfig
+from msf.config import RECIPES, AutoencoderConfig, CodeConfig, ExperimentConfig, InferenceConfig, TaskConfig
 from msf.data import ImageDataset, Split
 from msf.evaluate import evaluate
 from msf.medsymmflow import MedSymmFlow
@@ -188,6 +189,21 @@ def test_latents_that_the_network_cannot_halve_are_refused(make_latent_flow, aut
     changed["network"]["channel_multipliers"] = (1, 2)
     with pytest.raises(ValueError, match="image_size must give latents whose size is a multiple of 2.*got 30"):
         MedSymmFlow(make_latent_flow().task, ExperimentConfig.from_dict(changed), autoencoder=autoencoder)
+
+
+def test_the_small_recipe_fits_the_autoencoder_that_one_trains_for_it(make_autoencoder):
+    settings, recipe = AutoencoderTraining(), RECIPES["latent-cpu-small"]
+    n_levels = len(settings.block_channels)
+    trained = make_autoencoder(
+        down_block_types=("DownEncoderBlock2D",) * n_levels,
+        up_block_types=("UpDecoderBlock2D",) * n_levels,
+        block_out_channels=(8,) * n_levels,
+        latent_channels=settings.latent_channels,
+    )
+    assert recipe.data.image_size == settings.image_size
+    flow = MedSymmFlow(TaskConfig(n_classes=8, image_channels=3), recipe, autoencoder=trained)
+    assert flow.image_shape == flow.semantic_shape == (4, 32, 32)
+    assert sum(parameter.numel() for parameter in flow.network.parameters()) < 3e6
 
 
 @pytest.mark.parametrize(("posterior", "has_noise"), [("mode", False), ("sample", True)])
