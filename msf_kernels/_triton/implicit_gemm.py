@@ -273,7 +273,7 @@ def _strides(name: str, x: Tensor | None) -> dict[str, int]:
 
 
 # Not measured on a GPU yet: the first is what runs unless tuning is switched on. All of a list have one block of
-# channels, so that a value is summed in one order.
+# channels, so that a value is summed in one order; the last bits of the moments may follow the layout of a tile.
 def _configs(
     dtype: torch.dtype, n_out: int, n_channels: int, n_pixels: int, has_affine: bool, bundle: int
 ) -> tuple[KernelConfig, ...]:
