@@ -364,8 +364,8 @@ RECIPES: dict[str, ExperimentConfig] = {
         ),
         train=TrainConfig(epochs=10, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
     ),
-    # A few hundred pictures on two cores, with an autoencoder of `msf train-autoencoder` (32x32 latents). Few levels with
-    # many steps: what little there is to learn is learnt by seeing every picture hundreds of times.
+    # A few hundred pictures on two cores, with an autoencoder of `msf train-autoencoder` (32x32 latents). A narrow
+    # network, so that every picture can be seen hundreds of times.
     "latent-cpu-small": ExperimentConfig(
         data=DataConfig(dataset="bloodmnist", image_size=128, flips=True),
         path=PathConfig(end_share=0.3),
