@@ -149,12 +149,22 @@ def train(
         )
     # Dropout draws from the global generator, which is seeded per step; the caller's state comes back.
     with torch.random.fork_rng():
-        run = _Run(experiment, dataset, Path(folder), accelerator, resume)
+        run = TrainingRun(experiment, dataset, Path(folder), accelerator, resume)
         run.prepare_images(latent_cache, encoding_progress)
         return run.train(progress)
 
 
-class _Run:
+class TrainingRun:
+    """One run: what a step needs, and where the run stands. Call `train` to have one; benchmarks take single steps.
+
+    Args:
+        experiment: What to train and how.
+        dataset: Pictures and labels.
+        folder: Created if missing.
+        accelerator: Decides on device and processes.
+        resume: Take over the folder's training state, if it has one.
+    """
+
     def __init__(
         self,
         experiment: ExperimentConfig,
@@ -163,6 +173,7 @@ class _Run:
         accelerator: Accelerator,
         resume: bool,
     ) -> None:
+        """Build networks and optimiser, and take over the training state."""
         self.experiment = experiment
         self.settings = experiment.train
         self.dataset = dataset
@@ -216,6 +227,7 @@ class _Run:
         )
 
     def train(self, progress: Callable[[TrainingProgress], None] | None) -> TrainingResult:
+        """Take all steps that are left; the images are prepared."""
         position = self.position
         started = time.monotonic() - position.seconds
         saved = time.monotonic()
@@ -227,7 +239,7 @@ class _Run:
                 len(self.dataset.train), self.settings.batch_size, self.settings.seed, epoch, first_batch=first_batch
             )
             for batch, rows in enumerate(batches, start=first_batch + 1):
-                loss_sum += self._step(rows)
+                loss_sum += self.step(rows)
                 position.step += 1
                 ends_epoch = batch == self.steps_per_epoch
                 if ends_epoch or batch % REPORT_EVERY == 0:
@@ -244,7 +256,7 @@ class _Run:
             saved = time.monotonic()
         return TrainingResult(self.folder, position.best_epoch, position.best_value, position.history, position.seconds)
 
-    def _step(self, rows: Tensor) -> Tensor:
+    def step(self, rows: Tensor) -> Tensor:
         """Take one optimiser step on the pictures of a batch; return its loss, 0-dim, on the device."""
         settings, step = self.settings, self.position.step
         learning_rate = self._learning_rate(step)

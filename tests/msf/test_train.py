@@ -151,8 +151,8 @@ def test_resuming_with_another_configuration_or_other_data_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "REPORT_EVERY", 1)
-    step = train_module._Run._step
-    monkeypatch.setattr(train_module._Run, "_step", lambda run, rows: step(run, rows) * torch.nan)
+    step = train_module.TrainingRun.step
+    monkeypatch.setattr(train_module.TrainingRun, "step", lambda run, rows: step(run, rows) * torch.nan)
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
 
@@ -171,7 +171,7 @@ def test_the_learning_rate_is_that_of_the_one_cycle_schedule(tmp_path):
 
     experiment = tiny_experiment(warmup_share=0.25)
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, epochs=8))
-    run = train_module._Run(experiment, tiny_dataset(), tmp_path, Accelerator(cpu=True), False)
+    run = train_module.TrainingRun(experiment, tiny_dataset(), tmp_path, Accelerator(cpu=True), False)
     settings = experiment.train
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
