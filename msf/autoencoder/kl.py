@@ -255,7 +255,7 @@ class KLAutoencoder:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the weights, change the dtype that they compute in, or both; return the same object."""
         _ = self.fingerprint  # before rounding
-        self.model.to(device=device, dtype=dtype)
+        nn.Module.to(self.model, device=device, dtype=dtype)  # diffusers' own warns about layers that these have not
         return self
 
     @property

@@ -53,6 +53,6 @@ def info(
         }
         facts = ("n_parameters", "joint_state", "autoencoder_fingerprint")
         console.print_figures(f"\n{checkpoint}", {name: report["checkpoint"][name] for name in facts})
-        for group, values in report["checkpoint"]["experiment"].items():
+        for group, values in {"task": report["checkpoint"]["task"], **report["checkpoint"]["experiment"]}.items():
             console.print_figures(f"\n{group}", values)
     console.write_json(json_file, report)
