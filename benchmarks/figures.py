@@ -11,6 +11,7 @@ from benchmarks.rows import MACHINE, OURS, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 GAIN, LOSS, INK, FAINT = "#1b6ca8", "#c0392b", "#222222", "#999999"
@@ -35,7 +36,11 @@ def draw_all(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
             speedups(rows),
             "Speed-up of ours over each peer measured in the same run; left of 1 is a loss.",
         ),
-        ("roofline.png", roofline(rows), "Rate of ours against the limits of the machine, measured in the same run."),
+        (
+            "roofline.png",
+            roofline(rows),
+            "Rate of ours against the limits of the machine, measured in the same run; above the slope: from cache.",
+        ),
         ("scaling.png", scaling(rows), "Cost per sample or evaluation of ours."),
     )
     for name, figure, caption in figures:
@@ -64,6 +69,8 @@ def speedups(rows: Sequence[Row]) -> Figure | None:
     low = min(float(row.median or 1) for row in found)
     high = max(float(row.p80 or 1) for row in found)
     axes.set_xlim(min(0.5, 0.7 * low), 3 * max(high, 1.0))
+    axes.set_ylim(-0.7, len(found) - 0.3)
+    _plain(axes.xaxis)
     axes.axvline(1.0, color=INK, linewidth=1)
     labels = [f"{row.job}  vs  {row.metric.partition(':')[2]}" for row in found]
     axes.set_yticks(range(len(found)), labels, fontsize=7)
@@ -97,6 +104,8 @@ def roofline(rows: Sequence[Row]) -> Figure | None:
         axes.plot(intensity, rate, _MARKERS[index % len(_MARKERS)], color=GAIN, markersize=6, label=job)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
     axes.set_xlabel(f"arithmetic per byte that must move, FLOP/byte (copy: {bandwidth:.1f} GB/s)")
     axes.set_ylabel("GFLOP/s")
     axes.grid(color=FAINT, linewidth=0.4)
@@ -146,6 +155,7 @@ def _draw_curve(axes: Axes, curve: str, label: str, points: Sequence[tuple[float
     axes.minorticks_off()
     if max(medians) > 4 * min(medians):
         axes.set_yscale("log")
+        _plain(axes.yaxis)
     else:
         axes.set_ylim(0, 1.25 * max(highs))
     axes.set_title(curve, fontsize=8)
@@ -153,6 +163,16 @@ def _draw_curve(axes: Axes, curve: str, label: str, points: Sequence[tuple[float
     axes.set_ylabel(f"{points[0][1].unit} per {points[0][1].metric.removeprefix('cost_per_')}", fontsize=7)
     axes.tick_params(labelsize=7)
     axes.grid(color=FAINT, linewidth=0.4)
+
+
+def _plain(axis: Axis) -> None:
+    """Label a logarithmic axis 0.5, 1, 2, 5, 10 and so on, not with powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=24))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(labelsize=7)
 
 
 def _figure(height: float) -> Figure:

@@ -133,6 +133,9 @@ class Curve(Job):
                     call()
                 seconds |= interleaved(calls, context.plan(self.plan), context.device)
         fixed = seconds.pop("fixed", [0.0] * len(next(iter(seconds.values()))))
+        if self.fixed is not None:
+            note = "per picture, whatever the number of samples: encoding"
+            context.writer.add(self.name, OURS, "fixed_cost", "ms", [1e3 * part for part in fixed], note)
         medians = []
         for label, point in kept.items():
             costs = [1e3 * (whole - part) / point.n_items for whole, part in zip(seconds[label], fixed, strict=True)]

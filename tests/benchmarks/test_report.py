@@ -78,6 +78,9 @@ def test_the_table_follows_the_results_and_names_losses(results, tmp_path, monke
     page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(readme, "README", page)
+    scaling = tmp_path / "scaling.md"
+    scaling.write_text(f"{readme.BEGIN}{readme.END}")
+    monkeypatch.setattr(readme, "SCALING", scaling)
     assert main(["readme", "--check"]) == 1
     assert "not current" in capsys.readouterr().err
     assert main(["readme"]) == 0
@@ -85,5 +88,17 @@ def test_the_table_follows_the_results_and_names_losses(results, tmp_path, monke
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("\nafter\n")
     assert main(["readme", "--check"]) == 0
+    assert "No results are committed yet." in scaling.read_text()
     page.write_text("no place")
     assert main(["readme"]) == 2
+
+
+def test_a_million_decisions_cost_their_encoding_and_their_samples():
+    writer = RowWriter("scaling", CPU)
+    writer.add("latent-cost-vs-samples", "ours", "fixed_cost", "ms", [1000.0])
+    writer.add("latent-cost-vs-samples-s64", "ours", "cost_per_sample", "ms", [40.0])
+    writer.add("latent-cost-vs-samples", "ours", "largest_over_smallest", "ratio", [1.04])
+    table = readme.scaling_table(writer.rows)
+    assert "| latent | 1000 | 40 | 1.04 | 289 hours | 633 hours |" in table
+    assert "pixel" not in table
+    assert readme.scaling_table([]) == ""
