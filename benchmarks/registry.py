@@ -142,6 +142,7 @@ class Comparison(Job):
         items: What they are called.
         is_boundary: The difference to a peer is what matters, not the ratio.
         trains: The variants need gradients.
+        is_warm: Earlier jobs of the suite ran the same code, and a call takes too long to repeat unmeasured.
         agrees_at_full_size_only: The small models of quick runs decide nothing, so that nothing can be compared.
     """
 
@@ -155,6 +156,7 @@ class Comparison(Job):
     is_boundary: bool = False
     trains: bool = False
     agrees_at_full_size_only: bool = False
+    is_warm: bool = False
 
     def measure(self, context: Context) -> None:
         """Build all variants, compare their results, then time them in turn."""
@@ -187,7 +189,7 @@ class Comparison(Job):
             try:
                 built = build(context)
                 subject = built if isinstance(built, Subject) else Subject(built)
-                subjects[name] = _called_once(subject)
+                subjects[name] = subject if self.is_warm else _called_once(subject)
             except Unavailable as reason:
                 context.writer.add(self.name, name, "time", self.unit, [], str(reason))
             # Libraries fail in their own ways, which is their result and must not end the run.

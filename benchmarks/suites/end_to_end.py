@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import workloads
 from benchmarks.agreement import close_in_rms, same_decisions
@@ -34,8 +34,9 @@ GENERATE_TESTS = ("tests/msf/test_generate.py",)
 SIZES = {"pixel": "32x32 pictures", "latent": "256x256 pictures, 32x32 latents"}
 SAMPLES = (1, 16, 64, 256, 1024)
 STEPS = (5, 25)
-# Rounds by the number of evaluations in a call of ours: about half a minute per job at most.
-_ROUNDS = {16: 7, 64: 5, 256: 3}
+# Rounds by the largest number of evaluations in a call of ours.
+_ROUNDS = {"pixel": {16: 7, 64: 5, 256: 3, 1024: 2}, "latent": {64: 3, 256: 2, 1024: 1}}
+_LONG = 64
 
 
 def jobs() -> Iterator[Job]:
@@ -103,8 +104,8 @@ class _Tuned:
         return dataclasses.make_dataclass("Decoded", ["sample"])(sample)
 
 
-def _rounds(n_evaluations: int) -> Plan:
-    rounds = next((rounds for most, rounds in _ROUNDS.items() if n_evaluations <= most), 2)
+def _rounds(name: str, n_evaluations: int) -> Plan:
+    rounds = next(rounds for most, rounds in _ROUNDS[name].items() if n_evaluations <= most)
     return Plan(n_rounds=rounds, warm_up_seconds=0, sample_seconds=0)
 
 
@@ -121,11 +122,12 @@ def _our_decisions(context: Context, name: str, n_steps: int, readout: str) -> C
     return result
 
 
-def _peer_decisions(context: Context, name: str, peer: PublishedPipeline, n_steps: int) -> Callable[[], object]:
-    model, n = workload(name, context), N_COMPARED[name]
-    reads_once = dataclasses.replace(peer, decodes_both=False)  # the second decode changes no decision
-    noise = model.noise(n, 1).to(context.device)
-    return lambda: reads_once.classify(model.images(n).to(context.device), noise, n_steps)
+@cache
+def _peer_decisions(kind: str, name: str, quick: bool, device: torch.device, n_steps: int) -> Mapping[str, Tensor]:
+    """Computed once for a pipeline with and without its second decode, which changes no decision."""
+    model = workloads.pixel(quick) if name == "pixel" else workloads.latent(quick)
+    peer, n = pipeline(kind, name, quick, device, False), N_COMPARED[name]
+    return peer.classify(model.images(n).to(device), model.noise(n, 1).to(device), n_steps)
 
 
 def _ours(name: str, n_pictures: int, n_samples: int, n_steps: int = 1, n_timed: int | None = None) -> Build:
@@ -176,7 +178,7 @@ def _peer(
 
         return Subject(
             [Part(lambda: peer.encode(image)), Part(sample, n_samples / n)],
-            _peer_decisions(context, name, peer, n_steps),
+            lambda: _peer_decisions(kind, name, context.quick, context.device, n_steps),
             f"encoding and {n} of {n_samples} samples timed" if n < n_samples else "",
         )
 
@@ -197,9 +199,12 @@ def _compiled_with_our_readout(n_samples: int) -> Build:
             image = latents.repeat_interleave(len(noise) // len(images), dim=0)
             distances = []
             for first in range(0, len(noise), MICRO_BATCH):
-                part = noise[first : first + MICRO_BATCH]
-                z = torch.cat([image[first : first + MICRO_BATCH], part], dim=1)
-                semantic = part - field(z, 1.0)[:, latents.shape[1] :]
+                rows = slice(first, first + MICRO_BATCH)
+                # Compiled for one batch size: the last part is filled up.
+                n_missing = max(0, MICRO_BATCH - len(noise[rows]))
+                z = torch.cat([image[rows], noise[rows]], dim=1)
+                v = field(nn.functional.pad(z, (0, 0, 0, 0, 0, 0, 0, n_missing)), 1.0)[: len(z)]
+                semantic = noise[rows] - v[:, latents.shape[1] :]
                 distances.append((semantic[:, None] - codes).norm(dim=2).mean(dim=(2, 3)))
             distance = torch.cat(distances).view(len(images), -1, len(codes)).mean(dim=1)
             return {"label": distance.argmin(dim=1), "distance": distance}
@@ -254,7 +259,8 @@ def _one_picture(name: str, n_samples: int) -> Job:
         tests=TESTS,
         variants=variants,
         unit="s",
-        plan=_rounds(n_samples),
+        plan=_rounds(name, n_samples),
+        is_warm=n_samples > _LONG,
         n_items=n_samples,
     )
 
@@ -276,7 +282,8 @@ def _many_pictures(name: str, n_samples: int) -> Job:
         tests=TESTS,
         variants={OURS: _ours(name, 64, n_samples, n_timed=n_timed)},
         unit="s",
-        plan=_rounds((n_timed or 64) * n_samples),
+        plan=_rounds(name, (n_timed or 64) * n_samples),
+        is_warm=n_samples > 1,
         n_items=64 * n_samples,
     )
 
@@ -295,6 +302,7 @@ def _several_steps(name: str, n_steps: int) -> Job:
         },
         unit="s",
         plan=Plan(n_rounds=2, warm_up_seconds=0, sample_seconds=0),
+        is_warm=True,
         n_items=n_samples,
     )
 
@@ -349,6 +357,7 @@ def _generation(name: str) -> Job:
         variants={OURS: ours, "authors": authors},
         unit="s",
         plan=Plan(n_rounds=2, warm_up_seconds=0, sample_seconds=0),
+        is_warm=True,
         agree=close_in_rms(0.05),
         n_items=n_pictures,
         items="pictures",
