@@ -22,6 +22,7 @@ JOBS = {
     "latent-evaluation-mb16": "evaluation of the latent network, micro-batch 16",
     "pixel-evaluation-mb16": "evaluation of the 28 x 28 network, micro-batch 16",
     "decode-sd-vae-256": "decoding one 256 x 256 picture",
+    "train-step-latent-256-batch-4": "training step on 256 x 256 pictures from cached latents, batch 4",
     "latent-train-step-b4": "training step, latent network, batch 4",
     "pixel-train-step-b16": "training step, 28 x 28 network, batch 16",
     "solver-heun25-linear": "25 Heun steps beyond the network",

@@ -258,6 +258,27 @@ class NotMeasured(Job):
         context.writer.add(self.name, OURS, "time", "s", [], self.note)
 
 
+@dataclass(frozen=True, kw_only=True)
+class External(Job):
+    """A measurement that another module makes at full size, and whose rows name this job.
+
+    Args:
+        take: Measures and adds rows; a RuntimeError says that variants disagree.
+    """
+
+    take: Callable[[Context], object]
+
+    def measure(self, context: Context) -> None:
+        """Measure, except in a quick run."""
+        if context.quick:
+            context.writer.add(self.name, OURS, "time", "s", [], "full size only")
+            return
+        try:
+            self.take(context)
+        except RuntimeError as error:
+            raise AssertionError(f"{self.name}: {error}") from error
+
+
 def jobs(suites: Sequence[str] = SUITES) -> Iterator[Job]:
     """Return the jobs of suites, in the order in which they run."""
     for suite in suites:

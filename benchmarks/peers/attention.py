@@ -51,7 +51,7 @@ def _flex(qkv: Tensor, n_heads: int) -> Callable[[], Tensor]:
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def run() -> Tensor:
-        attended: Tensor = compiled(*split_heads(qkv, n_heads))  # type: ignore[call-overload]
+        attended: Tensor = compiled(*split_heads(qkv, n_heads))
         return merge_heads(attended)
 
     try:

@@ -65,7 +65,8 @@ def tuned_unet(network: UNet, device: torch.device) -> nn.Module:
     peer.dtype = torch.bfloat16  # to which the package casts its input
     # It computes the sinusoid in fp32 and feeds it to whatever dtype the layers have.
     peer.time_embed.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(torch.bfloat16),))
-    return peer
+    tuned: nn.Module = peer
+    return tuned
 
 
 def as_velocity(peer: Callable[..., Tensor], dtype: torch.dtype, memory_format: torch.memory_format) -> Velocity:
@@ -74,7 +75,8 @@ def as_velocity(peer: Callable[..., Tensor], dtype: torch.dtype, memory_format: 
     def velocity(z: Tensor, t: float) -> Tensor:
         x = z.to(dtype=dtype, memory_format=memory_format)
         time = torch.full((1,), t, device=z.device).expand(len(z))
-        return peer(time, x).to(z.dtype)
+        v: Tensor = peer(time, x).to(z.dtype)
+        return v
 
     return velocity
 
@@ -123,6 +125,7 @@ def _compiled(peer: nn.Module, first_call: Any = None) -> Callable[..., Tensor]:
                 f"torch.compile fails here: {type(error).__name__}: {str(error).splitlines()[0]}"
             ) from error
         is_compiled = True
-        return result
+        first: Tensor = result
+        return first
 
     return call

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks import latent_training
 from benchmarks.peers import unet
-from benchmarks.registry import Comparison, Context, Job, Subject
+from benchmarks.registry import Comparison, Context, External, Job, Subject
 from benchmarks.rows import OURS
 from benchmarks.suites.network import workload
 from benchmarks.timing import Plan
@@ -27,6 +28,18 @@ IMAGE_WEIGHT, SIGMA_MIN, LEARNING_RATE, AVERAGE_DECAY = 0.7, 1e-4, 4e-4, 0.7
 def jobs() -> Iterator[Job]:
     yield _step("pixel")
     yield _step("latent")
+    yield External(
+        suite=SUITE,
+        name="train-step-latent-256-batch-4",
+        note="latents from the cache against encoding the pictures at every step",
+        tests=("tests/msf/data/test_latent_cache.py",),
+        take=lambda context: latent_training.measure(
+            context.writer,
+            context.device,
+            batch_size=4,
+            plan=context.plan(Plan(n_rounds=3, warm_up_seconds=0.0, sample_seconds=0.0)),
+        ),
+    )
 
 
 def _step(name: str) -> Job:
