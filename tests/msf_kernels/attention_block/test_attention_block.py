@@ -12,7 +12,7 @@ from msf_kernels.testing.conformance import PASS, check, expectations
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float16]
 BACKENDS = ["reference", "composed", "triton"]
-N_DRAWS = 200
+N_DRAWS = 100
 OPERATORS = torch.ops.msf_triton
 
 

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 OPERATORS = ["conv3x3", "norm_affine"]
 DTYPES = [torch.float32, torch.float16]
 BACKENDS = ["reference", "aten", "triton"]
-N_DRAWS = 200
+N_DRAWS = 100
 
 
 def seeded(*shape, seed=0, dtype=torch.float64, mean=0.0):
