@@ -46,6 +46,8 @@ BENCH_SUITES ?= ops network solver end-to-end train memory scaling
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks run --suite $(BENCH_SUITES) --save $(BENCH_ARGS)
+	folder=$$($(BIN)/python -m benchmarks folder) && \
+		$(BIN)/python -m benchmarks report $(BENCH_SUITES:%=$$folder/%.jsonl) --out $$folder/report
 	$(BIN)/python -m benchmarks readme
 
 $(VENV)/.bench: $(VENV)/.installed

@@ -39,6 +39,15 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _folder(options: argparse.Namespace) -> int:
+    import torch
+
+    from benchmarks.rows import machine_folder
+
+    print(machine_folder(torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))))
+    return 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     from benchmarks.compare import compare_files
 
@@ -84,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", parents=[choice], help="print the jobs")
     listing.set_defaults(run=_list)
+
+    folder = commands.add_parser("folder", help="print where --save keeps the results of this machine")
+    folder.add_argument("--device", choices=("cpu", "cuda"))
+    folder.set_defaults(run=_folder)
 
     compare = commands.add_parser("compare", help="exit code 1 if the second file shows a regression")
     compare.add_argument("before", type=Path)

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAIN, LOSS, INK, FAINT = "#1b6ca8", "#c0392b", "#222222", "#999999"
+CAPTIONS = {
+    "speedup.png": "Speed-up of ours over each peer measured in the same run; left of 1 is a loss.",
+    "roofline.png": "Rate of ours against the limits of the machine, measured in the same run; above the slope: from "
+    "cache.",
+    "scaling.png": "Cost per sample or evaluation of ours.",
+}
 _MARKERS = "osD^vP*X"
 _WIDTH = 8.0
 _POINT = re.compile(r"^(?P<curve>.+-cost-vs-(?P<axis>[a-z]+))-[a-z]+(?P<value>\d+)$")
@@ -30,23 +36,12 @@ _AXIS = {
 def draw_all(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
     """Write every figure that the rows allow; return its path and caption."""
     made = []
-    figures = (
-        (
-            "speedup.png",
-            speedups(rows),
-            "Speed-up of ours over each peer measured in the same run; left of 1 is a loss.",
-        ),
-        (
-            "roofline.png",
-            roofline(rows),
-            "Rate of ours against the limits of the machine, measured in the same run; above the slope: from cache.",
-        ),
-        ("scaling.png", scaling(rows), "Cost per sample or evaluation of ours."),
-    )
-    for name, figure, caption in figures:
+    figures = {"speedup.png": speedups, "roofline.png": roofline, "scaling.png": scaling}
+    for name, draw in figures.items():
+        figure = draw(rows)
         if figure is not None:
             figure.savefig(folder / name, dpi=150, bbox_inches="tight")
-            made.append((folder / name, caption))
+            made.append((folder / name, CAPTIONS[name]))
     return made
 
 

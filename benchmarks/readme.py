@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.figures import CAPTIONS
 from benchmarks.registry import SUITES
 from benchmarks.rows import OURS, RESULTS, ROOT, Row, load_rows
 
@@ -31,6 +32,7 @@ JOBS = {
     "metrics-aurc": "area under the risk-coverage curve",
 }
 TIMES = ("time", "overhead")
+REPORT = "report"
 
 
 def table(rows: Sequence[Row], names: Mapping[str, str]) -> str:
@@ -66,12 +68,21 @@ def generated() -> str:
         found = table([row for file in files if file.exists() for row in load_rows(file)], JOBS)
         if found:
             parts.append(f"From `benchmarks/results/{folder.name}/`:\n\n{found}")
+            parts += [f"![{caption}]({path})" for path, caption in _plots(folder)]
     for file in sorted(RESULTS.glob("gpu-bench-*.jsonl")):
         rows = load_rows(file)
         found = table(rows, {row.job: row.job for row in rows})
         if found:
             parts.append(f"From `benchmarks/results/{file.name}`:\n\n{found}")
     return "\n\n".join(parts) or "No results are committed yet."
+
+
+def _plots(folder: Path) -> Iterator[tuple[str, str]]:
+    """Paths from the README, and captions, of the plots that `report` wrote to the results."""
+    for name, caption in CAPTIONS.items():
+        path = folder / REPORT / name
+        if path.exists():
+            yield f"benchmarks/results/{folder.name}/{REPORT}/{name}", caption
 
 
 def generated_scaling() -> str:

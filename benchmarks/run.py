@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
         _stop("--clock cpu needs --threads 1: the times of threads add up")
     if options.out is not None and options.save:
         _stop("--out and --save cannot both be given")
+    if options.save and (options.only or options.quick):
+        _stop("--save keeps whole suites at full size: it cannot go with --only or --quick")
     context.rounds, context.full, context.clock = options.rounds, options.full, CLOCKS[options.clock]
     found = chosen_jobs(options)
     n_failed, written = 0, []

@@ -74,6 +74,7 @@ def test_the_table_follows_the_results_and_names_losses(results, tmp_path, monke
     folder = tmp_path / "results" / "machine"
     folder.mkdir(parents=True)
     results.rename(folder / "ops.jsonl")
+    assert main(["report", str(folder / "ops.jsonl"), "--out", str(folder / "report")]) == 0
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
@@ -85,6 +86,7 @@ def test_the_table_follows_the_results_and_names_losses(results, tmp_path, monke
     assert "not current" in capsys.readouterr().err
     assert main(["readme"]) == 0
     assert "| distances to 8 classes | 70 us | authors 450x, faster 0.6x (slower) |" in page.read_text()
+    assert "](benchmarks/results/machine/report/speedup.png)" in page.read_text()
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("\nafter\n")
     assert main(["readme", "--check"]) == 0

@@ -100,6 +100,7 @@ def test_tests_are_run_and_their_failures_named(tmp_path, monkeypatch):
         (["--threads", "0"], "--threads must be >= 1; got 0"),
         (["--threads", "2", "--clock", "cpu"], "--clock cpu needs --threads 1"),
         (["--save", "--out", "x"], "--out and --save cannot both be given"),
+        (["--save", "--only", "class-distance"], "it cannot go with --only or --quick"),
     ],
 )
 def test_bad_arguments_exit_with_two_and_one_line(flags, message, capsys):
