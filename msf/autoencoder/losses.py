@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from msf_kernels.shapes import ImageBatch
 
-N_SCALES = 5  # full resolution, half, ...
+N_SCALES = 3  # full resolution, half, quarter
 
 
 def autoencoder_loss(

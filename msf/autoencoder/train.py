@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ from msf_kernels.checks import require_finite, require_int, require_positive
 REPORT_EVERY = 10
 # Keeps the draws of a step apart from those of an epoch's order.
 STEP_STREAM = 1
+MOSAIC_STREAM = 2
+MOSAIC_BATCH = 8
+MOSAIC_LATENTS = 8  # along a side
+MOSAIC_TILES = 4  # along a side
+MOSAIC_RATE = 4e-4
+INITIAL_LOGVAR = -4.0
 WARM_UP_SHARE = 0.05
 LAST_RATE_SHARE = 0.02  # of the largest learning rate
 GRADIENT_CLIP = 1.0
@@ -44,6 +50,7 @@ class AutoencoderTraining:
         learning_rate: Largest learning rate.
         kl_weight: Weight of the divergence from N(0, I), in nats per latent.
         gradient_weight: Weight of the difference between picture gradients against that between values.
+        colour_steps: Steps on small mosaics of random colours, before the first epoch.
         plain_share: Share of the training pictures that are replaced by one random colour. Label colours are such
             pictures, and look like nothing in the data.
         use_bf16: bfloat16 convolutions; weights and loss stay in float32.
@@ -53,13 +60,14 @@ class AutoencoderTraining:
     image_size: int = 128
     block_channels: tuple[int, ...] = (32, 64, 64)
     layers_per_block: int = 1
-    n_groups: int = 8
+    n_groups: int = 4
     latent_channels: int = 4
-    epochs: int = 20
+    epochs: int = 30
     batch_size: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     kl_weight: float = 1e-4
     gradient_weight: float = 1.0
+    colour_steps: int = 1000
     plain_share: float = 0.1
     use_bf16: bool = True
     seed: int = 0
@@ -68,6 +76,7 @@ class AutoencoderTraining:
         """Check ranges and combinations."""
         for name in ("image_size", "layers_per_block", "n_groups", "latent_channels", "epochs", "batch_size"):
             require_int(name, getattr(self, name), minimum=1)
+        require_int("colour_steps", self.colour_steps, minimum=0)
         require_int("seed", self.seed, minimum=0, below=2**63)
         require_positive("learning_rate", self.learning_rate)
         for name in ("kl_weight", "gradient_weight"):
@@ -147,9 +156,9 @@ def train_autoencoder(
         loss = |reconstruction - picture| + gradient_weight * |their gradients' difference| + kl_weight * KL
 
     The first two terms are means over several resolutions; the reconstruction is that of a latent drawn from the
-    posterior. Pictures are mirrored at random, whatever the data
-    set: what matters is that any picture comes back. Grey pictures are repeated to three channels. The scaling factor
-    in the written `config.json` is 1 / std of the training latents (posterior mode).
+    posterior. Before the first epoch the model learns colours, on small mosaics of random ones. Pictures are mirrored at
+    random, whatever the data set: what matters is that any picture comes back. Grey pictures are repeated to three
+    channels. The scaling factor in the written `config.json` is 1 / std of the training latents (posterior mode).
 
     Args:
         dataset: Pictures; labels play no part.
@@ -181,6 +190,7 @@ def train_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = _new_model(settings).to(target)
+    _fit_colours(model, settings, target)
     history = _fit(model, dataset, settings, target, progress)
     autoencoder = _with_unit_latents(model, dataset.train.images, settings, target)
     val_psnr = torch.cat([
@@ -201,41 +211,71 @@ def _fit(
 ) -> list[dict[str, Any]]:
     n = len(dataset.train)
     n_steps = settings.epochs * math.ceil(n / settings.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
-    model.train()
+    step = _Step(model, settings, n_steps, settings.learning_rate)
     history: list[dict[str, Any]] = []
-    step = 0
     for epoch in range(settings.epochs):
         losses: list[Tensor] = []
         n_reported = 0
         for rows in epoch_batches(n, settings.batch_size, settings.seed, epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _rate_share(step, n_steps)
-            generator = seeded_generator(settings.seed, STEP_STREAM, step)
+            generator = seeded_generator(settings.seed, STEP_STREAM, step.n_done)
             pictures = prepare_images(dataset.train.images[rows], settings.image_size, 3)
             pictures = apply_flips(pictures, draw_flips(len(rows), generator))
-            pictures = _with_plain_colours(pictures, settings.plain_share, generator).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.use_bf16):
-                posterior = model.encode(pictures).latent_dist  # type: ignore[operator]
-                noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-                decoded = model.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[operator]
-            loss = autoencoder_loss(
-                decoded.float(), pictures, posterior.mean.float(), posterior.logvar.float(),
-                kl_weight=settings.kl_weight, gradient_weight=settings.gradient_weight,
-            )  # fmt: skip
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
-            optimizer.step()
-            losses.append(loss.detach())
-            step += 1
-            if step % REPORT_EVERY == 0 or step == n_steps:
-                value = _finite(losses[n_reported:], step)
+            pictures = _with_plain_colours(pictures, settings.plain_share, generator)
+            losses.append(step(pictures.to(device), generator))
+            if step.n_done % REPORT_EVERY == 0 or step.n_done == n_steps:
+                value = _finite(losses[n_reported:], step.n_done)
                 n_reported = len(losses)
                 if progress is not None:
-                    progress(AutoencoderProgress(step, n_steps, value))
-        history.append({"epoch": epoch, "train_loss": _finite(losses, step)})
+                    progress(AutoencoderProgress(step.n_done, n_steps, value))
+        history.append({"epoch": epoch, "train_loss": _finite(losses, step.n_done)})
     return history
+
+
+def _fit_colours(model: nn.Module, settings: AutoencoderTraining, device: torch.device) -> None:
+    """Teach a new model colours, on small mosaics of random ones.
+
+    Norms take a picture's colour away, and the few colours of real pictures hardly bring it back: a model that starts
+    with pictures encodes brightness and texture, and leaves hues for much later.
+    """
+    size = MOSAIC_LATENTS * 2 ** (len(settings.block_channels) - 1)
+    # Edges between tiles are not what is to be learned here.
+    step = _Step(model, replace(settings, gradient_weight=0.0), settings.colour_steps, MOSAIC_RATE)
+    for _ in range(settings.colour_steps):
+        generator = seeded_generator(settings.seed, MOSAIC_STREAM, step.n_done)
+        colours = torch.rand(MOSAIC_BATCH, 3, MOSAIC_TILES, MOSAIC_TILES, generator=generator) * 2 - 1
+        step(nn.functional.interpolate(colours, size=(size, size)).to(device), generator)
+
+
+class _Step:
+    """One optimiser step after the other, at a learning rate that rises and falls over all of them."""
+
+    def __init__(self, model: nn.Module, settings: AutoencoderTraining, n_steps: int, learning_rate: float) -> None:
+        self.n_done = 0
+        self._model = model.train()
+        self._settings = settings
+        self._n_steps = n_steps
+        self._learning_rate = learning_rate
+        self._optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.99))
+
+    def __call__(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Take a step; return its loss, 0-dim, on the device."""
+        settings, model = self._settings, self._model
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate * _rate_share(self.n_done, self._n_steps)
+        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=settings.use_bf16):
+            posterior = model.encode(pictures).latent_dist  # type: ignore[operator]
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(pictures.device)
+            decoded = model.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[operator]
+        loss = autoencoder_loss(
+            decoded.float(), pictures, posterior.mean.float(), posterior.logvar.float(),
+            kl_weight=settings.kl_weight, gradient_weight=settings.gradient_weight,
+        )  # fmt: skip
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        self._optimizer.step()
+        self.n_done += 1
+        return loss.detach()
 
 
 def _with_plain_colours(pictures: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -261,9 +301,9 @@ def _batches(images: Tensor, settings: AutoencoderTraining, device: torch.device
         yield prepare_images(part, settings.image_size, 3).to(device)
 
 
-def _new_model(settings: AutoencoderTraining) -> nn.Module:
+def _new_model(settings: AutoencoderTraining) -> Any:
     n_levels = len(settings.block_channels)
-    model: nn.Module = require_diffusers()(
+    model: Any = require_diffusers()(
         block_out_channels=settings.block_channels,
         down_block_types=("DownEncoderBlock2D",) * n_levels,
         up_block_types=("UpDecoderBlock2D",) * n_levels,
@@ -274,6 +314,9 @@ def _new_model(settings: AutoencoderTraining) -> nn.Module:
         # Attention over all pixels costs as much as the convolutions here, and the blocks see far enough without.
         mid_block_add_attention=False,
     )
+    # With the usual zero, noise as large as the latents hides them from the decoder at first.
+    with torch.no_grad():
+        model.quant_conv.bias[settings.latent_channels :] = INITIAL_LOGVAR
     return model
 
 

@@ -32,14 +32,22 @@ def train_autoencoder(
         ),
     ] = None,
     latent_channels: Annotated[int | None, typer.Option(help="Channels of the latents. Default: 4.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split. Default: 20.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split. Default: 30.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step. Default: 4.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate. Default: 0.001.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate. Default: 0.0005.")] = None,
     kl_weight: Annotated[
         float | None, typer.Option(help="Weight of the latents' divergence from N(0, I). Default: 0.0001.")
     ] = None,
     gradient_weight: Annotated[
         float | None, typer.Option(help="Weight of the loss between picture gradients. Default: 1.")
+    ] = None,
+    colour_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps on small mosaics of random colours, before the first epoch. Default: 1000."),
+    ] = None,
+    plain_share: Annotated[
+        float | None,
+        typer.Option(help="Share of the training pictures that are replaced by one random colour. Default: 0.1."),
     ] = None,
     seed: flags.Seed = 0,
     data_root: flags.DataRoot = None,
@@ -64,6 +72,8 @@ def train_autoencoder(
         "learning_rate": learning_rate,
         "kl_weight": kl_weight,
         "gradient_weight": gradient_weight,
+        "colour_steps": colour_steps,
+        "plain_share": plain_share,
     }
     settings = AutoencoderTraining(seed=seed, **{name: value for name, value in given.items() if value is not None})
     pictures = load_dataset(dataset, data_root)

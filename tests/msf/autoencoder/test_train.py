@@ -10,7 +10,14 @@ from msf.autoencoder.kl import CONFIG_FILE, WEIGHTS_FILE
 from msf.autoencoder.train import AutoencoderTraining, train_autoencoder
 from msf.data import ImageDataset, Split, make_phantoms
 
-TINY = {"image_size": 16, "block_channels": (16, 16), "batch_size": 8, "use_bf16": False, "learning_rate": 4e-3}
+TINY = {
+    "image_size": 16,
+    "block_channels": (16, 16),
+    "batch_size": 8,
+    "use_bf16": False,
+    "learning_rate": 4e-3,
+    "colour_steps": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,18 @@ def test_the_callers_random_state_is_left_alone(dataset, tmp_path):
     assert torch.equal(torch.rand(3), wanted)
 
 
+def test_the_steps_on_mosaics_teach_colours(dataset, tmp_path):
+    colours = torch.tensor([[-1.0, -1, -1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]])[:, :, None, None]
+    colours = 0.8 * colours.expand(-1, -1, 16, 16)
+    few = {**TINY, "n_groups": 2, "learning_rate": 1e-5, "kl_weight": 1e-4, "epochs": 1}
+    errors = []
+    for steps in (0, 250):
+        settings = AutoencoderTraining(**{**few, "colour_steps": steps})
+        autoencoder = train_autoencoder(dataset, tmp_path / str(steps), settings, device="cpu").autoencoder
+        errors.append(float((autoencoder.decode(autoencoder.encode(colours).mean) - colours).abs().mean()))
+    assert errors[1] < 0.75 * errors[0]
+
+
 def test_progress_counts_to_the_end(dataset, tmp_path):
     seen = []
     settings = AutoencoderTraining(epochs=3, **TINY)
@@ -112,11 +131,12 @@ def test_a_diverged_training_writes_nothing(dataset, tmp_path):
     ("change", "wanted"),
     [
         ({"image_size": 30}, "height must be a positive multiple of 4, such as 28 or 32; got 30"),
-        ({"block_channels": (12, 16)}, "block_channels must be positive multiples of n_groups = 8"),
+        ({"block_channels": (10, 16)}, "block_channels must be positive multiples of n_groups = 4"),
         ({"block_channels": ()}, "block_channels must be"),
         ({"epochs": 0}, "epochs must be >= 1"),
         ({"kl_weight": -1.0}, "kl_weight must be >= 0"),
         ({"plain_share": 1.0}, r"plain_share must be in \[0, 1\)"),
+        ({"colour_steps": -1}, "colour_steps must be >= 0"),
         ({"seed": -1}, "seed must be >= 0"),
     ],
 )
@@ -160,7 +180,7 @@ def test_the_command_writes_the_folder_a_picture_and_json(msf, archive, tmp_path
     folder = tmp_path / "new" / "autoencoder"
     code, out, err = msf(
         "train-autoencoder", "--dataset", archive, "--out", folder, "--image-size", 16, "--block-channels", "8,8",
-        "--epochs", 1, "--batch-size", 8, "--device", "cpu", "--json", tmp_path / "figures.json",
+        "--epochs", 1, "--batch-size", 8, "--colour-steps", 2, "--device", "cpu", "--json", tmp_path / "figures.json",
     )  # fmt: skip
     assert code == 0, err
     assert f"--autoencoder-source {folder}" in out
@@ -206,4 +226,4 @@ def test_the_help_states_the_defaults(msf):
             wanted = ",".join(map(str, value)) if isinstance(value, tuple) else value
             assert (text == wanted) if isinstance(wanted, str) else (float(text) == wanted)
             told += 1
-    assert told == 8
+    assert told == 10
