@@ -62,7 +62,7 @@ class AutoencoderTraining:
     layers_per_block: int = 1
     n_groups: int = 4
     latent_channels: int = 4
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 4
     learning_rate: float = 5e-4
     kl_weight: float = 1e-4
@@ -156,8 +156,8 @@ def train_autoencoder(
         loss = |reconstruction - picture| + gradient_weight * |their gradients' difference| + kl_weight * KL
 
     The first two terms are means over several resolutions; the reconstruction is that of a latent drawn from the
-    posterior. Before the first epoch the model learns colours, on small mosaics of random ones. Pictures are mirrored at
-    random, whatever the data set: what matters is that any picture comes back. Grey pictures are repeated to three
+    posterior. Before the first epoch the model learns colours, on small mosaics of random ones. Pictures are mirrored
+    at random, whatever the data set: what matters is that any picture comes back. Grey pictures are repeated to three
     channels. The scaling factor in the written `config.json` is 1 / std of the training latents (posterior mode).
 
     Args:

@@ -32,7 +32,7 @@ def train_autoencoder(
         ),
     ] = None,
     latent_channels: Annotated[int | None, typer.Option(help="Channels of the latents. Default: 4.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split. Default: 30.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split. Default: 20.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step. Default: 4.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate. Default: 0.0005.")] = None,
     kl_weight: Annotated[
