@@ -212,7 +212,11 @@ def test_content_keys_are_spread_evenly():
         ({"images": torch.zeros(0, 1, 8, 8)}, ValueError, "images must hold at least one picture; got none"),
         ({"images": torch.full((1, 1, 8, 8), math.nan)}, ValueError, r"must be finite and in \[-1, 1\]"),
         ({"images": torch.zeros(1, 3, 8, 8)}, ValueError, "3 channels"),
-        ({"images": torch.zeros(1, 1, 8, 8, dtype=torch.int32)}, TypeError, "images must be uint8, uint16, or floating point"),
+        (
+            {"images": torch.zeros(1, 1, 8, 8, dtype=torch.int32)},
+            TypeError,
+            "images must be uint8, uint16, or floating point",
+        ),
         ({"noise": torch.zeros(5, 3, 3, 8, 8)}, ValueError, r"noise must be .* = \[5, 2, 3, 8, 8\]; got \[5, 3, 3"),
         ({"noise": torch.zeros(5, 2, 3, 8, 8, dtype=torch.int64)}, TypeError, "noise must be floating point"),
         ({"n_samples": 0}, ValueError, "n_samples must be"),
