@@ -174,6 +174,7 @@ class UNet(nn.Module):
         return cast(Tensor, embedding)
 
     def check_state(self, z: Tensor) -> None:
+        """Refuse a state that `forward` does not take; its errors are raised here."""
         if not isinstance(z, Tensor) or not z.is_floating_point():
             got = z.dtype if isinstance(z, Tensor) else type(z).__name__
             raise TypeError(f"z must be a floating tensor; got {got}")

@@ -1,19 +1,21 @@
 """Convolutions of the inference form: a bias chosen per call, a residual added while writing, weights packed once.
 
 On a CPU with oneDNN the weights are brought into its blocked layout at the first call, by the operators that
-`torch.compile` uses for the same purpose. Elsewhere they are plain convolutions.
+`torch.compile` uses for the same purpose. On a GPU `msf_kernels.conv3x3` chooses by what was measured there. Elsewhere
+they are plain convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
+from msf_kernels import conv3x3
 from msf_kernels.shapes import FeatureMap
 
 
@@ -42,6 +44,10 @@ def subpixel_weight(weight: Tensor) -> Tensor:
     return taps.transpose(0, 1).contiguous().to(weight.dtype)
 
 
+Library = Literal["packed", "conv3x3", "plain"]
+"""`packed`: oneDNN with weights in its own layout; `conv3x3`: the operator of `msf_kernels`, where it fits."""
+
+
 class Convolution:
     """One convolution with fixed weights.
 
@@ -52,7 +58,7 @@ class Convolution:
         padding: Zeros on each side.
         transposed: Whether it is a transposed convolution.
         dtype: Dtype of maps and weights.
-        packed: Whether the weights are brought into oneDNN's layout; needs a CPU that has it.
+        library: What runs it; see `choose_library`.
         channels_last: Memory format of the weights where they are not packed.
     """
 
@@ -65,21 +71,22 @@ class Convolution:
         padding: int = 0,
         transposed: bool = False,
         dtype: torch.dtype,
-        packed: bool,
+        library: Library,
         channels_last: bool,
     ) -> None:
         """Bring the weights into the form that a call needs."""
         self.stride = [stride, stride]
         self.padding = [padding, padding]
         self.transposed = transposed
-        self.is_packed = packed
+        self.is_packed = library == "packed"
+        self.is_conv3x3 = library == "conv3x3" and tuple(weight.shape[2:]) == (3, 3)
         weight = weight.detach().to(dtype)
         # Which blocked layout is fast depends on the map's size, so the weight is packed for the first map that comes;
         # maps of other sizes are right with it too.
         self._packed: Tensor | None = None
         self._weight: Tensor | None = (
             weight.clone()
-            if packed
+            if self.is_packed
             else weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         )
         self._dtype = dtype
@@ -135,6 +142,8 @@ class Convolution:
 
     def _plain(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, consume_residual: bool) -> Tensor:
         weight = cast(Tensor, self._weight)
+        if self.is_conv3x3:
+            return conv3x3(x, weight, bias, residual=residual, stride=self.stride[0])
         if self.transposed:
             result = F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
         else:
@@ -144,16 +153,17 @@ class Convolution:
         return residual.add_(result) if consume_residual else result.add_(residual)
 
 
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether this PyTorch can pack convolution weights for this device and dtype.
+def choose_library(device: torch.device, dtype: torch.dtype) -> Library:
+    """Return what runs the convolutions of this dtype on this device.
 
-    bfloat16 needs a processor whose oneDNN has fast paths for it; elsewhere the plain convolution decides.
+    Packed bfloat16 needs a processor whose oneDNN has fast paths for it; elsewhere the plain convolution decides.
     """
+    if device.type == "cuda":
+        return "conv3x3"
     if device.type != "cpu" or not torch._C._has_mkldnn:
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+        return "plain"
+    has_fast_path = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "packed" if has_fast_path else "plain"
 
 
 def _convolution_flops(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from msf.compiled.convolution import Convolution, subpixel_weight
+from msf.compiled.convolution import Convolution, Library, subpixel_weight
 from msf.compiled.rewrites import Rewrite
 from msf.unet import AttentionBlock, Downsample, NormConv, ResBlock, Upsample
-from msf_kernels import group_norm_silu, spatial_attention
+from msf_kernels import conv3x3, group_norm_silu, pack_weight, spatial_attention
 from msf_kernels.shapes import FeatureMap
 
 
@@ -22,15 +22,13 @@ class Plan:
 
     Args:
         dtype: Dtype of maps and weights.
-        backend: Backend of the operators, `auto` or a name.
         rewrites: Which rewrites apply.
-        packs: Whether this machine can pack convolution weights for `dtype`.
+        library: What runs the convolutions of `dtype` on this machine.
     """
 
     dtype: torch.dtype
-    backend: str
     rewrites: frozenset[Rewrite]
-    packs: bool
+    library: Library
 
     @property
     def statistics_dtype(self) -> torch.dtype:
@@ -66,18 +64,24 @@ class Plan:
             padding=padding,
             transposed=transposed,
             dtype=self.dtype,
-            packed=self.packs and self.has(Rewrite.PACKED_WEIGHTS),
+            library="plain" if self.library == "packed" and not self.has(Rewrite.PACKED_WEIGHTS) else self.library,
             channels_last=self.has(Rewrite.CHANNELS_LAST),
         )
 
 
 class UpsamplingConvolution:
-    """Doubling by nearest neighbours and a 3x3 convolution, in one if the plan says so."""
+    """Doubling by nearest neighbours and a 3x3 convolution, in one if the plan says so.
+
+    On a GPU that is the sub-pixel form of `msf_kernels.conv3x3`, elsewhere a transposed convolution.
+    """
 
     def __init__(self, layer: nn.Conv2d, plan: Plan) -> None:
         """Choose the form and prepare its weights."""
         self.is_subpixel = plan.has(Rewrite.SUBPIXEL_UPSAMPLING)
-        if self.is_subpixel:
+        self.packed_weight: Tensor | None = None
+        if self.is_subpixel and plan.library == "conv3x3":
+            self.packed_weight = pack_weight(layer.weight.detach().to(plan.dtype), upsample=True)
+        if self.is_subpixel and self.packed_weight is None:
             weight = subpixel_weight(layer.weight.detach())
             self.convolution = plan.weights(weight, layer.bias, stride=2, padding=1, transposed=True)
         else:
@@ -85,6 +89,8 @@ class UpsamplingConvolution:
 
     def __call__(self, x: FeatureMap, *, bias: Tensor | None = None) -> FeatureMap:
         """Return [N, C_out, 2 H, 2 W]."""
+        if self.packed_weight is not None:
+            return conv3x3(x, self.packed_weight, self.convolution.bias if bias is None else bias, upsample=True)
         return self.convolution(x if self.is_subpixel else doubled(x), bias=bias)
 
 
@@ -103,7 +109,7 @@ class Norm:
         self.eps = layer.eps
         self.silu = silu
         self.weight, self.bias = (parameter.detach().to(plan.statistics_dtype) for parameter in layer.parameters())
-        self.backend = plan.backend if plan.has(Rewrite.FUSED_NORM) else "reference"
+        self.backend = "auto" if plan.has(Rewrite.FUSED_NORM) else "reference"
 
     def __call__(
         self,
@@ -235,7 +241,6 @@ class Attention:
         self.is_fused = plan.has(Rewrite.FUSED_ATTENTION)
         self.n_heads = block.n_heads
         self.order = block.order
-        self.backend = plan.backend
         self.norm = Norm(block.norm, plan, silu=False)
         self.qkv = plan.weights(block.qkv.weight[..., None], block.qkv.bias)
         self.proj = plan.weights(block.proj_out.weight[..., None], block.proj_out.bias)
@@ -244,7 +249,7 @@ class Attention:
         """Return x plus the attention's output; [N, C, H, W]."""
         n, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, 3 * channels)
-        mixed = spatial_attention(qkv, self.n_heads, order=self.order, backend=self.backend)
+        mixed = spatial_attention(qkv, self.n_heads, order=self.order)
         h = mixed.view(n, height, width, channels).permute(0, 3, 1, 2)
         return self.proj(h, residual=x) if self.is_fused else x + self.proj(h)
 

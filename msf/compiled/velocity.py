@@ -9,10 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from msf.compiled.convolution import Convolution, can_pack
+from msf.compiled.convolution import Convolution, Library, choose_library
 from msf.compiled.layers import Attention, FoldedTime, Output, Plan, Resampling, ResidualBlock
 from msf.compiled.rewrites import ALL_REWRITES, Rewrite, check_rewrites
 from msf.unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
+from msf_kernels import use_backend
 from msf_kernels.shapes import FeatureMap, JointState, TimeBatch
 
 Times = float | tuple[float, float] | TimeBatch
@@ -39,14 +40,15 @@ class CompiledVelocity:
     """
 
     def __init__(
-        self, network: UNet, *, dtype: torch.dtype, backend: str, rewrites: frozenset[Rewrite], packs: bool
+        self, network: UNet, *, dtype: torch.dtype, backend: str, rewrites: frozenset[Rewrite], library: Library
     ) -> None:
         """Build the layers; no time is folded yet."""
         self._network = network
         self.dtype = dtype
         self.device = network.out.conv.weight.device
         self.rewrites = rewrites
-        self._plan = plan = Plan(dtype, backend, rewrites, packs)
+        self._backend = backend
+        self._plan = plan = Plan(dtype, rewrites, library)
         self._is_channels_last = plan.has(Rewrite.CHANNELS_LAST)
         self._times: dict[_TimeKey, list[FoldedTime]] = {}
         self._residual_blocks: list[ResidualBlock] = []
@@ -142,7 +144,13 @@ class CompiledVelocity:
             TypeError: z is no floating tensor.
             ValueError: A shape; a time per item; a time that is not finite.
         """
-        times = iter(self._folded(self._key(t)))
+        with use_backend(self._backend):
+            return self._evaluate(z, self._folded(self._key(t)), channels, image_features)
+
+    def _evaluate(
+        self, z: Tensor, folded: list[FoldedTime], channels: slice | None, image_features: Tensor | None
+    ) -> Tensor:
+        times = iter(folded)
         h = self._first_layer(z, image_features)
         skips = [h]
         for stage in self._input_stages:
@@ -224,7 +232,7 @@ def compile_velocity(
             when they first occur.
         dtype: Dtype of weights and maps: float32, bfloat16, float16 or float64; default: that of the network. Norms and
             their statistics are float32 or better.
-        backend: Backend of the norm and the attention, `auto` or a name.
+        backend: What `auto` means to the operators inside, as for `msf_kernels.use_backend`.
         rewrites: Which rewrites to apply; fewer than all are of use for measurement.
 
     Returns:
@@ -232,7 +240,7 @@ def compile_velocity(
 
     Raises:
         TypeError: `network` is not a `UNet`, or `dtype` is none of those above.
-        ValueError: An unknown rewrite, or a time that is not finite or not shared.
+        ValueError: An unknown rewrite or backend, or a time that is not finite or not shared.
 
     Example:
         >>> velocity = compile_velocity(flow.network, (1.0,), dtype=torch.bfloat16)
@@ -244,12 +252,14 @@ def compile_velocity(
     dtype = network.out.conv.weight.dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype}")
+    with use_backend(backend):  # an unknown name is refused here
+        pass
     compiled = CompiledVelocity(
         network,
         dtype=dtype,
         backend=backend,
         rewrites=check_rewrites(rewrites),
-        packs=can_pack(network.out.conv.weight.device, dtype),
+        library=choose_library(network.out.conv.weight.device, dtype),
     )
     compiled.prepare(time_grid)
     return compiled

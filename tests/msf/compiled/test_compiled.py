@@ -6,7 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
 from msf.compiled import ALL_REWRITES, Rewrite, compile_velocity
-from msf.compiled.convolution import Convolution, can_pack, subpixel_weight
+from msf.compiled.convolution import Convolution, choose_library, subpixel_weight
 from msf.config import UNetConfig
 from msf.unet import UNet
 from msf_kernels.testing import assert_within_budget
@@ -201,12 +201,18 @@ def test_packed_convolutions_are_counted_like_plain_ones():
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_residual_is_added_and_kept_unless_given_away(packed, transposed, consumed):
-    if packed and not can_pack(torch.device("cpu"), torch.float32):
+    if packed and choose_library(torch.device("cpu"), torch.float32) != "packed":
         pytest.skip("this PyTorch was built without oneDNN")
     weight, x = state(4, channels=4, size=4), state(2, channels=4, size=8).contiguous(memory_format=torch.channels_last)
     form = {"stride": 2, "padding": 1} if transposed else {"padding": 1}
     convolution = Convolution(
-        weight, None, **form, transposed=transposed, dtype=torch.float32, packed=packed, channels_last=True
+        weight,
+        None,
+        **form,
+        transposed=transposed,
+        dtype=torch.float32,
+        library="packed" if packed else "plain",
+        channels_last=True,
     )
     plain = F.conv_transpose2d(x, weight, **form) if transposed else F.conv2d(x, weight, **form)
     residual = torch.ones_like(plain)
@@ -214,6 +220,26 @@ def test_a_residual_is_added_and_kept_unless_given_away(packed, transposed, cons
     torch.testing.assert_close(result, plain + 1, rtol=1e-5, atol=1e-5)
     if not consumed:
         assert (residual == 1).all()
+
+
+@pytest.mark.parametrize("changes", [VARIANTS["plain"], VARIANTS["all of it"]], ids=["plain", "all of it"])
+def test_the_convolutions_of_a_gpu_compute_the_network_s_function(changes, monkeypatch):
+    monkeypatch.setattr("msf.compiled.velocity.choose_library", lambda device, dtype: "conv3x3")
+    network, z = tiny(**changes), state()
+    for rewrites in (ALL_REWRITES, ALL_REWRITES - {Rewrite.SUBPIXEL_UPSAMPLING}):
+        velocity = compile_velocity(network, (1.0,), rewrites=rewrites)
+        with FlopCounterMode(display=False) as counter:
+            actual = velocity(z, 1.0)
+        assert relative_error(actual, network(z, 1.0)) < 1e-5
+        assert torch.ops.mkldnn._convolution_pointwise not in counter.get_flop_counts()["Global"]
+
+
+def test_a_named_backend_serves_the_operators_inside():
+    network, z = tiny(), state()
+    expected = network(z, 1.0)
+    with pytest.raises(ValueError, match="backend must be one of .*; got 'cudnn'"):
+        compile_velocity(network, backend="cudnn")
+    assert relative_error(compile_velocity(network, backend="reference")(z, 1.0), expected) < 1e-5
 
 
 def test_the_bits_of_an_item_do_not_depend_on_the_others_in_the_batch():
