@@ -368,12 +368,12 @@ RECIPES: dict[str, ExperimentConfig] = {
     # network, so that every picture can be seen hundreds of times.
     "latent-cpu-small": ExperimentConfig(
         data=DataConfig(dataset="bloodmnist", image_size=128, flips=True),
-        path=PathConfig(end_share=0.3),
+        path=PathConfig(end_share=0.4),
         network=UNetConfig(
             base_channels=32, n_groups=8, channel_multipliers=(1, 2, 4), n_res_blocks=1, head_channels=32
         ),
         autoencoder=AutoencoderConfig(name="kl"),
-        train=TrainConfig(epochs=360, batch_size=32, learning_rate=2e-3, ema_decay=0.99),
+        train=TrainConfig(epochs=260, batch_size=16, learning_rate=1.5e-3, ema_decay=0.99),
     ),
     "published-28": _PUBLISHED_28,
     "published-224": dataclasses.replace(
