@@ -195,7 +195,12 @@ QKV = torch.zeros(2, 4, 24)
         ((QKV[..., :0], 1), {}, ValueError, "with C > 0 and divisible by num_heads = 1; got 3C = 0"),
         ((QKV, 2), {"order": "old"}, ValueError, "order must be one of legacy, new; got 'old'"),
         ((QKV, 2), {"order": None}, TypeError, "order must be a string; got NoneType"),
-        ((QKV, 2), {"backend": "cudnn"}, ValueError, "backend must be one of auto, triton, native, sdpa, .*; got 'cudnn'"),
+        (
+            (QKV, 2),
+            {"backend": "cudnn"},
+            ValueError,
+            "backend must be one of auto, triton, native, sdpa, .*; got 'cudnn'",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_argument_wish_and_fact(args, kwargs, error, message):
