@@ -22,6 +22,7 @@ from msf.checkpoint import (
 )
 from msf.classify import classify
 from msf.codes import LabelCode, make_code
+from msf.compiled import CompiledVelocity, compile_velocity
 from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, ReadoutName, TaskConfig
 from msf.data import resize_images, seeded_generator
 from msf.generate import generate
@@ -29,7 +30,7 @@ from msf.joint_space import JointSpace
 from msf.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
 from msf.uncertainty import Decision, Prediction
 from msf.unet import UNet
-from msf.velocity import FlowSolver, Time
+from msf.velocity import FlowSolver, Time, VelocityNetwork
 from msf_kernels.sampling import StopRule
 from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
 
@@ -83,6 +84,7 @@ class MedSymmFlow:
         n_times = 2 if self.has_independent_times else 1
         self.network = network or UNet(experiment.network, channels, channels, n_times=n_times)
         self.official_report: OfficialReport | None = None
+        self._compiled: tuple[tuple[tuple[int, int], ...], CompiledVelocity] | None = None
 
     @classmethod
     def from_pretrained(
@@ -460,7 +462,16 @@ class MedSymmFlow:
                 "flow 'conditional' needs a network with one time per stream, trained with "
                 "time_coupling='independent'; this one was trained with 'shared'"
             )
-        return FlowSolver(self.network, n_steps=n_steps, method=method, flow=flow, dtype=self.dtype)
+        return FlowSolver(self._fast_network(), n_steps=n_steps, method=method, flow=flow, dtype=self.dtype)
+
+    def _fast_network(self) -> VelocityNetwork:
+        """Return the network's inference form, made anew when a weight has changed; another module as it is."""
+        if not isinstance(self.network, UNet):
+            return self.network
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in self.network.parameters())
+        if self._compiled is None or self._compiled[0] != state:
+            self._compiled = state, compile_velocity(self.network)
+        return self._compiled[1]
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

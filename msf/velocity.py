@@ -13,7 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from msf.compiled import CompiledVelocity
 from msf.config import FlowName, MethodName
+from msf_kernels import rk_combine
 from msf_kernels.shapes import ImageBatch, JointState, SemanticBatch, TimeBatch
 from msf_kernels.solvers import get_tableau, integrate, uniform_grid
 
@@ -74,7 +76,7 @@ class FlowSolver:
         if self.flow == "conditional":
             return self._solve(semantic_field(self.network, image), noise, self._to_code_grid)
         z_start = torch.cat([image, noise], dim=1)
-        return self._solve(self.network, z_start, self._to_code_grid)[:, image.shape[1] :]
+        return self._solve_part(z_start, self._to_code_grid, slice(image.shape[1], z_start.shape[1]))
 
     def to_picture(self, noise: ImageBatch, semantic: SemanticBatch) -> ImageBatch:
         """Return the picture at t = 1, not clamped.
@@ -86,7 +88,21 @@ class FlowSolver:
         if self.flow == "conditional":
             return self._solve(image_field(self.network, semantic), noise, self._to_picture_grid)
         z_start = torch.cat([noise, semantic], dim=1)
-        return self._solve(self.network, z_start, self._to_picture_grid)[:, : noise.shape[1]]
+        return self._solve_part(z_start, self._to_picture_grid, slice(0, noise.shape[1]))
+
+    def _solve_part(self, z_start: Tensor, time_grid: Sequence[float], channels: slice) -> Tensor:
+        """Return some channels of the end state; the last step of Euler's method computes no others."""
+        if not (isinstance(self.network, CompiledVelocity) and self.tableau.n_stages == 1):
+            return self._solve(self.network, z_start, time_grid)[:, channels]
+        state, nfe = z_start, 0
+        if len(time_grid) > 2:
+            state = self._solve(self.network, z_start, time_grid[:-1])
+            nfe = self.nfe
+        start, end = time_grid[-2:]
+        velocity = self.network(state, start, channels=channels)
+        self.nfe = nfe + 1
+        end_state: Tensor = rk_combine(state[:, channels], [velocity], [1.0], end - start)
+        return end_state
 
     def _solve(self, field: VelocityField, z_start: Tensor, time_grid: Sequence[float]) -> Tensor:
         solution = integrate(field, z_start, time_grid, self.tableau, cast_to=self._cast_to)
@@ -113,9 +129,11 @@ def semantic_field(network: VelocityNetwork, image: ImageBatch) -> VelocityField
     channels = image.shape[1]
 
     def field(semantic: SemanticBatch, t: Time) -> SemanticBatch:
+        z = torch.cat([image.to(semantic.dtype), semantic], dim=1)
+        if isinstance(network, CompiledVelocity) and not isinstance(t, Tensor):
+            return network(z, (1.0, t), channels=slice(channels, z.shape[1]))
         moving = _as_rows(t, semantic)
-        times = torch.stack([torch.ones_like(moving), moving], dim=1)  # [1|N, 2]
-        return network(torch.cat([image.to(semantic.dtype), semantic], dim=1), times)[:, channels:]
+        return network(z, torch.stack([torch.ones_like(moving), moving], dim=1))[:, channels:]  # times: [1|N, 2]
 
     return field
 
@@ -135,9 +153,11 @@ def image_field(network: VelocityNetwork, semantic: SemanticBatch) -> VelocityFi
     """
 
     def field(image: ImageBatch, t: Time) -> ImageBatch:
+        z = torch.cat([image, semantic.to(image.dtype)], dim=1)
+        if isinstance(network, CompiledVelocity) and not isinstance(t, Tensor):
+            return network(z, (t, 0.0), channels=slice(0, image.shape[1]))
         moving = _as_rows(t, image)
-        times = torch.stack([moving, torch.zeros_like(moving)], dim=1)  # [1|N, 2]
-        return network(torch.cat([image, semantic.to(image.dtype)], dim=1), times)[:, : image.shape[1]]
+        return network(z, torch.stack([moving, torch.zeros_like(moving)], dim=1))[:, : image.shape[1]]
 
     return field
 

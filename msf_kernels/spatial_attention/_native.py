@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from msf_kernels import _ext
 from msf_kernels.spatial_attention._allocation import empty_outputs
-from msf_kernels.spatial_attention._reference import spatial_attention_reference
+from msf_kernels.spatial_attention._autograd import with_reference_gradient
 
 PAIRS_HEAD_DIM_MULTIPLE = 16
 
@@ -19,34 +16,7 @@ def _fwd_fake(qkv: Tensor, num_heads: int, by_part: bool) -> Tensor:
     return empty_outputs(qkv, num_heads)[0]
 
 
-_fwd = _ext.operator("spatial_attention_fwd", _fwd_fake)
-
-
-class _SpatialAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, num_heads: int, order: str) -> Tensor:
-        ctx.save_for_backward(qkv)
-        ctx.num_heads, ctx.order = num_heads, order
-        out: Tensor = _fwd(qkv, num_heads, order == "new")
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
-        leaf = ctx.saved_tensors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            out = spatial_attention_reference(leaf, ctx.num_heads, order=ctx.order)
-        return torch.autograd.grad(out, leaf, grad_out)[0], None, None
-
-
-def spatial_attention_native(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
-    """Run the native operator; a gradient that is wanted is the reference's. [N, T, 3C] -> [N, T, C]."""
-    out: Tensor
-    if torch.is_grad_enabled() and qkv.requires_grad:
-        out = _SpatialAttention.apply(qkv, num_heads, order)  # type: ignore[no-untyped-call]
-    else:
-        out = _fwd(qkv, num_heads, order == "new")
-    return out
+spatial_attention_native = with_reference_gradient(_ext.operator("spatial_attention_fwd", _fwd_fake))
 
 
 def native_reasons(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> list[str]:
