@@ -90,6 +90,7 @@ def pictures(palette: Tensor, labels: Tensor, size: int, seed: int) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def pixel(quick: bool = False) -> Workload:
     """The published 28 x 28 model (run at 32 x 32); `quick`: a small one."""
     experiment = RECIPES["published-28"]
@@ -103,6 +104,7 @@ def pixel(quick: bool = False) -> Workload:
 
 
 @cache
+@torch.inference_mode(False)
 def latent(quick: bool = False) -> Workload:
     """The published 224 x 224 model (256 x 256 pictures, 32 x 32 latents); `quick`: a small one on 64 x 64 pictures."""
     torch.manual_seed(0)

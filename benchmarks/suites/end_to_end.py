@@ -54,6 +54,7 @@ def jobs() -> Iterator[Job]:
 
 
 @cache
+@torch.inference_mode(False)  # the flow watches its weights for changes, which inference tensors do not tell
 def our_flow(name: str, quick: bool, device: torch.device) -> MedSymmFlow:
     """Our flow as one runs it for speed: a bf16 network, everything else in fp32."""
     model = workloads.pixel(quick) if name == "pixel" else workloads.latent(quick)
@@ -116,7 +117,7 @@ def _our_decisions(context: Context, name: str, n_steps: int, readout: str) -> C
 
     def result() -> Mapping[str, Tensor]:
         images, noise = model.images(n).to(context.device), model.noise(n, 1).to(context.device)
-        found = flow.classify(images, n_samples=1, n_steps=n_steps, noise=noise, readout=readout)  # type: ignore[arg-type]
+        found = flow.classify(images, n_samples=1, n_steps=n_steps, noise=noise, readout=readout, micro_batch=n)  # type: ignore[arg-type]
         return {"label": found.label, "distance": found.class_distance}
 
     return result
@@ -152,7 +153,7 @@ def _our_decoded(name: str, n_samples: int, n_timed: int) -> Build:
         images = model.images(1).to(context.device)
         n = n_samples if context.full else n_timed
         return Subject(
-            [Part(lambda: flow.classify(images, n_samples=n, readout="decoded"), n_samples / n)],
+            [Part(lambda: flow.classify(images, n_samples=n, readout="decoded", micro_batch=n_timed), n_samples / n)],
             _our_decisions(context, name, 1, "decoded"),
             f"the published read-out, decoder folded; {n} of {n_samples} samples timed, encoding with each {n}",
         )
@@ -333,7 +334,9 @@ def _generation(name: str) -> Job:
             chosen, noise = compared(context)
             return flow.generate(chosen.to(context.device), 1, noise=noise.to(context.device))
 
-        timed = Part(lambda: flow.generate(labels(n).to(context.device), n_steps), n_pictures / n)
+        # A micro-batch is filled up to its size, so that one larger than what is timed would count idle work.
+        size = min(n, MICRO_BATCH)
+        timed = Part(lambda: flow.generate(labels(n).to(context.device), n_steps, micro_batch=size), n_pictures / n)
         return Subject([timed], result, note(context))
 
     def authors(context: Context) -> Subject:

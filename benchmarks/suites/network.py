@@ -17,6 +17,7 @@ from benchmarks.registry import Build, Comparison, Context, Job, Subject, Work
 from benchmarks.rows import OURS
 from benchmarks.timing import Plan
 from benchmarks.workloads import Workload
+from msf.compiled import ALL_REWRITES, Rewrite, compile_velocity
 from msf.config import RECIPES
 from msf.unet import UNet
 
@@ -33,6 +34,7 @@ CHANNELS = {"pixel": 6, "latent": 8}
 def jobs() -> Iterator[Job]:
     for name in ("latent", "pixel"):
         yield _evaluation(name)
+        yield _ablation(name)
     yield _decoder()
 
 
@@ -68,8 +70,6 @@ def ours(network: UNet, time_grid: list[float], device: torch.device) -> Velocit
     Raises:
         Unavailable: It cannot be built here.
     """
-    from msf.compiled import compile_velocity
-
     compiled: Velocity = compile_velocity(copy.deepcopy(network).to(device), time_grid, dtype=torch.bfloat16)
     return compiled
 
@@ -105,7 +105,7 @@ def _evaluation(name: str) -> Job:
         suite=SUITE,
         name=f"{name}-evaluation-mb16",
         note=f"published {MODEL[name]} network, micro-batch {MICRO_BATCH}, t = 1",
-        tests=("tests/msf/test_unet.py",),
+        tests=("tests/msf/test_unet.py", "tests/msf/compiled"),
         variants={OURS: build_ours, "ours-plain": plain} | {kind: peer(kind) for kind in kinds},
         unit="ms",
         plan=Plan(n_rounds=15, warm_up_seconds=1.0, sample_seconds=0),
@@ -114,6 +114,47 @@ def _evaluation(name: str) -> Job:
         n_items=MICRO_BATCH,
         items="evaluations",
         goals={"authors": 2.0},
+    )
+
+
+def _ablation(name: str) -> Job:
+    """What each rewrite of the inference form gives: the same evaluation without it."""
+
+    def variant(left_out: Rewrite | None) -> Build:
+        def build(context: Context) -> Subject:
+            model = workload(name, context)
+            n = 2 if context.quick else MICRO_BATCH
+            generator = torch.Generator().manual_seed(0)
+            image, noise = (
+                torch.randn(rows, *shape, generator=generator).to(context.device)
+                for rows, shape in ((1, model.flow.image_shape), (n, model.flow.semantic_shape))
+            )
+            network = copy.deepcopy(model.network).to(context.device)
+            field = compile_velocity(
+                network, (1.0,), dtype=torch.bfloat16, rewrites=ALL_REWRITES - ({left_out} if left_out else set())
+            )
+            semantic = slice(image.shape[1], image.shape[1] + noise.shape[1])
+            features = field.image_features(image)
+
+            def evaluate() -> Tensor:
+                of_items = features.expand(n, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+                return field(noise, 1.0, channels=semantic, image_features=of_items).float()
+
+            return Subject(evaluate, note="all rewrites" if left_out is None else f"without {left_out.value}")
+
+        return build
+
+    return Comparison(
+        suite=SUITE,
+        name=f"{name}-ablation-mb16",
+        note=f"published {MODEL[name]} network, last step of classifying one picture, {MICRO_BATCH} samples, bf16",
+        tests=("tests/msf/compiled",),
+        variants={OURS: variant(None)} | {f"without-{rewrite.value}": variant(rewrite) for rewrite in Rewrite},
+        unit="ms",
+        plan=Plan(n_rounds=15, warm_up_seconds=0.5, sample_seconds=0),
+        agree=close_in_rms(3e-2),
+        n_items=MICRO_BATCH,
+        items="evaluations",
     )
 
 
