@@ -110,13 +110,13 @@ class CompiledVelocity:
             image: The first C channels of the state; [P, C, H, W], float.
 
         Returns:
-            [P, base_channels, H, W].
+            [P, base_channels, H, W]; the picture itself where that rewrite was left out.
 
         Raises:
             ValueError: As many channels as the state, or more.
         """
         shared, _ = self._first_split(image.shape[1])
-        return shared(self._as_input(image))
+        return shared(self._as_input(image)) if self._plan.has(Rewrite.SHARED_FIRST_LAYER) else self._as_input(image)
 
     @torch.no_grad()
     def __call__(
@@ -165,6 +165,8 @@ class CompiledVelocity:
         if image_features is None:
             self._network.check_state(z)
             return self._first(self._as_input(z))
+        if not self._plan.has(Rewrite.SHARED_FIRST_LAYER):
+            return self._first_layer(torch.cat([image_features, z.to(self.dtype)], dim=1), None)
         n_shared = self._network.in_channels - z.shape[1]
         _, own = self._first_split(n_shared)
         return own(self._as_input(z), residual=image_features)

@@ -148,10 +148,11 @@ def test_only_the_wanted_channels_are_computed():
     assert all_flops.get_total_flops() - some_flops.get_total_flops() == 2 * 3 * 8 * 8 * 32 * 9
 
 
-def test_the_first_layer_of_the_picture_is_shared_by_its_samples():
+@pytest.mark.parametrize("rewrites", [ALL_REWRITES, ALL_REWRITES - {Rewrite.SHARED_FIRST_LAYER}], ids=["on", "off"])
+def test_the_first_layer_of_the_picture_is_shared_by_its_samples(rewrites):
     network = tiny()
     image, noise = state(1)[:, :3], state(5, channels=1, seed=1)
-    velocity = compile_velocity(network, (1.0,))
+    velocity = compile_velocity(network, (1.0,), rewrites=rewrites)
     features = velocity.image_features(image)
     shared = velocity(noise, 1.0, image_features=features.expand(5, -1, -1, -1))
     expected = network(torch.cat([image.expand(5, -1, -1, -1), noise], 1), 1.0)
