@@ -12,7 +12,7 @@ from benchmarks.rows import ROOT
 
 
 def failing_tests(tests: Sequence[str]) -> dict[str, str]:
-    """Run test files or node ids in one pytest process, and return those that did not pass, with the reason.
+    """Run test folders, files or node ids in one pytest process, and return those that did not pass, with the reason.
 
     A file of which every test was skipped passes. Slow tests and those that need a GPU that is not there are left out.
     """
@@ -26,7 +26,9 @@ def failing_tests(tests: Sequence[str]) -> dict[str, str]:
     named = re.findall(r"^(?:FAILED|ERROR) (\S+?)(?: - (.*))?$", done.stdout, re.MULTILINE)
     failing: dict[str, str] = {}
     for test in wanted:
-        reasons = [f"{node} {why}".strip() for node, why in named if node == test or node.startswith(f"{test}::")]
+        reasons = [
+            f"{node} {why}".strip() for node, why in named if node == test or node.startswith((f"{test}::", f"{test}/"))
+        ]
         if reasons:
             failing[test] = reasons[0] + (f" and {len(reasons) - 1} more" if len(reasons) > 1 else "")
     if failing:

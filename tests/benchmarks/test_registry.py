@@ -33,7 +33,7 @@ def test_names_are_unique_and_every_test_of_a_job_exists():
     for job in found:
         assert job.tests
         for test in job.tests:
-            assert (ROOT / test.partition("::")[0]).is_file(), f"{job.name}: {test}"
+            assert (ROOT / test.partition("::")[0]).exists(), f"{job.name}: {test}"
 
 
 def test_the_jobs_that_tools_look_for_are_there():

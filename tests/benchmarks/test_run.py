@@ -89,6 +89,9 @@ def test_tests_are_run_and_their_failures_named(tmp_path, monkeypatch):
     failing = verify.failing_tests(["test_good.py", "test_bad.py"])
     assert list(failing) == ["test_bad.py"]
     assert failing["test_bad.py"].startswith("test_bad.py::test_a")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "test_bad.py").rename(tmp_path / "folder" / "test_bad.py")
+    assert list(verify.failing_tests(["folder", "test_good.py"])) == ["folder"]
     assert "exit code" in verify.failing_tests(["test_missing.py"])["test_missing.py"]
 
 
