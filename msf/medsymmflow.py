@@ -468,8 +468,11 @@ class MedSymmFlow:
         """Return the network's inference form, made anew when a weight has changed; another module as it is."""
         if not isinstance(self.network, UNet):
             return self.network
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in self.network.parameters())
-        if self._compiled is None or self._compiled[0] != state:
+        parameters = list(self.network.parameters())
+        # What was made in inference mode counts no changes; such weights are taken to be new every time.
+        is_counted = not any(parameter.is_inference() for parameter in parameters)
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in parameters) if is_counted else ()
+        if not is_counted or self._compiled is None or self._compiled[0] != state:
             self._compiled = state, compile_velocity(self.network)
         return self._compiled[1]
 

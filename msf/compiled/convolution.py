@@ -81,6 +81,8 @@ class Convolution:
         self.is_packed = library == "packed"
         self.is_conv3x3 = library == "conv3x3" and tuple(weight.shape[2:]) == (3, 3)
         weight = weight.detach().to(dtype)
+        self.n_weights = weight.numel()
+        self.n_taps = weight.shape[2] * weight.shape[3]
         # Which blocked layout is fast depends on the map's size, so the weight is packed for the first map that comes;
         # maps of other sizes are right with it too.
         self._packed: Tensor | None = None

@@ -76,6 +76,13 @@ def test_a_changed_weight_is_seen_and_an_unchanged_network_is_compiled_once(monk
     assert not torch.equal(before.class_distance, after.class_distance)
 
 
+def test_a_flow_made_in_inference_mode_serves():
+    with torch.inference_mode():
+        flow = tiny_flow()
+        expected = flow.classify(pictures(), n_samples=2)
+    assert torch.equal(flow.classify(pictures(), n_samples=2).class_distance, expected.class_distance)
+
+
 def test_another_dtype_is_compiled_anew():
     flow = tiny_flow()
     flow.classify(pictures(), n_samples=2)

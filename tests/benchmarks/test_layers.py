@@ -1,0 +1,45 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import layers
+from benchmarks.limits import Limits
+from benchmarks.registry import Context
+from benchmarks.rows import RowWriter
+from benchmarks.suites import network
+from msf.compiled import compile_velocity
+from msf.compiled.convolution import Convolution
+
+
+@pytest.fixture
+def context():
+    device = torch.device("cpu")
+    return Context(device, RowWriter("layers", device), quick=True)
+
+
+def test_the_layers_account_for_the_arithmetic_that_the_flop_counter_sees(context):
+    recorder, _ = layers.measure("pixel", context, 1)
+    counted = sum(layer.flops * layer.n_calls for (kind, _), layer in recorder.layers.items() if "norm" not in kind)
+    flow = network.workload("pixel", context).flow
+    velocity = compile_velocity(flow.network, (1.0,), dtype=torch.bfloat16)
+    z = torch.zeros(2, flow.image_shape[0] + flow.semantic_shape[0], *flow.image_shape[1:])
+    with FlopCounterMode(display=False) as counter:
+        velocity(z, 1.0)
+    by_operator = counter.get_flop_counts()["Global"]
+    assert sum(flops for operator, flops in by_operator.items() if "group_norm" not in str(operator)) == counted > 0
+
+
+def test_the_layers_are_as_they_were_afterwards(context):
+    before = Convolution.__call__
+    layers.measure("pixel", context, 1)
+    assert Convolution.__call__ is before
+
+
+def test_the_table_adds_up(context):
+    recorder, whole = layers.measure("pixel", context, 3)
+    text = layers.table(recorder, whole, Limits(1e10, {torch.bfloat16: 1e12}), 2)
+    rows = [line.split("|")[1:-1] for line in text.splitlines()[2:]]
+    gflop = [float(row[3]) for row in rows if row[3].strip()]
+    assert sum(gflop[:-1]) == pytest.approx(gflop[-1], abs=0.01)
+    shares = [float(row[8].strip().rstrip("%")) for row in rows]
+    assert sum(shares[:-1]) == pytest.approx(100, abs=5)
