@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -144,7 +145,8 @@ class CompiledVelocity:
             TypeError: z is no floating tensor.
             ValueError: A shape; a time per item; a time that is not finite.
         """
-        with use_backend(self._backend):
+        # `auto` would hide what the environment or the caller has chosen.
+        with nullcontext() if self._backend == "auto" else use_backend(self._backend):
             return self._evaluate(z, self._folded(self._key(t)), channels, image_features)
 
     def _evaluate(
