@@ -63,4 +63,5 @@ def triton_backend(run: Callable[..., Any], input_reasons: Callable[..., list[st
 
 
 def _is_compiled() -> bool:
-    return not is_interpreting()
+    # Asked at every call: without a GPU the answer costs no look at the environment.
+    return torch.cuda.is_available() and not is_interpreting()
