@@ -118,17 +118,19 @@ def test_the_batch_has_no_say(gpu_with):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "n_tokens", "has_gradient", "first"),
+    ("dtype", "n_tokens", "has_gradient", "has_pair_dots", "first"),
     [
-        (torch.float32, 64, True, "sdpa"),
-        (torch.float64, 64, False, "sdpa"),
-        (torch.bfloat16, 64, False, "native"),
-        (torch.bfloat16, 64, True, "reference"),
-        (torch.bfloat16, 256, True, "sdpa"),
-        (torch.float16, 256, False, "reference"),
+        (torch.float32, 64, True, False, "sdpa"),
+        (torch.float64, 64, False, False, "sdpa"),
+        (torch.bfloat16, 64, False, True, "native"),
+        (torch.bfloat16, 64, False, False, "sdpa"),
+        (torch.bfloat16, 64, True, True, "reference"),
+        (torch.bfloat16, 256, True, True, "sdpa"),
+        (torch.float16, 256, False, False, "reference"),
     ],
 )
-def test_on_a_cpu_the_order_is_what_was_measured(dtype, n_tokens, has_gradient, first):
+def test_on_a_cpu_the_order_is_what_was_measured(monkeypatch, dtype, n_tokens, has_gradient, has_pair_dots, first):
+    monkeypatch.setattr("msf_kernels.spatial_attention._choice.has_fast_path", lambda qkv, num_heads: has_pair_dots)
     qkv = torch.zeros(1, n_tokens, 48, dtype=dtype, requires_grad=has_gradient)
     assert auto_order(qkv, 1)[0] == first
 
