@@ -130,7 +130,8 @@ def test_the_batch_has_no_say(gpu_with):
     ],
 )
 def test_on_a_cpu_the_order_is_what_was_measured(monkeypatch, dtype, n_tokens, has_gradient, has_pair_dots, first):
-    monkeypatch.setattr("msf_kernels.spatial_attention._choice.has_fast_path", lambda qkv, num_heads: has_pair_dots)
+    choice = sys.modules[auto_order.__module__]  # the package's name is also that of its function
+    monkeypatch.setattr(choice, "has_fast_path", lambda qkv, num_heads: has_pair_dots)
     qkv = torch.zeros(1, n_tokens, 48, dtype=dtype, requires_grad=has_gradient)
     assert auto_order(qkv, 1)[0] == first
 
