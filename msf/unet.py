@@ -7,6 +7,7 @@ their state dict loads as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -173,13 +174,20 @@ class UNet(nn.Module):
             embedding = embedding + self.time_embed_semantic(rows[:, 1])
         return cast(Tensor, embedding)
 
-    def check_state(self, z: Tensor) -> None:
-        """Refuse a state that `forward` does not take; its errors are raised here."""
+    def check_state(self, z: Tensor, n_channels: Collection[int] = ()) -> None:
+        """Refuse a state that `forward` does not take; its errors are raised here.
+
+        Args:
+            z: The state, or some channels of it.
+            n_channels: How many it may have; default: all, `in_channels`.
+        """
+        n_channels = n_channels or (self.in_channels,)
         if not isinstance(z, Tensor) or not z.is_floating_point():
             got = z.dtype if isinstance(z, Tensor) else type(z).__name__
             raise TypeError(f"z must be a floating tensor; got {got}")
-        if z.ndim != 4 or z.shape[1] != self.in_channels:
-            raise ValueError(f"z must be [N, {self.in_channels}, H, W]; got {list(z.shape)}")
+        if z.ndim != 4 or z.shape[1] not in n_channels:
+            wanted = " or ".join(map(str, n_channels))
+            raise ValueError(f"z must be [N, {wanted}, H, W]; got {list(z.shape)}")
         multiple = self.config.size_multiple
         if z.shape[2] % multiple or z.shape[3] % multiple:
             levels = len(self.config.channel_multipliers)

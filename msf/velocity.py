@@ -8,7 +8,7 @@ never rounded below float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class FlowSolver:
             state = self._solve(self.network, z_start, time_grid[:-1])
             nfe = self.nfe
         start, end = time_grid[-2:]
-        velocity = self.network(state, start, channels=channels)
+        velocity = _evaluate(self.network, state, start, channels)
         self.nfe = nfe + 1
         end_state: Tensor = rk_combine(state[:, channels], [velocity], [1.0], end - start)
         return end_state
@@ -130,10 +130,7 @@ def semantic_field(network: VelocityNetwork, image: ImageBatch) -> VelocityField
 
     def field(semantic: SemanticBatch, t: Time) -> SemanticBatch:
         z = torch.cat([image.to(semantic.dtype), semantic], dim=1)
-        if isinstance(network, CompiledVelocity) and not isinstance(t, Tensor):
-            return network(z, (1.0, t), channels=slice(channels, z.shape[1]))
-        moving = _as_rows(t, semantic)
-        return network(z, torch.stack([torch.ones_like(moving), moving], dim=1))[:, channels:]  # times: [1|N, 2]
+        return _evaluate(network, z, _pair(network, 1.0, t, z), slice(channels, z.shape[1]))
 
     return field
 
@@ -154,10 +151,7 @@ def image_field(network: VelocityNetwork, semantic: SemanticBatch) -> VelocityFi
 
     def field(image: ImageBatch, t: Time) -> ImageBatch:
         z = torch.cat([image, semantic.to(image.dtype)], dim=1)
-        if isinstance(network, CompiledVelocity) and not isinstance(t, Tensor):
-            return network(z, (t, 0.0), channels=slice(0, image.shape[1]))
-        moving = _as_rows(t, image)
-        return network(z, torch.stack([moving, torch.zeros_like(moving)], dim=1))[:, : image.shape[1]]
+        return _evaluate(network, z, _pair(network, t, 0.0, z), slice(0, image.shape[1]))
 
     return field
 
@@ -178,6 +172,23 @@ def check_noise(noise: Tensor, axes: str, shape: tuple[int, ...]) -> None:
         raise TypeError(f"noise must be floating point; got {noise.dtype}")
     if tuple(noise.shape) != shape:
         raise ValueError(f"noise must be {axes} = {list(shape)}; got {list(noise.shape)}")
+
+
+def _evaluate(network: VelocityNetwork, z: Tensor, t: Time | tuple[float, float], channels: slice) -> Tensor:
+    """Return some channels of the velocity; the inference form computes no others."""
+    if isinstance(network, CompiledVelocity):
+        return network(z, t, channels=channels)
+    return network(z, cast(Time, t))[:, channels]
+
+
+def _pair(network: VelocityNetwork, t_image: Time, t_semantic: Time, z: Tensor) -> Time | tuple[float, float]:
+    """Return both times as the network takes them: numbers stay on the host for the inference form, else [1|N, 2]."""
+    are_numbers = not (isinstance(t_image, Tensor) or isinstance(t_semantic, Tensor))
+    if are_numbers and isinstance(network, CompiledVelocity):
+        return cast(float, t_image), cast(float, t_semantic)
+    rows = [_as_rows(t, z) for t in (t_image, t_semantic)]
+    n_rows = max(len(row) for row in rows)
+    return torch.stack([row.expand(n_rows) for row in rows], dim=1)
 
 
 def _as_rows(t: Time, state: Tensor) -> Tensor:

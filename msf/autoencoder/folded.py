@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msf_kernels import pack_weight
+
 
 class SubpixelUpsample(nn.Module):
     """What `conv(nearest_upsample(x, 2))` computes, without the large map.
@@ -32,16 +34,16 @@ class SubpixelUpsample(nn.Module):
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """Sum the weights, in float64, and keep them in the dtype of the convolution."""
+        """Sum the weights."""
         super().__init__()
         if not is_foldable(conv):
             raise ValueError(f"conv must be 3x3 with stride 1, zero padding 1 and one group; got {conv}")
         self.conv = conv
-        by_rows = _sum_pairs(conv.weight.detach().double(), axis=2)
-        for row, of_row in enumerate(by_rows):
-            for column, weight in enumerate(_sum_pairs(of_row, axis=3)):
+        phases = pack_weight(conv.weight.detach(), upsample=True)  # [4, out, in, 2, 2]
+        for row in (0, 1):
+            for column in (0, 1):
                 # Four buffers of four axes each: a change of the module's memory format reaches those only.
-                self.register_buffer(_weight_name(row, column), weight.to(conv.weight.dtype), persistent=False)
+                self.register_buffer(_weight_name(row, column), phases[2 * row + column].contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N, out, 2H, 2W] from [N, in, H, W], in the memory format of the input."""
@@ -100,9 +102,3 @@ def _conv_after_nearest(upsample: Any) -> Any:
 
 def _weight_name(row: int, column: int) -> str:
     return f"weight_{row}{column}"
-
-
-def _sum_pairs(weight: Tensor, axis: int) -> Tensor:
-    """Return the two kernels of length 2 that the kernel of length 3 along an axis becomes, stacked in front."""
-    a, b, c = weight.unbind(axis)
-    return torch.stack([torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)])

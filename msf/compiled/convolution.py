@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
-from msf_kernels import conv3x3
+from msf_kernels import conv3x3, pack_weight
 from msf_kernels.shapes import FeatureMap
 
 
@@ -23,28 +23,26 @@ def subpixel_weight(weight: Tensor) -> Tensor:
     """Return the transposed convolution that equals nearest-neighbour doubling followed by a 3x3 convolution.
 
     Output pixel 2i + a of the doubled map sees the input pixels i - 1, i, i + 1 through three taps, two of which fall
-    on the same input pixel: summed, they are two taps per phase a and axis, which is what a transposed convolution of
+    on the same input pixel: summed, they are two taps per parity a and axis, which is what a transposed convolution of
     stride 2 with four taps and padding 1 applies.
 
     Args:
         weight: Weight of the 3x3 convolution with padding 1; [C_out, C_in, 3, 3].
 
     Returns:
-        Weight for `conv_transpose2d(x, ..., stride=2, padding=1)`; [C_in, C_out, 4, 4], dtype of `weight`; summed in
-        float64.
+        Weight for `conv_transpose2d(x, ..., stride=2, padding=1)`; [C_in, C_out, 4, 4], dtype of `weight`; summed as
+        `msf_kernels.pack_weight` does.
 
     Source:
         Sub-pixel convolution: Shi et al., arXiv 1609.05158; nearest-neighbour form: Aitken et al., arXiv 1707.02937.
     """
-    flipped = weight.double().flip(2, 3)
-    taps = flipped.new_zeros(*weight.shape[:2], 4, 4)
-    for row in (0, 1):
-        for column in (0, 1):
-            taps[:, :, row : row + 3, column : column + 3] += flipped
-    return taps.transpose(0, 1).contiguous().to(weight.dtype)
+    k, c = weight.shape[:2]
+    phases = pack_weight(weight, upsample=True).view(2, 2, k, c, 2, 2)  # output parities, K, C, 2x2 taps
+    # Tap u of parity a is tap 3 - a - 2u of the transposed convolution.
+    return phases.permute(3, 2, 4, 0, 5, 1).reshape(c, k, 4, 4).flip(2, 3).contiguous()
 
 
-Library = Literal["packed", "conv3x3", "plain"]
+ConvBackend = Literal["packed", "conv3x3", "plain"]
 """`packed`: oneDNN with weights in its own layout; `conv3x3`: the operator of `msf_kernels`, where it fits."""
 
 
@@ -58,7 +56,7 @@ class Convolution:
         padding: Zeros on each side.
         transposed: Whether it is a transposed convolution.
         dtype: Dtype of maps and weights.
-        library: What runs it; see `choose_library`.
+        backend: What runs it; see `choose_conv_backend`.
         channels_last: Memory format of the weights where they are not packed.
     """
 
@@ -71,15 +69,15 @@ class Convolution:
         padding: int = 0,
         transposed: bool = False,
         dtype: torch.dtype,
-        library: Library,
+        backend: ConvBackend,
         channels_last: bool,
     ) -> None:
         """Bring the weights into the form that a call needs."""
         self.stride = [stride, stride]
         self.padding = [padding, padding]
         self.transposed = transposed
-        self.is_packed = library == "packed"
-        self.is_conv3x3 = library == "conv3x3" and tuple(weight.shape[2:]) == (3, 3)
+        self.is_packed = backend == "packed"
+        self.is_conv3x3 = backend == "conv3x3" and tuple(weight.shape[2:]) == (3, 3)
         weight = weight.detach().to(dtype)
         self.n_weights = weight.numel()
         self.n_taps = weight.shape[2] * weight.shape[3]
@@ -91,12 +89,7 @@ class Convolution:
             if self.is_packed
             else weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         )
-        self._dtype = dtype
-        self.bias = None if bias is None else self.prepared_bias(bias)
-
-    def prepared_bias(self, bias: Tensor) -> Tensor:
-        """Return a bias [C_out] in the dtype that the convolution takes."""
-        return bias.detach().to(self._dtype).contiguous()
+        self.bias = None if bias is None else bias.detach().to(dtype)
 
     def __call__(
         self,
@@ -110,7 +103,7 @@ class Convolution:
 
         Args:
             x: [N, C_in, H, W], in the dtype of the weights.
-            bias: Prepared bias to use instead of the convolution's own; [C_out].
+            bias: Bias to use instead of the convolution's own; [C_out], in the dtype of the weights.
             residual: Added to the result; [N, C_out, H', W'].
             consume_residual: Permit the result to take the residual's memory.
         """
@@ -155,7 +148,7 @@ class Convolution:
         return residual.add_(result) if consume_residual else result.add_(residual)
 
 
-def choose_library(device: torch.device, dtype: torch.dtype) -> Library:
+def choose_conv_backend(device: torch.device, dtype: torch.dtype) -> ConvBackend:
     """Return what runs the convolutions of this dtype on this device.
 
     Packed bfloat16 needs a processor whose oneDNN has fast paths for it; elsewhere the plain convolution decides.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from msf.compiled.convolution import Convolution, Library, subpixel_weight
+from msf.compiled.convolution import ConvBackend, Convolution, subpixel_weight
 from msf.compiled.rewrites import Rewrite
 from msf.unet import AttentionBlock, Downsample, NormConv, ResBlock, Upsample
-from msf_kernels import conv3x3, group_norm_silu, pack_weight, spatial_attention
+from msf_kernels import attention_block, conv3x3, group_norm_silu, pack_weight, spatial_attention
 from msf_kernels.shapes import FeatureMap
 
 
@@ -23,12 +23,12 @@ class Plan:
     Args:
         dtype: Dtype of maps and weights.
         rewrites: Which rewrites apply.
-        library: What runs the convolutions of `dtype` on this machine.
+        conv_backend: What runs the convolutions of `dtype` on this machine.
     """
 
     dtype: torch.dtype
     rewrites: frozenset[Rewrite]
-    library: Library
+    conv_backend: ConvBackend
 
     @property
     def statistics_dtype(self) -> torch.dtype:
@@ -64,7 +64,7 @@ class Plan:
             padding=padding,
             transposed=transposed,
             dtype=self.dtype,
-            library="plain" if self.library == "packed" and not self.has(Rewrite.PACKED_WEIGHTS) else self.library,
+            backend=self.conv_backend,
             channels_last=self.has(Rewrite.CHANNELS_LAST),
         )
 
@@ -79,18 +79,20 @@ class UpsamplingConvolution:
         """Choose the form and prepare its weights."""
         self.is_subpixel = plan.has(Rewrite.SUBPIXEL_UPSAMPLING)
         self.packed_weight: Tensor | None = None
-        if self.is_subpixel and plan.library == "conv3x3":
+        if not self.is_subpixel:
+            self.convolution = plan.convolution(layer)
+        elif plan.conv_backend == "conv3x3":
             self.packed_weight = pack_weight(layer.weight.detach().to(plan.dtype), upsample=True)
-        if self.is_subpixel and self.packed_weight is None:
+        else:
             weight = subpixel_weight(layer.weight.detach())
             self.convolution = plan.weights(weight, layer.bias, stride=2, padding=1, transposed=True)
-        else:
-            self.convolution = plan.convolution(layer)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(plan.dtype)
 
     def __call__(self, x: FeatureMap, *, bias: Tensor | None = None) -> FeatureMap:
         """Return [N, C_out, 2 H, 2 W]."""
+        bias = self.bias if bias is None else bias
         if self.packed_weight is not None:
-            return conv3x3(x, self.packed_weight, self.convolution.bias if bias is None else bias, upsample=True)
+            return conv3x3(x, self.packed_weight, bias, upsample=True)
         return self.convolution(x if self.is_subpixel else doubled(x), bias=bias)
 
 
@@ -207,10 +209,9 @@ class ResidualBlock:
             return FoldedTime(affine=(self.norm_out.weight * factor, self.norm_out.bias * factor + shift[0]))
         if not is_folded:
             return FoldedTime(add=projected)
-        convolution = self.conv_in.convolution if isinstance(self.conv_in, UpsamplingConvolution) else self.conv_in
         bias = self._block.in_layers.conv.bias
         offset = projected[0] if bias is None else bias + projected[0]
-        return FoldedTime(bias=convolution.prepared_bias(offset))
+        return FoldedTime(bias=offset.to(self._plan.dtype))
 
     def __call__(self, x: FeatureMap, skip: FeatureMap | None, time: FoldedTime) -> FeatureMap:
         """Return the block's output for the input [x ; skip]."""
@@ -234,7 +235,10 @@ class ResidualBlock:
 
 
 class Attention:
-    """The inference form of `msf.unet.AttentionBlock`: both projections are convolutions over one pixel."""
+    """The inference form of `msf.unet.AttentionBlock`: both projections are convolutions over one pixel.
+
+    On a GPU it is `msf_kernels.attention_block`, which chooses by what was measured there.
+    """
 
     def __init__(self, block: AttentionBlock, plan: Plan) -> None:
         """Prepare the norm and both projections."""
@@ -242,11 +246,25 @@ class Attention:
         self.n_heads = block.n_heads
         self.order = block.order
         self.norm = Norm(block.norm, plan, silu=False)
+        self.projections: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        if self.is_fused and plan.has(Rewrite.FUSED_NORM) and plan.conv_backend == "conv3x3":
+            (qkv, qkv_bias), (proj, proj_bias) = (
+                [parameter.detach().to(plan.dtype) for parameter in layer.parameters()]
+                for layer in (block.qkv, block.proj_out)
+            )
+            self.projections = qkv.squeeze(-1), qkv_bias, proj.squeeze(-1), proj_bias
+            return
         self.qkv = plan.weights(block.qkv.weight[..., None], block.qkv.bias)
         self.proj = plan.weights(block.proj_out.weight[..., None], block.proj_out.bias)
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         """Return x plus the attention's output; [N, C, H, W]."""
+        if self.projections is not None:
+            norm = self.norm
+            return attention_block(
+                x, norm.weight, norm.bias, *self.projections, norm.n_groups, self.n_heads,
+                order=self.order, eps=norm.eps,
+            )  # fmt: skip
         n, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, 3 * channels)
         mixed = spatial_attention(qkv, self.n_heads, order=self.order)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from msf.compiled.convolution import Convolution, Library, choose_library
+from msf.compiled.convolution import ConvBackend, Convolution, choose_conv_backend
 from msf.compiled.layers import Attention, FoldedTime, Output, Plan, Resampling, ResidualBlock
 from msf.compiled.rewrites import ALL_REWRITES, Rewrite, check_rewrites
 from msf.unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
@@ -41,7 +41,13 @@ class CompiledVelocity:
     """
 
     def __init__(
-        self, network: UNet, *, dtype: torch.dtype, backend: str, rewrites: frozenset[Rewrite], library: Library
+        self,
+        network: UNet,
+        *,
+        dtype: torch.dtype,
+        backend: str,
+        rewrites: frozenset[Rewrite],
+        conv_backend: ConvBackend,
     ) -> None:
         """Build the layers; no time is folded yet."""
         self._network = network
@@ -49,7 +55,7 @@ class CompiledVelocity:
         self.device = network.out.conv.weight.device
         self.rewrites = rewrites
         self._backend = backend
-        self._plan = plan = Plan(dtype, rewrites, library)
+        self._plan = plan = Plan(dtype, rewrites, conv_backend)
         self._is_channels_last = plan.has(Rewrite.CHANNELS_LAST)
         self._times: dict[_TimeKey, list[FoldedTime]] = {}
         self._residual_blocks: list[ResidualBlock] = []
@@ -142,7 +148,7 @@ class CompiledVelocity:
             [N, out_channels, H, W], or the wanted channels of it, in `dtype`.
 
         Raises:
-            TypeError: z is no floating tensor.
+            TypeError: z is no floating tensor; t is neither a number, a pair of numbers nor a tensor.
             ValueError: A shape; a time per item; a time that is not finite.
         """
         # `auto` would hide what the environment or the caller has chosen.
@@ -167,11 +173,23 @@ class CompiledVelocity:
         if image_features is None:
             self._network.check_state(z)
             return self._first(self._as_input(z))
+        self._check_shared(z, image_features)
         if not self._plan.has(Rewrite.SHARED_FIRST_LAYER):
             return self._first_layer(torch.cat([image_features, z.to(self.dtype)], dim=1), None)
-        n_shared = self._network.in_channels - z.shape[1]
-        _, own = self._first_split(n_shared)
+        _, own = self._first_split(self._network.in_channels - z.shape[1])
         return own(self._as_input(z), residual=image_features)
+
+    def _check_shared(self, z: Tensor, image_features: Tensor) -> None:
+        is_shared = self._plan.has(Rewrite.SHARED_FIRST_LAYER)
+        n_state = self._network.in_channels
+        self._network.check_state(z, range(1, n_state) if is_shared else (n_state - image_features.shape[1],))
+        channels = self._input_conv.out_channels if is_shared else image_features.shape[1]
+        wanted = (z.shape[0], channels, *z.shape[2:])
+        if tuple(image_features.shape) != wanted or image_features.dtype != self.dtype:
+            raise ValueError(
+                f"image_features must be {list(wanted)} in {self.dtype}; "
+                f"got {list(image_features.shape)} in {image_features.dtype}"
+            )
 
     def _first_split(self, n_shared: int) -> tuple[Convolution, Convolution]:
         if not 0 < n_shared < self._network.in_channels:
@@ -197,7 +215,10 @@ class CompiledVelocity:
                 raise ValueError(f"t must be one time for the whole batch; got a tensor {list(t.shape)}")
             values = tuple(float(value) for value in t.flatten().tolist())
         else:
-            values = tuple(float(value) for value in t) if isinstance(t, Sequence) else (float(t),)
+            numbers = t if isinstance(t, tuple) else (t,)
+            if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
+                raise TypeError(f"t must be a number, a pair of numbers or a tensor; got {t!r}")
+            values = tuple(float(value) for value in numbers)
         if len(values) not in (1, self._network.n_times) or not all(map(math.isfinite, values)):
             pair = " or a pair of them" if self._network.n_times == 2 else ""
             raise ValueError(f"t must be a finite number{pair}; got {t!r}")
@@ -258,12 +279,16 @@ def compile_velocity(
         raise TypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype}")
     with use_backend(backend):  # an unknown name is refused here
         pass
+    applied = check_rewrites(rewrites)
+    conv_backend = choose_conv_backend(network.out.conv.weight.device, dtype)
+    if conv_backend == "packed" and Rewrite.PACKED_WEIGHTS not in applied:
+        conv_backend = "plain"
     compiled = CompiledVelocity(
         network,
         dtype=dtype,
         backend=backend,
-        rewrites=check_rewrites(rewrites),
-        library=choose_library(network.out.conv.weight.device, dtype),
+        rewrites=applied,
+        conv_backend=conv_backend,
     )
     compiled.prepare(time_grid)
     return compiled

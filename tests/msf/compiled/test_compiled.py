@@ -6,7 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
 from msf.compiled import ALL_REWRITES, Rewrite, compile_velocity
-from msf.compiled.convolution import Convolution, choose_library, subpixel_weight
+from msf.compiled.convolution import Convolution, choose_conv_backend, subpixel_weight
 from msf.config import UNetConfig
 from msf.unet import UNet
 from msf_kernels.testing import assert_within_budget
@@ -202,7 +202,7 @@ def test_packed_convolutions_are_counted_like_plain_ones():
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_residual_is_added_and_kept_unless_given_away(packed, transposed, consumed):
-    if packed and choose_library(torch.device("cpu"), torch.float32) != "packed":
+    if packed and choose_conv_backend(torch.device("cpu"), torch.float32) != "packed":
         pytest.skip("this PyTorch was built without oneDNN")
     weight, x = state(4, channels=4, size=4), state(2, channels=4, size=8).contiguous(memory_format=torch.channels_last)
     form = {"stride": 2, "padding": 1} if transposed else {"padding": 1}
@@ -212,7 +212,7 @@ def test_a_residual_is_added_and_kept_unless_given_away(packed, transposed, cons
         **form,
         transposed=transposed,
         dtype=torch.float32,
-        library="packed" if packed else "plain",
+        backend="packed" if packed else "plain",
         channels_last=True,
     )
     plain = F.conv_transpose2d(x, weight, **form) if transposed else F.conv2d(x, weight, **form)
@@ -225,7 +225,7 @@ def test_a_residual_is_added_and_kept_unless_given_away(packed, transposed, cons
 
 @pytest.mark.parametrize("changes", [VARIANTS["plain"], VARIANTS["all of it"]], ids=["plain", "all of it"])
 def test_the_convolutions_of_a_gpu_compute_the_network_s_function(changes, monkeypatch):
-    monkeypatch.setattr("msf.compiled.velocity.choose_library", lambda device, dtype: "conv3x3")
+    monkeypatch.setattr("msf.compiled.velocity.choose_conv_backend", lambda device, dtype: "conv3x3")
     network, z = tiny(**changes), state()
     for rewrites in (ALL_REWRITES, ALL_REWRITES - {Rewrite.SUBPIXEL_UPSAMPLING}):
         velocity = compile_velocity(network, (1.0,), rewrites=rewrites)
@@ -274,3 +274,18 @@ def test_what_cannot_be_compiled_is_refused():
         velocity(state(channels=3), 1.0)
     with pytest.raises(ValueError, match="image must have fewer channels than the state, 4"):
         velocity.image_features(state(channels=4))
+    with pytest.raises(TypeError, match="t must be a number, a pair of numbers or a tensor; got 'now'"):
+        velocity(state(), "now")
+
+
+@pytest.mark.parametrize("rewrites", [ALL_REWRITES, ALL_REWRITES - {Rewrite.SHARED_FIRST_LAYER}], ids=["on", "off"])
+def test_shared_features_that_do_not_fit_are_refused(rewrites):
+    velocity = compile_velocity(tiny(), rewrites=rewrites)
+    features, noise = velocity.image_features(state(2)[:, :3]), state(2, channels=1)
+    velocity(noise, 1.0, image_features=features)
+    with pytest.raises(ValueError, match=r"image_features must be \[1, .*; got \[2, "):
+        velocity(noise[:1], 1.0, image_features=features)
+    with pytest.raises(ValueError, match=r"image_features must be .* in torch.float32; got .* in torch.float64"):
+        velocity(noise, 1.0, image_features=features.double())
+    with pytest.raises(ValueError, match="multiples of 2"):
+        velocity(noise[..., :7], 1.0, image_features=features[..., :7])
