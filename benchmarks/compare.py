@@ -24,7 +24,7 @@ FEW_SAMPLES = 5
 # Ratios of figures that are compared themselves, statements, and figures of the machine.
 _NOT_COMPARED = ("speedup_vs:", "time_over:", "share_of_limit", "boundary_over:", "arithmetic", "traffic", "rate",
                  "label_agreement:", "distance_difference:", "largest_difference:",
-                 "relative_rms_difference:")  # fmt: skip
+                 "largest_over_smallest", "memory_of_peer:", "relative_rms_difference:")  # fmt: skip
 
 Key = tuple[str, str, str, str, str]
 
@@ -75,7 +75,7 @@ def compare_files(before: Path, after: Path, least: float) -> int:
 
 
 def compare(before: Sequence[Row], after: Sequence[Row], least: float = 0.1) -> list[Change]:
-    """Return the change of every figure of ours that is in both runs.
+    """Return the change of every figure of ours that is in both runs, or was lost because its job failed.
 
     Raises:
         ValueError: The runs have no figure in common, or were made on different machines.
@@ -85,11 +85,26 @@ def compare(before: Sequence[Row], after: Sequence[Row], least: float = 0.1) -> 
     if not common:
         machines = [sorted({row.machine for row in rows}) for rows in (before, after)]
         raise ValueError(f"the runs have no figure in common: {machines[0]} against {machines[1]}")
-    return [
-        _change(earlier[key], later[key], _drift(key, earlier, later), least)
-        for key in common
-        if key[2] == OURS and earlier[key].median is not None and not earlier[key].metric.startswith(_NOT_COMPARED)
+    compared = [
+        key
+        for key, row in earlier.items()
+        if key[2] == OURS and row.median is not None and not row.metric.startswith(_NOT_COMPARED)
     ]
+    changes = [
+        _change(earlier[key], later[key], _drift(key, earlier, later), least) for key in compared if key in later
+    ]
+    for key in [key for key in compared if key not in later]:
+        # A job that failed has one row without a figure, under its own name; a job that was not run has none.
+        failed = next((row for row in after if _is_failure_of(row, key)), None)
+        if failed is not None:
+            changes.append(Change(earlier[key], failed, 1.0, 1.0, "lost"))
+    return changes
+
+
+def _is_failure_of(row: Row, key: Key) -> bool:
+    suite, job = key[:2]
+    is_job = row.job == job or job.startswith(row.job + "-")
+    return row.suite == suite and is_job and row.variant == OURS and row.median is None
 
 
 def _by_key(rows: Sequence[Row]) -> dict[Key, Row]:

@@ -31,6 +31,7 @@ from benchmarks.gpu_operators import operator_jobs, pytorch_attention, pytorch_g
 from benchmarks.limits import measure_limits
 from benchmarks.registry import Build, Comparison, Context, Job, Subject, Work
 from benchmarks.rows import OURS, RESULTS, Row, RowWriter, load_rows
+from benchmarks.suites import network as network_suite
 from benchmarks.timing import Plan
 from msf.config import RECIPES, UNetConfig
 from msf.unet import UNet
@@ -42,8 +43,7 @@ MICRO_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 COMPILED_MICRO_BATCHES = (256, 1024, 64)
 DRY_MICRO_BATCHES = (2, 4)
 CHANNELS, SIDE = 8, 32
-# By PyTorch's counter, of the plain network: what every variant is asked to compute.
-GFLOP, PARAMETERS = 12.47, 35.76e6
+GFLOP, PARAMETERS = network_suite.GFLOP["latent"], network_suite.PARAMETERS["latent"]
 _SMALL = UNetConfig(base_channels=32, channel_multipliers=(1, 1), n_res_blocks=1, head_channels=16)
 _PLAN = Plan(n_rounds=11, warm_up_seconds=0.3, sample_seconds=0.05)
 

@@ -18,6 +18,7 @@ END = "<!-- benchmarks: end -->"
 JOBS = {
     "latent-uncertainty-s32-1step": "uncertainty of one picture, 224 x 224 latent model, 32 samples, with encoding",
     "pixel-uncertainty-s64-1step": "uncertainty of one picture, 28 x 28 model, 64 samples",
+    "pixel-classify-1-picture-s1": "one picture, one sample, 28 x 28 model",
     "latent-generate-64-25step": "64 pictures at 25 steps, latent model, with decoding",
     "pixel-generate-64-25step": "64 pictures at 25 steps, 28 x 28 model",
     "latent-evaluation-mb16": "evaluation of the latent network, micro-batch 16",
@@ -27,8 +28,11 @@ JOBS = {
     "latent-train-step-b4": "training step, latent network, batch 4",
     "pixel-train-step-b16": "training step, 28 x 28 network, batch 16",
     "solver-heun25-linear": "25 Heun steps beyond the network",
-    "group-norm-silu-bfloat16": "group norm + SiLU, bf16",
+    "solver-dopri5-linear": "adaptive solve, Dormand-Prince",
+    "group-norm-silu-bfloat16": "group norm + SiLU, bf16, warm cache",
+    "group-norm-silu-bfloat16-cold": "group norm + SiLU, bf16, cold cache",
     "class-distance": "distances to 8 classes",
+    "cold-start-first-result": "from a new process to the first prediction",
     "metrics-aurc": "area under the risk-coverage curve",
 }
 TIMES = ("time", "overhead")

@@ -194,7 +194,7 @@ class Comparison(Job):
                 context.writer.add(self.name, name, "time", self.unit, [], str(reason))
             # Libraries fail in their own ways, which is their result and must not end the run.
             except Exception as error:
-                if name == OURS:
+                if name.startswith(OURS):
                     raise
                 reason_text = f"fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 context.writer.add(self.name, name, "time", self.unit, [], reason_text)
@@ -256,27 +256,6 @@ class NotMeasured(Job):
     def measure(self, context: Context) -> None:
         """Add the row that says so."""
         context.writer.add(self.name, OURS, "time", "s", [], self.note)
-
-
-@dataclass(frozen=True, kw_only=True)
-class External(Job):
-    """A measurement that another module makes at full size, and whose rows name this job.
-
-    Args:
-        take: Measures and adds rows; a RuntimeError says that variants disagree.
-    """
-
-    take: Callable[[Context], object]
-
-    def measure(self, context: Context) -> None:
-        """Measure, except in a quick run."""
-        if context.quick:
-            context.writer.add(self.name, OURS, "time", "s", [], "full size only")
-            return
-        try:
-            self.take(context)
-        except RuntimeError as error:
-            raise AssertionError(f"{self.name}: {error}") from error
 
 
 def jobs(suites: Sequence[str] = SUITES) -> Iterator[Job]:

@@ -109,7 +109,7 @@ def latent(quick: bool = False) -> Workload:
     """The published 224 x 224 model (256 x 256 pictures, 32 x 32 latents); `quick`: a small one on 64 x 64 pictures."""
     torch.manual_seed(0)
     widths = (64,) * 4 if quick else SD_WIDTHS
-    folder = Path(_temporary_folder().name) / ("quick" if quick else "full")
+    folder = Path(temporary_folder().name) / ("quick" if quick else "full")
     _autoencoder(widths).save_pretrained(folder)
     recipe = RECIPES["published-224"]
     experiment = dataclasses.replace(
@@ -124,7 +124,7 @@ def latent(quick: bool = False) -> Workload:
 
 
 @cache
-def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """Removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="msf-benchmark-")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -25,11 +24,11 @@ from torch import Tensor
 
 from msf.atomic import write_atomically
 from msf.config import ExperimentConfig, TaskConfig
-from msf.hub import find_folder, is_hub_id
+from msf.hub import find_folder
 from msf.unet import UNet
 
 if TYPE_CHECKING:
-    from msf.autoencoder import Autoencoder, KLAutoencoder
+    from msf.autoencoder import Autoencoder
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -70,7 +69,7 @@ def save_checkpoint(
         experiment: Configuration of the run.
         state_dict: Tensors of the velocity network, on any device, as `UNet.state_dict()` names them.
         autoencoder: The flow's autoencoder; needed where the configuration has one that is not the identity. It is
-            written too, once, unless its source is a hub id.
+            written too, once, unless it came from the hub.
 
     Raises:
         ValueError: The tensors do not fit the network of `experiment`; the autoencoder is missing; or the folder holds
@@ -190,23 +189,23 @@ def require_matching_tensors(expected: Mapping[str, Tensor], found: Mapping[str,
 
 
 def _save_autoencoder(folder: Path, autoencoder: Autoencoder, source: str | None) -> None:
-    """Write the autoencoder beside the checkpoint: whole or not at all, and never in the place of another one."""
+    """Write the autoencoder beside the checkpoint, unless it is there, and never in the place of another one."""
+    from msf.autoencoder.kl import KLAutoencoder, saved_fingerprint
+
+    kl = cast(KLAutoencoder, autoencoder)  # the only kind with files
     path = folder / AUTOENCODER_FOLDER
-    saved = None
+    saved = saved_fingerprint(path)
     if (folder / CONFIG_FILE).is_file():
-        saved = _read_config((folder / CONFIG_FILE).read_bytes(), folder / CONFIG_FILE).get("autoencoder_fingerprint")
-    if saved not in (None, autoencoder.fingerprint):
+        config = _read_config((folder / CONFIG_FILE).read_bytes(), folder / CONFIG_FILE)
+        saved = config.get("autoencoder_fingerprint") or saved
+    if saved not in (None, kl.fingerprint):
         raise ValueError(
-            f"{str(folder)!r} holds a checkpoint with another autoencoder, whose fingerprint is {saved}; got one with "
-            f"{autoencoder.fingerprint}: choose another folder"
+            f"{str(folder)!r} holds another autoencoder, whose fingerprint is {saved}; got one with {kl.fingerprint}: "
+            "choose another folder"
         )
-    if (source is not None and is_hub_id(source)) or (saved is not None and path.is_dir()):
-        return
-    temporary = folder / f".{AUTOENCODER_FOLDER}.tmp"
-    for left_behind in (temporary, path):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    cast("KLAutoencoder", autoencoder).save_pretrained(temporary)  # the only kind with files
-    temporary.rename(path)
+    is_from_hub = kl.hub_id is not None and kl.hub_id == source
+    if not is_from_hub and saved_fingerprint(path) is None:
+        kl.save_pretrained(path)
 
 
 def _expected_tensors(experiment: ExperimentConfig, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

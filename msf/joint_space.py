@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from msf.autoencoder import Autoencoder
+from msf.autoencoder import Autoencoder, KLAutoencoder
+from msf.autoencoder.batches import decode_in_parts, encode_in_parts
 from msf.classify import Readout
 from msf.codes import LabelCode
 from msf.config import LATENT_RESOLUTION_CODES, ExperimentConfig, ReadoutName
-from msf.latent_codes import decode_in_parts, encode_in_parts, make_latent_code
+from msf.latent_codes import make_latent_code
 from msf_kernels.shapes import ImageBatch, SemanticBatch
 
 
@@ -27,6 +27,7 @@ class JointSpace:
 
     Attributes:
         is_latent: Whether the image part holds latents instead of pixels.
+        has_noise: Whether training samples the posterior of latents instead of taking its mode.
         image_shape: Shape (C, h, w) of the image part.
         semantic_shape: Shape (K, h, w) of the semantic part.
 
@@ -44,7 +45,7 @@ class JointSpace:
         self.image_size = experiment.data.image_size
         self.is_latent = experiment.autoencoder.name != "identity"
         self.image_shape = autoencoder.latent_shape(self.image_size, self.image_size)
-        self._has_noise = experiment.autoencoder.posterior == "sample"
+        self.has_noise = self.is_latent and experiment.autoencoder.posterior == "sample"
         # The colours of the classes have latents like any picture; other codes are made at this resolution.
         self._has_latent_code = self.is_latent and code.name not in LATENT_RESOLUTION_CODES
         channels, height, width = self.image_shape
@@ -56,14 +57,17 @@ class JointSpace:
                 f"{len(experiment.network.channel_multipliers)} network levels; got {self.image_size}, "
                 f"whose latents are {height} wide"
             )
-        self._latent_code = functools.cache(self._make_latent_code)
+        self._latent_codes: dict[torch.device, LabelCode] = {}
 
     def semantic_code(self, device: torch.device) -> LabelCode:
         """Return the code whose maps the network sees: `code`, or the latents of its colours, encoded once."""
-        return self._latent_code(device) if self._has_latent_code else self.code
-
-    def _make_latent_code(self, device: torch.device) -> LabelCode:
-        return make_latent_code(self.code, self.autoencoder, self.image_size, device=device, has_noise=self._has_noise)
+        if not self._has_latent_code:
+            return self.code
+        if device not in self._latent_codes:
+            self._latent_codes[device] = make_latent_code(
+                self.code, self.autoencoder, self.image_size, device=device, has_noise=self.has_noise
+            )
+        return self._latent_codes[device]
 
     def encode(self, pictures: ImageBatch, device: torch.device) -> Tensor:
         """Return the image part of prepared pictures: for latents the mode, on `device`, where the autoencoder is."""
@@ -71,12 +75,13 @@ class JointSpace:
             return pictures
         return encode_in_parts(self.autoencoder, pictures, device).mode()
 
-    def decode(self, image: Tensor, device: torch.device) -> ImageBatch:
+    def decode(self, image: Tensor, device: torch.device, *, memory_bytes: int | None = None) -> ImageBatch:
         """Return pictures from the image part, not clamped, on its device; grey is the mean of three channels.
 
         Args:
             image: [N, C, h, w], N >= 1.
             device: Where the autoencoder is.
+            memory_bytes: As for `KLAutoencoder.decode`; default: batches of one size, and never tiles.
         """
         if not self.is_latent:
             return image
@@ -85,6 +90,8 @@ class JointSpace:
             grey_or_colour = pictures.mean(dim=1, keepdim=True) if self.image_channels == 1 else pictures
             return grey_or_colour.to(image.device)
 
+        if memory_bytes is not None and isinstance(self.autoencoder, KLAutoencoder):
+            return keep(self.autoencoder.decode(image.to(device), memory_bytes=memory_bytes))
         return decode_in_parts(self.autoencoder, image.to(device), self.image_size, keep)
 
     def readout(self, name: ReadoutName, device: torch.device, *, is_mean: bool) -> Readout:

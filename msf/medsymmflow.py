@@ -22,7 +22,7 @@ from msf.checkpoint import (
 )
 from msf.classify import classify
 from msf.codes import LabelCode, make_code
-from msf.compiled import CompiledVelocity, compile_velocity
+from msf.compiled import LatestVelocity
 from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, ReadoutName, TaskConfig
 from msf.data import resize_images, seeded_generator
 from msf.generate import generate
@@ -30,7 +30,7 @@ from msf.joint_space import JointSpace
 from msf.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
 from msf.uncertainty import Decision, Prediction
 from msf.unet import UNet
-from msf.velocity import FlowSolver, Time, VelocityNetwork
+from msf.velocity import FlowSolver, Time
 from msf_kernels.sampling import StopRule
 from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
 
@@ -84,7 +84,7 @@ class MedSymmFlow:
         n_times = 2 if self.has_independent_times else 1
         self.network = network or UNet(experiment.network, channels, channels, n_times=n_times)
         self.official_report: OfficialReport | None = None
-        self._compiled: tuple[tuple[tuple[int, int], ...], CompiledVelocity] | None = None
+        self._fast_network = LatestVelocity()
 
     @classmethod
     def from_pretrained(
@@ -395,6 +395,7 @@ class MedSymmFlow:
         flow: FlowName = "joint",
         dequantise: bool = False,
         size: int | None = None,
+        memory_bytes: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> ImageBatch:
         """Make one picture per label.
@@ -413,6 +414,8 @@ class MedSymmFlow:
             dequantise: Start from the code with the noise that training added to it, instead of the clean code.
             size: Height and width of the result, >= 1, resized from the working size (bilinear, antialiased); such as
                 `task.original_size`, that of the pictures trained on. Default: the working size.
+            memory_bytes: What the decoder's maps may need, estimated; a picture that does not fit is decoded in
+                overlapping tiles, which is close to decoding it whole. Default: 1 GiB, and never tiles.
             progress: Called as `progress(n_done, n_total)`, in pictures.
 
         Returns:
@@ -442,7 +445,7 @@ class MedSymmFlow:
                 solver,
                 semantic,
                 noise_shape=self.image_shape,
-                decode=lambda image: self.space.decode(image, self.device),
+                decode=lambda image: self.space.decode(image, self.device, memory_bytes=memory_bytes),
                 device=self.device,
                 seed=seed,
                 noise=noise,
@@ -462,19 +465,9 @@ class MedSymmFlow:
                 "flow 'conditional' needs a network with one time per stream, trained with "
                 "time_coupling='independent'; this one was trained with 'shared'"
             )
-        return FlowSolver(self._fast_network(), n_steps=n_steps, method=method, flow=flow, dtype=self.dtype)
-
-    def _fast_network(self) -> VelocityNetwork:
-        """Return the network's inference form, made anew when a weight has changed; another module as it is."""
-        if not isinstance(self.network, UNet):
-            return self.network
-        parameters = list(self.network.parameters())
-        # What was made in inference mode counts no changes; such weights are taken to be new every time.
-        is_counted = not any(parameter.is_inference() for parameter in parameters)
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in parameters) if is_counted else ()
-        if not is_counted or self._compiled is None or self._compiled[0] != state:
-            self._compiled = state, compile_velocity(self.network)
-        return self._compiled[1]
+        return FlowSolver(
+            self._fast_network.of(self.network), n_steps=n_steps, method=method, flow=flow, dtype=self.dtype
+        )
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

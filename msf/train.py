@@ -142,7 +142,7 @@ def train(
     wanted = choose_device(device)
     # The precision is not the accelerator's: its state belongs to the process and could not change between two runs.
     accelerator = Accelerator(cpu=wanted.type == "cpu")
-    if wanted.type != accelerator.device.type or wanted.index not in (None, accelerator.device.index):
+    if not _is_given(wanted, accelerator.device):
         raise ValueError(
             f"device must be {accelerator.device}, which this process was given; got {str(wanted)!r}. Choose another "
             "GPU with CUDA_VISIBLE_DEVICES"
@@ -150,12 +150,21 @@ def train(
     # Dropout draws from the global generator, which is seeded per step; the caller's state comes back.
     with torch.random.fork_rng():
         run = TrainingRun(experiment, dataset, Path(folder), accelerator, resume)
-        run.prepare_images(latent_cache, encoding_progress)
+        run.encode_images(latent_cache, encoding_progress)
         return run.train(progress)
 
 
+def _is_given(wanted: torch.device, given: torch.device) -> bool:
+    """Return whether the device that is wanted is the one of this process; a process of its own has no index."""
+    if wanted.type != given.type:
+        return False
+    if wanted.type != "cuda" or wanted.index is None:
+        return True
+    return wanted.index == (torch.cuda.current_device() if given.index is None else given.index)
+
+
 class TrainingRun:
-    """One run: what a step needs, and where the run stands. Call `train` to have one; benchmarks take single steps.
+    """One run: what a step needs, and where the run stands. `encode_images` comes first, then `train` or single steps.
 
     Args:
         experiment: What to train and how.
@@ -210,14 +219,13 @@ class TrainingRun:
         self.network, self.optimizer = accelerator.prepare(flow.network, optimizer)
         self._restore(resume)
 
-    def prepare_images(self, use_cache: bool, progress: Callable[[int, int], None] | None) -> None:
+    def encode_images(self, use_cache: bool, progress: Callable[[int, int], None] | None) -> None:
         """Encode what is to be encoded before the first step."""
         flips = self.experiment.data.flips
         self.images = TrainingImages(
             self.dataset,
             self.flow.space,
             flips=self.dataset.flips if flips is None else flips,
-            has_noise=self.experiment.autoencoder.posterior == "sample",
             use_cache=use_cache,
             device=self.device,
             progress=progress,
@@ -227,7 +235,7 @@ class TrainingRun:
         )
 
     def train(self, progress: Callable[[TrainingProgress], None] | None) -> TrainingResult:
-        """Take all steps that are left; the images are prepared."""
+        """Take all steps that are left; `encode_images` has been called."""
         position = self.position
         started = time.monotonic() - position.seconds
         saved = time.monotonic()

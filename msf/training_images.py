@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from msf.autoencoder.batches import encode_in_parts
 from msf.data import ImageDataset, Split, apply_flips, draw_flips, prepare_images
 from msf.data.latent_cache import open_latent_cache
 from msf.joint_space import JointSpace
-from msf.latent_codes import encode_in_parts
 
 Progress = Callable[[int, int], None]
 
@@ -24,7 +24,6 @@ class TrainingImages:
         dataset: Pictures.
         space: Says what the image part is.
         flips: Mirror pictures at random.
-        has_noise: Sample the posterior of latents instead of taking its mode.
         use_cache: Encode the whole split now, unless its latents are on the disk; otherwise each batch is encoded when
             it is asked for.
         device: Where the autoencoder is.
@@ -37,7 +36,6 @@ class TrainingImages:
         space: JointSpace,
         *,
         flips: bool,
-        has_noise: bool,
         use_cache: bool,
         device: torch.device,
         progress: Progress | None = None,
@@ -46,7 +44,6 @@ class TrainingImages:
         self._split = dataset.train
         self._space = space
         self._flips = flips
-        self._has_noise = has_noise and space.is_latent
         self._device = device
         self._cache = None
         if space.is_latent and use_cache:
@@ -56,7 +53,7 @@ class TrainingImages:
                 space.autoencoder,
                 space.image_size,
                 flips=flips,
-                posterior="sample" if has_noise else "mode",
+                posterior="sample" if space.has_noise else "mode",
                 device=device,
                 progress=progress,
             )
@@ -70,11 +67,11 @@ class TrainingImages:
             mine: Which of the rows this process works on.
 
         Returns:
-            [rows of this process, C, h, w], float32, on the CPU.
+            [rows of this process, C, h, w], float32; on the CPU, or on `device` where they are encoded now.
         """
         flips = draw_flips(len(rows), generator)[mine] if self._flips else None
         noise = None
-        if self._has_noise:
+        if self._space.has_noise:
             noise = torch.randn(len(rows), *self._space.image_shape, generator=generator)[mine]
         if self._cache is not None:
             return self._cache.batch(rows[mine], flips, noise=noise)
@@ -84,7 +81,7 @@ class TrainingImages:
         if not self._space.is_latent:
             return pictures
         posterior = encode_in_parts(self._space.autoencoder, pictures, self._device)
-        return (posterior.mode() if noise is None else posterior.sample(noise.to(self._device))).cpu()
+        return posterior.mode() if noise is None else posterior.sample(noise.to(self._device))
 
 
 def validation_latents(

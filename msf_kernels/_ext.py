@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.backend import Backend
 
 NAMESPACE = "msf_native"
@@ -71,6 +72,7 @@ def tensor_reasons(name: str, tensors: Iterable[Tensor | None]) -> list[str]:
     return reasons
 
 
+@constant_while_tracing
 def _load() -> str | None:
     """Load the library once; return why that failed."""
     global _library, _failure
@@ -93,14 +95,9 @@ def _load() -> str | None:
     return _failure
 
 
+@constant_while_tracing
 def _has_cuda_kernel(name: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CUDA")
-
-
-# torch.compile evaluates these while it traces and keeps the result, since loading a library cannot be traced. The
-# attribute is what torch.compiler.assume_constant_result sets; that function would import the compiler here.
-for _function in (_load, _has_cuda_kernel):
-    vars(_function)["_dynamo_marked_constant"] = True
 
 
 def _register(library: torch.library.Library, name: str, fake: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+ORDERS = ("legacy", "new")  # how queries, keys and values of several heads are packed
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -124,3 +125,16 @@ def require_bool(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {type(value).__name__}")
+
+
+def require_order(order: object) -> None:
+    """Check the name of a head order.
+
+    Raises:
+        TypeError: Not a string.
+        ValueError: Not one of `ORDERS`.
+    """
+    if not isinstance(order, str):
+        raise TypeError(f"order must be a string; got {type(order).__name__}")
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")

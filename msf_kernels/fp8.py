@@ -86,8 +86,14 @@ def weight_scale(weight: Tensor) -> Tensor:
 
     Returns:
         [K], float32; 1 where a channel is zero.
+
+    Raises:
+        TypeError: Not a floating tensor.
+        ValueError: No channels, or channels without elements.
     """
     require_tensor("weight", weight, None)
+    if weight.dim() < 2 or not weight.numel():
+        raise ValueError(f"weight must be [K, ...] with elements in every channel; got shape {list(weight.shape)}")
     largest = weight.detach().float().abs().flatten(1).amax(dim=1)
     return torch.where(largest > 0, largest / E4M3_MAX, 1.0)
 
@@ -159,7 +165,14 @@ def linear_fp8(x: Tensor, weight: Tensor, weight_scale: Tensor, x_scale: Tensor,
         raise ValueError(f"weight must be [K, C], both multiples of 16; got shape {list(weight.shape)}")
     require_tensor("weight_scale", weight_scale, "[K]", (torch.float32,))
     require_shape("weight_scale", weight_scale, "[K]", (k,))
-    require_same_device("weight", weight, "x", x)
+    require_tensor("x_scale", x_scale, None, (torch.float32,))
+    require_shape("x_scale", x_scale, "[]", ())
+    if bias is not None:
+        require_tensor("bias", bias, "[K]")
+        require_shape("bias", bias, "[K]", (k,))
+    for name, tensor in (("weight", weight), ("weight_scale", weight_scale), ("x_scale", x_scale), ("bias", bias)):
+        if tensor is not None:
+            require_same_device(name, tensor, "x", x)
     rows = to_e4m3(x, x_scale).contiguous()
     out: Tensor = torch._scaled_mm(
         rows,

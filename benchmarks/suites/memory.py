@@ -35,7 +35,7 @@ def jobs() -> Iterator[Job]:
             suite=SUITE,
             name=f"{model}-evaluation-mb16-memory",
             note=f"one evaluation of the published {model} network, micro-batch 16; weights not counted",
-            tests=("tests/msf/test_unet.py",),
+            tests=("tests/msf/test_unet.py", "tests/msf/compiled"),
             works={variant: ["evaluation", *size, "--variant", variant] for variant in (OURS, "authors", "eager-bf16")},
         )
 

@@ -104,7 +104,7 @@ def _attention(dtype: torch.dtype) -> Comparison:
         suite=SUITE,
         name=f"spatial-attention-{name}",
         note=f"{n} maps of {tokens} tokens, {heads} heads of {width}, packed per head, {name}; copies count",
-        tests=_tests("spatial_attention"),
+        tests=(*_tests("spatial_attention"), "tests/msf_kernels/native/test_attention.py"),
         variants={OURS: simple(ours)} | {name: peer(name) for name in attention.PEERS},
         agree=same_numbers(3e-2 if dtype == torch.bfloat16 else 1e-4),
         work=Work(4.0 * elements * tokens, 4 * elements * dtype.itemsize, dtype),

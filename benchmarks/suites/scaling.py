@@ -15,8 +15,8 @@ from benchmarks.suites.network import CHANNELS, ours, workload
 from benchmarks.timing import Plan, interleaved
 
 SUITE = "scaling"
-CLASSIFY_TESTS = ("tests/msf/test_classify.py",)
-NETWORK_TESTS = ("tests/msf/test_unet.py",)
+CLASSIFY_TESTS = ("tests/msf/test_classify.py", "tests/msf/compiled", "tests/msf/latent/test_latent_flow.py")
+NETWORK_TESTS = ("tests/msf/test_unet.py", "tests/msf/compiled")
 FEW = Plan(n_rounds=3, warm_up_seconds=0.0, sample_seconds=0.0)
 MANY = Plan(n_rounds=9, warm_up_seconds=0.5, sample_seconds=0.0)
 

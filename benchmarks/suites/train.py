@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks import latent_training
+from benchmarks import workloads
+from benchmarks.agreement import same_numbers
 from benchmarks.peers import unet
-from benchmarks.registry import Comparison, Context, External, Job, Subject
+from benchmarks.registry import Build, Comparison, Context, Job, Subject
 from benchmarks.rows import OURS
 from benchmarks.suites.network import workload
 from benchmarks.timing import Plan
+from msf.data import ImageDataset, Split
+from msf.data.latent_cache import CACHE_ENV
 from msf.ema import weight_average
 from msf.losses import symmetric_loss
+from msf.train import TrainingRun
 from msf_kernels import symmetric_path
 
 SUITE = "train"
@@ -28,18 +37,7 @@ IMAGE_WEIGHT, SIGMA_MIN, LEARNING_RATE, AVERAGE_DECAY = 0.7, 1e-4, 4e-4, 0.7
 def jobs() -> Iterator[Job]:
     yield _step("pixel")
     yield _step("latent")
-    yield External(
-        suite=SUITE,
-        name="train-step-latent-256-batch-4",
-        note="latents from the cache against encoding the pictures at every step",
-        tests=("tests/msf/data/test_latent_cache.py",),
-        take=lambda context: latent_training.measure(
-            context.writer,
-            context.device,
-            batch_size=4,
-            plan=context.plan(Plan(n_rounds=3, warm_up_seconds=0.0, sample_seconds=0.0)),
-        ),
-    )
+    yield _cached_step()
 
 
 def _step(name: str) -> Job:
@@ -94,6 +92,49 @@ def _step(name: str) -> Job:
         plan=Plan(n_rounds=11, warm_up_seconds=1.0, sample_seconds=0.0),
         n_items=batch,
         items="pictures",
+        trains=True,
+    )
+
+
+@cache
+def _latent_steps(quick: bool, device: torch.device) -> Mapping[str, Callable[[], Tensor]]:
+    """Calls that take a step on the same batch: from cached latents, and encoding the pictures every time."""
+    from accelerate import Accelerator
+
+    flow, batch = workloads.latent(quick).flow, BATCH["latent"]
+    settings = dataclasses.replace(flow.config, train=dataclasses.replace(flow.config.train, batch_size=batch))
+    size, generator = flow.config.data.image_size, torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(batch))
+    names = tuple(str(label) for label in range(workloads.N_CLASSES))
+    data = ImageDataset(
+        name="random", train=split, val=split, test=split, class_names=names, flips=False, is_ordinal=False,
+        licence="", citation="", fingerprint="random",
+    )  # fmt: skip
+    folder = Path(workloads.temporary_folder().name)
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for name in (OURS, "on-the-fly"):
+        run = TrainingRun(settings, data, folder / name, Accelerator(cpu=device.type == "cpu"), resume=False)
+        with mock.patch.dict(os.environ, {CACHE_ENV: str(folder / "cache")}):
+            run.encode_images(use_cache=name == OURS, progress=None)
+        calls[name] = lambda run=run: run.step(torch.arange(batch))  # type: ignore[misc]
+    return calls
+
+
+def _cached_step() -> Job:
+    def variant(name: str) -> Build:
+        return lambda context: _latent_steps(context.quick, context.device)[name]
+
+    return Comparison(
+        suite=SUITE,
+        name="train-step-latent-256-batch-4",
+        note="4 pictures of 256 pixels, published network in bf16, full-size encoder in fp32; losses must be equal",
+        tests=("tests/msf/data/test_latent_cache.py", "tests/msf/test_train_latents.py"),
+        variants={name: variant(name) for name in (OURS, "on-the-fly")},
+        unit="s",
+        plan=Plan(n_rounds=3, warm_up_seconds=0.0, sample_seconds=0.0),
+        agree=same_numbers(0.0),
+        goals={"on-the-fly": 5.0},
         trains=True,
     )
 

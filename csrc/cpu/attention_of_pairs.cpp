@@ -3,14 +3,13 @@
 #include "attention_parts.h"
 #include "kernels.h"
 
-#if defined(__AVX512F__) && (defined(__GNUC__) && __GNUC__ >= 10)
-#define MSF_HAS_PAIR_DOTS 1
+#if defined(__AVX512F__) && defined(MSF_COMPILES_PAIR_DOTS)
 #include <immintrin.h>
 #endif
 
 namespace msf::cpu::MSF_LEVEL {
 
-#if defined(MSF_HAS_PAIR_DOTS)
+#if defined(__AVX512F__) && defined(MSF_COMPILES_PAIR_DOTS)
 #define MSF_PAIR_DOTS __attribute__((target("avx512bf16")))
 
 namespace {
@@ -93,17 +92,17 @@ MSF_PAIR_DOTS __m512 exp2_of(__m512 t) {
   return _mm512_scalef_ps(p, whole);
 }
 
-// Turns a row of scores into weights 2^(score * scale - maximum), as bfloat16; returns their sum.
+// Turns a row of scores into weights 2^((score - maximum) * scale), as bfloat16; returns their sum. The maximum is taken
+// off first: of large scores the product alone would lose what tells them apart.
 MSF_PAIR_DOTS float weigh(float* scores, int64_t n_keys, int64_t n_columns, float scale, BFloat16* weights) {
   for (int64_t j = n_keys; j < n_columns; ++j) scores[j] = -__builtin_inff();
   __m512 largest = _mm512_loadu_ps(scores);
   for (int64_t j = kLanes; j < n_columns; j += kLanes) largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores + j));
-  const float maximum = _mm512_reduce_max_ps(largest) * scale;
+  const __m512 maximum = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
   const __m512 factor = _mm512_set1_ps(scale);
-  const __m512 offset = _mm512_set1_ps(-maximum);
   __m512 sum = _mm512_setzero_ps();
   for (int64_t j = 0; j < n_columns; j += kLanes) {
-    const __m512 weight = exp2_of(_mm512_fmadd_ps(_mm512_loadu_ps(scores + j), factor, offset));
+    const __m512 weight = exp2_of(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + j), maximum), factor));
     sum = _mm512_add_ps(sum, weight);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(weight)));
   }

@@ -6,6 +6,11 @@
 
 #include <cstdint>
 
+// Whether this compiler knows the dot products of pairs of bfloat16 (AVX-512 BF16).
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 10
+#define MSF_COMPILES_PAIR_DOTS 1
+#endif
+
 namespace msf::cpu {
 
 enum class Level { kBaseline, kAvx2, kAvx512 };

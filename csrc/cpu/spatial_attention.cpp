@@ -13,13 +13,14 @@ constexpr int64_t kBlock = 32;  // columns of a tile, whose sums stay in registe
 int64_t padded(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
 // c[r, j] = sum over p of a[r, p] b[p, j]; the columns are whole blocks.
-void multiply_rows(int64_t rows, const float* a, int64_t n_inner, const float* b, int64_t n_columns, float* c) {
+void multiply_rows(int64_t rows, const float* a, int64_t a_stride, int64_t n_inner, const float* b, int64_t n_columns,
+                   float* c) {
   for (int64_t column = 0; column < n_columns; column += kBlock) {
     float sum[kRows][kBlock] = {};
     for (int64_t p = 0; p < n_inner; ++p) {
       const float* __restrict from = b + p * n_columns + column;
       for (int64_t r = 0; r < rows; ++r) {
-        const float factor = a[r * n_inner + p];
+        const float factor = a[r * a_stride + p];
         for (int64_t j = 0; j < kBlock; ++j) sum[r][j] = multiply_add(factor, from[j], sum[r][j]);
       }
     }
@@ -49,14 +50,13 @@ template <typename T>
 void attend(const AttentionArgs& args, int64_t begin, int64_t end) {
   const int64_t tokens = args.n_tokens, head_dim = args.head_dim;
   const int64_t n_columns = padded(tokens), width = padded(head_dim);
-  const int64_t floats = head_dim * n_columns + tokens * width + kRows * (head_dim + n_columns + tokens + width);
+  const int64_t floats = head_dim * n_columns + tokens * width + kRows * (head_dim + n_columns + width);
   auto* memory = new float[static_cast<size_t>(floats)];
   float* keys = memory;                           // [D, columns]
   float* values = keys + head_dim * n_columns;    // [T, width]
   float* queries = values + tokens * width;       // [rows, D]
   float* scores = queries + kRows * head_dim;     // [rows, columns]
-  float* weights = scores + kRows * n_columns;    // [rows, T]
-  float* mixed = weights + kRows * tokens;        // [rows, width]
+  float* mixed = scores + kRows * n_columns;      // [rows, width]
   const float scale = score_factor(head_dim);
 
   for (int64_t task = begin; task < end; ++task) {
@@ -81,13 +81,12 @@ void attend(const AttentionArgs& args, int64_t begin, int64_t end) {
         convert(queries + r * head_dim, packed + (first + r) * args.token_stride, head_dim);
         for (int64_t d = 0; d < head_dim; ++d) queries[r * head_dim + d] *= scale;
       }
-      multiply_rows(rows, queries, head_dim, keys, n_columns, scores);
+      multiply_rows(rows, queries, head_dim, head_dim, keys, n_columns, scores);
       float sums[kRows];
       for (int64_t r = 0; r < rows; ++r) {
         sums[r] = weigh(scores + r * n_columns, tokens);
-        convert(weights + r * tokens, scores + r * n_columns, tokens);
       }
-      multiply_rows(rows, weights, tokens, values, width, mixed);
+      multiply_rows(rows, scores, n_columns, tokens, values, width, mixed);
       for (int64_t r = 0; r < rows; ++r) {
         T* out = static_cast<T*>(args.out) + ((item * tokens + first + r) * args.n_heads + head) * head_dim;
         for (int64_t d = 0; d < head_dim; ++d) assign(out[d], mixed[r * width + d] / sums[r]);

@@ -43,7 +43,7 @@ Level level() {
 }
 
 bool has_pair_dots() {
-#if defined(MSF_X86_LEVELS) && defined(__GNUC__) && __GNUC__ >= 10
+#if defined(MSF_X86_LEVELS) && defined(MSF_COMPILES_PAIR_DOTS)
   return level() == Level::kAvx512 && __builtin_cpu_supports("avx512bf16");
 #else
   return false;

@@ -11,13 +11,11 @@ multiplications. Zero padding stays zero padding.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from msf_kernels import pack_weight
+from msf_kernels import conv3x3, pack_weight
 
 
 class SubpixelUpsample(nn.Module):
@@ -40,27 +38,13 @@ class SubpixelUpsample(nn.Module):
             raise ValueError(f"conv must be 3x3 with stride 1, zero padding 1 and one group; got {conv}")
         self.conv = conv
         phases = pack_weight(conv.weight.detach(), upsample=True)  # [4, out, in, 2, 2]
-        for row in (0, 1):
-            for column in (0, 1):
-                # Four buffers of four axes each: a change of the module's memory format reaches those only.
-                self.register_buffer(_weight_name(row, column), phases[2 * row + column].contiguous(), persistent=False)
+        # Four axes, so that a change of the module's memory format can reach it.
+        self.register_buffer("weight", phases.flatten(0, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [N, out, 2H, 2W] from [N, in, H, W], in the memory format of the input."""
-        n, _, height, width = x.shape
-        is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        memory_format = torch.channels_last if is_last else torch.contiguous_format
-        out = torch.empty(
-            n, self.conv.out_channels, 2 * height, 2 * width,
-            dtype=x.dtype, device=x.device, memory_format=memory_format,
-        )  # fmt: skip
-        for row in (0, 1):
-            for column in (0, 1):
-                weight: Tensor = getattr(self, _weight_name(row, column))
-                # Padded on all sides, which costs one row and one column too many, and spares a copy of the input.
-                padded = functional.conv2d(x, weight, self.conv.bias, padding=1)
-                out[:, :, row::2, column::2] = padded[:, :, row : row + height, column : column + width]
-        return out
+        """Return [N, out, 2H, 2W] from [N, in, H, W], channels-last."""
+        phases = cast(Tensor, self.weight).view(4, self.conv.out_channels, self.conv.in_channels, 2, 2)
+        return conv3x3(x, phases, self.conv.bias, upsample=True)
 
 
 def fold_upsampling(module: nn.Module) -> int:
@@ -98,7 +82,3 @@ def is_foldable(conv: object) -> bool:
 def _conv_after_nearest(upsample: Any) -> Any:
     # Outside of autoencoders diffusers gives the convolution another name; such a layer is left alone.
     return getattr(upsample, "conv", None) if upsample.interpolate and upsample.norm is None else None
-
-
-def _weight_name(row: int, column: int) -> str:
-    return f"weight_{row}{column}"

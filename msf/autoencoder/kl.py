@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from msf.atomic import write_atomically
+from msf.autoencoder.batches import fixed_batches
 from msf.autoencoder.folded import fold_upsampling
 from msf.autoencoder.fused import fuse_norms
 from msf.autoencoder.protocol import LatentPosterior, require_divisible
 from msf.autoencoder.tiles import decode_in_tiles
 from msf.checkpoint import read_safetensors, require_matching_tensors
 from msf.hub import find_folder
-from msf_kernels.checks import require_int, require_tensor
+from msf_kernels.checks import require_int, require_positive, require_tensor
 from msf_kernels.shapes import ImageBatch
 
 CONFIG_FILE = "config.json"
@@ -46,8 +47,9 @@ class KLAutoencoder:
         model: A diffusers `AutoencoderKL` with three input and output channels.
 
     Raises:
-        ValueError: A model of other channels, or one with per-channel statistics of its latents, which are not
-            supported.
+        TypeError: A scaling factor that is no number.
+        ValueError: A model of other channels, a scaling factor that is not finite and positive, or per-channel
+            statistics of the latents, which are not supported.
     """
 
     def __init__(self, model: Any) -> None:
@@ -59,12 +61,15 @@ class KLAutoencoder:
             )
         if config.get("latents_mean") is not None or config.get("latents_std") is not None:
             raise ValueError("autoencoder must scale its latents by one factor; got latents_mean or latents_std")
+        require_positive("scaling_factor", config.scaling_factor)
         # Channels-last is the layout that convolutions are fastest in, on the CPU and on tensor cores.
         self.model: nn.Module = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self._config: Mapping[str, Any] = config
         self.latent_channels: int = config.latent_channels
         self.down_factor: int = 2 ** (len(config.block_out_channels) - 1)
         self.scaling_factor: float = config.scaling_factor
+        self.hub_id: str | None = None
+        """Repository of the hub that it came from; None: from files here, or from code."""
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], *, revision: str | None = None) -> Self:
@@ -97,6 +102,7 @@ class KLAutoencoder:
                 f"{str(folder / CONFIG_FILE)!r} and {WEIGHTS_FILE} must belong together; got files of two "
                 "autoencoders, as an interrupted save leaves"
             )
+        autoencoder.hub_id = None if Path(source).is_dir() else os.fspath(source)
         return autoencoder.fold()
 
     def fold(self) -> Self:
@@ -179,10 +185,10 @@ class KLAutoencoder:
             return LatentPosterior(none, none.clone())
         n_per_part = max(1, DEFAULT_MEMORY_BYTES // self.decode_bytes(height, width))
         means, stds = [], []
-        for part in torch.split(images, n_per_part):
+        for part, n_rows in fixed_batches(images, min(n_per_part, len(images))):
             posterior = self.model.encode(self._as_input(part.expand(-1, 3, -1, -1))).latent_dist  # type: ignore[operator]
-            means.append((posterior.mean.float() - self._shift) * self.scaling_factor)
-            stds.append(posterior.std.float() * self.scaling_factor)
+            means.append((posterior.mean.float() - self._shift)[:n_rows] * self.scaling_factor)
+            stds.append(posterior.std.float()[:n_rows] * self.scaling_factor)
         return LatentPosterior(torch.cat(means).contiguous(), torch.cat(stds).contiguous())
 
     @torch.no_grad()
@@ -213,7 +219,8 @@ class KLAutoencoder:
         require_int("memory_bytes", limit, 1)
         n_per_part = limit // self.decode_bytes(height, width)
         if n_per_part or memory_bytes is None:
-            parts = [self._decode(part) for part in torch.split(latents, max(1, n_per_part))]
+            batch_size = min(max(1, n_per_part), len(latents))
+            parts = [self._decode(part)[:n_rows] for part, n_rows in fixed_batches(latents, batch_size)]
         else:
             tile = self._largest_tile(limit, height, width)
             parts = [
@@ -268,6 +275,14 @@ class KLAutoencoder:
 
     def _float32_weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+
+
+def saved_fingerprint(folder: Path) -> str | None:
+    """Return the fingerprint of the autoencoder in a folder; None where there is none, or half of one."""
+    if not all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+        return None
+    stored: str | None = _read_config(folder / CONFIG_FILE).get(_FINGERPRINT_FIELD)
+    return KLAutoencoder.from_pretrained(folder).fingerprint if stored is None else stored
 
 
 def require_diffusers() -> Any:

@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from msf.autoencoder import Autoencoder, LatentPosterior
+from msf.autoencoder.batches import encode_in_parts
 from msf.config import PosteriorUse
 from msf.data.dataset import ImageDataset
 from msf.data.images import N_FLIPS, apply_flips, prepare_images
 from msf.data.latent_store import Array, LatentStore
-from msf.latent_codes import encode_in_parts
 
 CACHE_ENV = "MSF_CACHE"
 LOCK_FILE = "lock"

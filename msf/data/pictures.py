@@ -95,6 +95,8 @@ def load_pictures(paths: Sequence[Path], size: int, channels: int, *, fit: FitNa
     """
     if fit not in get_args(FitName):
         raise ValueError(f"fit must be one of {', '.join(get_args(FitName))}; got {fit!r}")
+    if size < 1 or channels not in (1, 3):
+        raise ValueError(f"size must be >= 1 and channels 1 or 3; got {size} and {channels}")
     prepared, rows, failures = [torch.empty(0, channels, size, size)], [], {}
     for row, path in enumerate(paths):
         try:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
+from msf_kernels._triton.rows import dense, row_stride
 from msf_kernels.moments import CHUNK_PIXELS, empty_moments
 
 MAX_BLOCK_M = 128
@@ -200,6 +201,10 @@ def launch_implicit_gemm(
     bundle: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return out [N, K, OH, OW], channels-last, and its moments; weight is [phases, K, side, side, C], contiguous."""
+    bias = dense(bias)
+    if scale is not None and shift is not None:
+        # The kernel walks both by one stride.
+        scale, shift = (rows.contiguous() for rows in torch.broadcast_tensors(scale, shift))
     n, channels_x, height, width = x.shape
     n_out, side = weight.shape[1:3]
     grid_height, grid_width = -(-height // stride), -(-width // stride)
@@ -252,7 +257,7 @@ def launch_implicit_gemm(
         **_strides("x", x),
         **_strides("skip", skip),
         **_strides("residual", residual),
-        stride_affine_n=0 if scale is None or scale.shape[0] == 1 else scale.stride(0),
+        stride_affine_n=row_stride(scale),
         SIDE=side,
         STRIDE=stride,
         UPSAMPLE=upsample,

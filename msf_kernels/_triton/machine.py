@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,14 @@ def tensor_reasons(tensors: Iterable[Tensor], dtypes: Iterable[torch.dtype] = ()
         reasons.append("the kernels compute in float32; float64 is left to the other backends")
     if torch.bfloat16 in used and is_interpreting():
         reasons.append("Triton's interpreter is wrong in bfloat16")
+    return reasons
+
+
+def inference_reasons(tensors: Sequence[Tensor]) -> list[str]:
+    """Return why Triton kernels without a backward cannot serve these tensors; empty when they can."""
+    reasons = tensor_reasons(tensors)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        reasons.append("has no gradient: use the other backends in training, or torch.no_grad()")
     return reasons
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
+from msf_kernels._triton.rows import dense, row_stride
 from msf_kernels.moments import CHUNK_PIXELS, empty_moments
 
 _BLOCK_CHANNELS = 64
@@ -183,6 +184,7 @@ def launch_norm_affine(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Return norm_scale and norm_shift [N, C]; moments and skip_moments are contiguous."""
+    weight, bias, scale, shift = (dense(rows) for rows in (weight, bias, scale, shift))
     n, n_chunks, n_bundles, _ = moments.shape
     n_chunks_skip, n_bundles_skip = (0, 0) if skip_moments is None else skip_moments.shape[1:3]
     channels = weight.shape[0]
@@ -207,8 +209,8 @@ def launch_norm_affine(
         n_bundles=n_bundles,
         n_bundles_skip=n_bundles_skip,
         eps=eps,
-        stride_scale_n=0 if scale is None or scale.shape[0] == 1 else scale.stride(0),
-        stride_shift_n=0 if shift is None or shift.shape[0] == 1 else shift.stride(0),
+        stride_scale_n=row_stride(scale),
+        stride_shift_n=row_stride(shift),
         BUNDLES_PER_GROUP=(n_bundles + n_bundles_skip) // num_groups,
         GROUP_CHANNELS=group_channels,
         BLOCK_GROUP_CHANNELS=triton.next_power_of_2(group_channels),

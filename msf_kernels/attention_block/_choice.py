@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.attention_block._measured import TABLE
 
 # On a GPU without measurements. cuBLAS was tuned for each GPU; the fused projections have not been timed on any yet.
@@ -22,6 +23,7 @@ def auto_order(x: Tensor, *_parameters: Any, **_options: Any) -> tuple[str, ...]
     return _cuda_order(x.device.index, dtype, x.shape[1], num_heads, x.shape[2] * x.shape[3])
 
 
+@constant_while_tracing
 def _cuda_order(device_index: int | None, dtype: str, channels: int, num_heads: int, n_tokens: int) -> tuple[str, ...]:
     return TABLE.order(
         torch.cuda.get_device_name(device_index),
@@ -31,8 +33,3 @@ def _cuda_order(device_index: int | None, dtype: str, channels: int, num_heads: 
         num_heads=num_heads,
         n_tokens=n_tokens,
     )
-
-
-# torch.compile evaluates this while it traces and keeps the result, since it cannot trace the reading of a file. The
-# attribute is what torch.compiler.assume_constant_result sets; that function would import the compiler here.
-vars(_cuda_order)["_dynamo_marked_constant"] = True

@@ -11,6 +11,7 @@ from msf_kernels.attention_block._reference import attention_block_composed, att
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
     require_int,
+    require_order,
     require_positive,
     require_same_device,
     require_same_dtype,
@@ -18,8 +19,6 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.shapes import FeatureMap
-
-_ORDERS = ("legacy", "new")
 
 _operator = Operator(
     "attention_block",
@@ -115,10 +114,7 @@ def attention_block(
         require_shape(name, weight, axes, (size, channels))
         require_same_dtype(name, weight, "x", x)
         require_same_device(name, weight, "x", x)
-    if not isinstance(order, str):
-        raise TypeError(f"order must be a string; got {type(order).__name__}")
-    if order not in _ORDERS:
-        raise ValueError(f"order must be one of {', '.join(_ORDERS)}; got {order!r}")
+    require_order(order)
     require_positive("eps", eps)
     result: Tensor = _operator(
         backend,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.conv3x3._measured import TABLE
 
 # On a GPU without measurements. cuDNN was tuned for each GPU; the Triton kernel has not been timed on any yet.
@@ -40,6 +41,7 @@ def auto_order(
     )
 
 
+@constant_while_tracing
 def _cuda_order(
     device_index: int | None,
     dtype: str,
@@ -61,8 +63,3 @@ def _cuda_order(
         is_normalised=is_normalised,
         n_pixels=n_pixels,
     )
-
-
-# torch.compile evaluates this while it traces and keeps the result, since it cannot trace the reading of a file. The
-# attribute is what torch.compiler.assume_constant_result sets; that function would import the compiler here.
-vars(_cuda_order)["_dynamo_marked_constant"] = True

@@ -35,13 +35,12 @@ def convolved(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int, upsam
             h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
         return functional.conv2d(h, weight, bias, stride=stride, padding=1)
     padded = functional.pad(h, (1, 1, 1, 1))
-    phases = [
-        functional.conv2d(padded[:, :, a : a + height + 1, b : b + width + 1], weight[2 * a + b], bias)
-        for a in (0, 1)
-        for b in (0, 1)
-    ]  # parities of the output's row and column; [N, K, H, W] each
-    by_parity = torch.stack(phases, dim=2).reshape(n, -1, 2, 2, height, width)
-    return by_parity.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)  # from [N, K, H, 2, W, 2]
+    out = h.new_empty(n, weight.shape[1], 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
+    for a in (0, 1):
+        for b in (0, 1):  # parities of the output's row and column
+            window = padded[:, :, a : a + height + 1, b : b + width + 1]
+            out[:, :, a::2, b::2] = functional.conv2d(window, weight[2 * a + b], bias)
+    return out
 
 
 def packed(weight: Tensor, upsample: bool) -> Tensor:
@@ -58,7 +57,13 @@ def summed_weight(weight: Tensor) -> Tensor:
 
     Even rows of the output see rows i - 1, i, i of the small map, odd ones i, i, i + 1: taps on one row are summed.
     """
-    dtype = compute_dtype(weight)
-    by_parity = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=dtype, device=weight.device)
-    summed = torch.einsum("kcyx,ary,bsx->abkrsc", weight.to(dtype), by_parity, by_parity)
-    return summed.flatten(0, 1).to(weight.dtype).contiguous().permute(0, 1, 4, 2, 3)
+    wide = weight.to(compute_dtype(weight))
+    by_parity = [_sum_pairs(rows, 3) for rows in _sum_pairs(wide, 2)]  # additions, which no autocast touches
+    phases = torch.stack([taps for columns in by_parity for taps in columns]).to(weight.dtype)
+    return phases.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def _sum_pairs(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return the two kernels of length 2, one per parity of the output, that one of length 3 along an axis becomes."""
+    a, b, c = weight.unbind(axis)
+    return torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)

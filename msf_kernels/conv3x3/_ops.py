@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from msf_kernels._triton.machine import tensor_reasons
+from msf_kernels._triton.machine import inference_reasons
 from msf_kernels._triton.registration import register
 from msf_kernels.conv3x3._formula import packed
 from msf_kernels.conv3x3._reference import conv3x3_reference, norm_affine_reference
@@ -143,18 +143,11 @@ def conv3x3_input_reasons(
 ) -> list[str]:
     """Return why the Triton kernel cannot serve these inputs; empty when it can."""
     tensors = (x, weight, bias, residual, skip, norm_scale, norm_shift)
-    reasons = _reasons([tensor for tensor in tensors if tensor is not None])
+    reasons = inference_reasons([tensor for tensor in tensors if tensor is not None])
     if weight.numel() >= _MAX_WEIGHT:
         reasons.append(f"takes weights of less than {_MAX_WEIGHT} elements; got {weight.numel()}")
     if bundle is not None and (bundle & (bundle - 1) or bundle > MAX_BUNDLE):
         reasons.append(f"takes bundles that are powers of two up to {MAX_BUNDLE}; got {bundle}")
-    return reasons
-
-
-def _reasons(tensors: Sequence[Tensor]) -> list[str]:
-    reasons = tensor_reasons(tensors)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        reasons.append("has no gradient: use the other backends in training, or torch.no_grad()")
     return reasons
 
 
@@ -243,4 +236,4 @@ def norm_affine_input_reasons(
 ) -> list[str]:
     """Return why the Triton kernel cannot serve these inputs; empty when it can."""
     tensors = (moments, weight, bias, skip_moments, scale, shift)
-    return _reasons([tensor for tensor in tensors if tensor is not None])
+    return inference_reasons([tensor for tensor in tensors if tensor is not None])

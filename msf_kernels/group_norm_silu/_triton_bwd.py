@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
+from msf_kernels._triton.rows import dense, row_stride
 from msf_kernels.group_norm_silu._allocation import empty_gradients
 from msf_kernels.group_norm_silu._triton_tile import (
     input_arguments,
@@ -19,7 +20,6 @@ from msf_kernels.group_norm_silu._triton_tile import (
     load_features,
     load_row,
     plan_tiles,
-    row_stride,
     strides_named,
     sum_in_group,
     tile_indices,
@@ -243,6 +243,7 @@ def launch_group_norm_silu_bwd(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight, bias, skip, add, scale, shift; of an absent one, an empty tensor."""
+    weight, bias, add, scale, shift = (dense(rows) for rows in (weight, bias, add, scale, shift))
     grads = empty_gradients(x, weight, bias, skip, add, scale, shift)
     grad_x, grad_weight, grad_bias, grad_skip, *row_grads = grads
     n, _, height, width = x.shape

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
+from msf_kernels._triton.rows import dense
 from msf_kernels.group_norm_silu._allocation import empty_outputs
 from msf_kernels.group_norm_silu._triton_tile import (
     TilePlan,
@@ -189,6 +190,7 @@ def launch_group_norm_silu_fwd(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return out [N, C, H, W], mean [N, num_groups] and rstd [N, num_groups]."""
+    weight, bias, add, scale, shift = (dense(rows) for rows in (weight, bias, add, scale, shift))
     out, mean, rstd = empty_outputs(x, num_groups, weight)
     n, n_channels, height, width = out.shape
     memory_format = output_memory_format(x)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msf_kernels._triton.launch import KernelConfig, launch
+from msf_kernels._triton.rows import row_stride
 
 # Not measured on a GPU yet. Tiles fill the 32-byte sectors of memory; those of 16 bytes leave the other half of a
 # sector to the neighbouring program, which finds it in the L2 cache: better than a second pass over memory. There is
@@ -76,11 +77,6 @@ def strides_named(x_name: str, x: Tensor | None) -> dict[str, int]:
     if x is not None:
         strides = (x.stride(0), x.stride(3) if x.shape[3] > 1 else x.stride(2), x.stride(1))
     return {f"stride_{x_name}_{axis}": stride for axis, stride in zip("npc", strides, strict=True)}
-
-
-def row_stride(rows: Tensor | None) -> int:
-    """Return the stride from one item's row to the next, zero where all items share one row."""
-    return 0 if rows is None or rows.shape[0] == 1 else rows.stride(0)
 
 
 def input_arguments(

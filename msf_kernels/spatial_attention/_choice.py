@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.spatial_attention._measured import TABLE
 from msf_kernels.spatial_attention._native import has_fast_path
 
@@ -17,6 +18,7 @@ UNMEASURED_ORDER = ("sdpa", "triton", "reference")
 # reference / sdpa: bfloat16 16x64x4x64 (N, T, H, D) 1.7 / 4.0, 8x100x4x64 12.3 / 29.8, 8x256x4x64 25 / 23,
 # 2x784x4x64 204 / 143.
 SHORTEST_SDPA_GRADIENT_BFLOAT16 = 200
+# The native loops for other dtypes and processors are level with sdpa and serve by name only, as a second opinion.
 # The same processor, two threads, forward, bfloat16, milliseconds as sdpa / native where it multiplies pairs:
 # 16x256x4x64 7.5 / 1.5, 16x16x4x64 0.14 / 0.03, 1x256x4x64 0.49 / 0.10, 16x1024x4x64 102 / 29.
 
@@ -46,6 +48,7 @@ def _reference_is_faster(dtype: torch.dtype, n_tokens: int, has_gradient: bool) 
     return dtype == torch.bfloat16 and has_gradient and n_tokens < SHORTEST_SDPA_GRADIENT_BFLOAT16
 
 
+@constant_while_tracing
 def _cuda_order(
     device_index: int | None, dtype: str, head_dim: int, n_tokens: int, has_gradient: bool
 ) -> tuple[str, ...]:
@@ -57,8 +60,3 @@ def _cuda_order(
         n_tokens=n_tokens,
         has_gradient=has_gradient,
     )
-
-
-# torch.compile evaluates this while it traces and keeps the result, since it cannot trace the reading of a file. The
-# attribute is what torch.compiler.assume_constant_result sets; that function would import the compiler here.
-vars(_cuda_order)["_dynamo_marked_constant"] = True

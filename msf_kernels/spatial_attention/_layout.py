@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ORDERS = ("legacy", "new")
-
 
 def split_heads(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return views of q, k and v; [N, T, 3C] -> three [N, T, H, D]."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from msf_kernels import _ext
+from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.spatial_attention._allocation import empty_outputs
 from msf_kernels.spatial_attention._autograd import with_reference_gradient
 
@@ -41,9 +42,6 @@ def has_fast_path(qkv: Tensor, num_heads: int) -> bool:
     )
 
 
+@constant_while_tracing
 def _has_pair_dots() -> bool:
     return bool(torch.ops.msf_native.has_pair_dots())
-
-
-# torch.compile evaluates this while it traces, as it does `_ext._load`.
-vars(_has_pair_dots)["_dynamo_marked_constant"] = True

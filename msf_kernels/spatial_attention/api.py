@@ -9,9 +9,8 @@ from torch import Tensor
 from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import triton_backend
 from msf_kernels.backend import Backend, Operator
-from msf_kernels.checks import require_int, require_tensor
+from msf_kernels.checks import require_int, require_order, require_tensor
 from msf_kernels.spatial_attention._choice import auto_order
-from msf_kernels.spatial_attention._layout import ORDERS
 from msf_kernels.spatial_attention._libraries import (
     flash_attn_input_reasons,
     flash_attn_machine_reasons,
@@ -87,9 +86,6 @@ def spatial_attention(
         raise ValueError(
             f"qkv must be [N, T, 3C] with C > 0 and divisible by num_heads = {num_heads}; got 3C = {packed}"
         )
-    if not isinstance(order, str):
-        raise TypeError(f"order must be a string; got {type(order).__name__}")
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
+    require_order(order)
     result: Tensor = _operator(backend, qkv, num_heads, order=order)
     return result

@@ -54,6 +54,41 @@ def test_a_machine_that_became_slower_is_no_regression_where_peers_show_it():
     assert verdicts(run_of(0, with_peer=False), run_of(1, drift=1.3, with_peer=False)) == ["worse"] * 10
 
 
+def curve(*, median):
+    writer = RowWriter("scaling", CPU)
+    writer.add("samples-s16", "ours", "cost_per_sample", "ms", [1.0] * 5)
+    writer.add("samples", "ours", "largest_over_smallest", "ratio", [median])
+    return writer.rows
+
+
+def test_statements_about_a_run_are_not_compared():
+    assert verdicts(curve(median=1.5), curve(median=2.5)) == ["same"]
+
+
+def test_figures_of_a_job_that_failed_are_lost_whatever_they_measured():
+    writer = RowWriter("scaling", CPU)
+    writer.add("samples", "ours", "time", "us", [], "not timed, because a check failed")
+    writer.add("other", "ours", "time", "us", [1.0] * 5)
+    before = [*curve(median=1.5), writer.rows[1]]
+    assert verdicts(before, writer.rows) == ["same", "lost"]
+
+
+def test_figures_of_a_job_that_was_not_run_again_are_not_lost():
+    writer = RowWriter("scaling", CPU)
+    writer.add("other", "ours", "time", "us", [1.0] * 5)
+    assert verdicts([*curve(median=1.5), *writer.rows], writer.rows) == ["same"]
+
+
+def test_forms_of_ours_are_no_measure_of_the_machine():
+    def run(seconds):
+        writer = RowWriter("network", CPU)
+        for variant in ("ours", "ours-without-fused_norm"):
+            writer.add("ablation", variant, "time", "ms", [seconds] * 7)
+        return writer.rows
+
+    assert verdicts(run(200.0), run(400.0)) == ["worse"]
+
+
 def test_peers_of_another_version_are_no_measure_of_the_machine():
     later = [replace(row, versions={**row.versions, "torch": "9.9"}) for row in run_of(1, drift=1.3)]
     assert verdicts(run_of(0), later) == ["worse"] * 10

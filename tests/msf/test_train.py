@@ -196,3 +196,13 @@ def test_the_callers_random_state_is_left_alone(tmp_path):
     expected = torch.get_rng_state()
     train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
     assert torch.equal(torch.get_rng_state(), expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "expected"),
+    [("cpu", "cpu", True), ("cpu:0", "cpu", True), ("cuda", "cuda:1", True), ("cuda:1", "cuda:1", True),
+     ("cuda:0", "cuda:1", False), ("cuda:0", "cuda", True), ("cuda:1", "cuda", False), ("cpu", "cuda", False)],
+)  # fmt: skip
+def test_a_device_with_an_index_is_the_process_s_own(monkeypatch, wanted, given, expected):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert train_module._is_given(torch.device(wanted), torch.device(given)) == expected

@@ -149,3 +149,25 @@ def test_the_rank_correlation_is_spearmans_with_mean_ranks_for_ties():
     assert fp8.rank_correlation(a, b) == pytest.approx(float(torch.corrcoef(ranks)[0, 1]))
     assert fp8.rank_correlation(a, -a) == pytest.approx(-1.0)
     assert fp8.rank_correlation(a, torch.ones(5)) != fp8.rank_correlation(a, a)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_scale": torch.ones(4)}, r"x_scale must be \[\]"),
+        ({"bias": torch.ones(1)}, r"bias must be \[K\]"),
+        ({"bias": torch.ones(7)}, r"bias must be \[K\]"),
+    ],
+)
+def test_scales_and_offsets_of_other_shapes_are_refused(changes, message):
+    weight = torch.ones(16, 16)
+    scale = fp8.weight_scale(weight)
+    arguments = {"x_scale": torch.tensor(1.0), "bias": None, **changes}
+    with pytest.raises(ValueError, match=message):
+        fp8.linear_fp8(torch.ones(2, 16), fp8.to_e4m3(weight, scale[:, None]), scale, **arguments)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 0)])
+def test_a_weight_without_channels_or_elements_has_no_scale(shape):
+    with pytest.raises(ValueError, match="weight must be"):
+        fp8.weight_scale(torch.ones(shape))

@@ -32,7 +32,11 @@ def _conv_case(
     layout: str = "channels_last",
     parameters: torch.dtype | None = torch.float32,
 ) -> OperatorCase:
-    """Return a case; `affine`: none, `own` rows or one `shared` row of factors and offsets."""
+    """Return a case.
+
+    `affine`: none, `own` rows or one `shared` row of factors and offsets, or `mixed`: rows of a wider table and one
+    shared row of a strided vector.
+    """
     total = channels + skip_channels
     factor = 2 if upsample else 1
     out_shape = (n, n_out, factor * -(-height // stride), factor * -(-width // stride))
@@ -48,7 +52,11 @@ def _conv_case(
             tensors.append(in_format(inputs.normal(n, skip_channels, height, width), layout))
         if affine:
             rows = 1 if affine == "shared" else n
-            tensors += [inputs.normal(rows, total, dtype=parameters, mean=mean, scale=0.5) for mean in (1.0, 0.0)]
+            affines = [inputs.normal(rows, total, dtype=parameters, mean=mean, scale=0.5) for mean in (1.0, 0.0)]
+            if affine == "mixed":
+                affines[0] = torch.cat([affines[0], affines[0]], dim=1)[:, :total]
+                affines[1] = affines[1][:1].repeat_interleave(2, dim=1)[:, ::2]
+            tensors += affines
         return tuple(tensors)
 
     def call(function: Callable[..., Any], dtype: torch.dtype, *tensors: Tensor) -> Any:
@@ -75,6 +83,7 @@ def fixed() -> Iterator[OperatorCase]:
     yield case("upsample all", 2, 8, 4, 4, 8, upsample=True, affine="own", has_residual=True, skip_channels=4)
     yield case("contiguous", 2, 5, 6, 7, 6, layout="contiguous", is_packed=False, has_bias=False)
     yield case("strided", 2, 6, 5, 4, 6, layout="strided", is_packed=False, affine="own", silu=False, skip_channels=3)
+    yield case("mixed rows", 3, 12, 5, 6, 10, affine="mixed", has_residual=True)
     yield case("half parameters", 2, 8, 6, 6, 8, affine="own", parameters=None)
     yield case("many channels", 1, 144, 3, 3, 136, affine="own")
     yield case("empty batch", 0, 8, 4, 4, 8, affine="own", has_residual=True)

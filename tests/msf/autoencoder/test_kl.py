@@ -218,3 +218,10 @@ def test_old_names_of_the_attentions_layers_are_read(saved):
     wanted = KLAutoencoder.from_pretrained(saved).fingerprint
     safetensors.torch.save_file(renamed, saved / WEIGHTS_FILE)
     assert KLAutoencoder.from_pretrained(saved).fingerprint == wanted
+
+
+@pytest.mark.parametrize(("factor", "error"), [(0, ValueError), (-1.0, ValueError), ("a", TypeError)])
+def test_a_scaling_factor_that_cannot_scale_is_refused(saved, factor, error):
+    edit(saved, scaling_factor=factor, _fingerprint=...)
+    with pytest.raises(error, match="scaling_factor must be"):
+        KLAutoencoder.from_pretrained(saved)

@@ -61,7 +61,7 @@ def test_a_changed_weight_is_seen_and_an_unchanged_network_is_compiled_once(monk
     flow = tiny_flow()
     compiled = []
     monkeypatch.setattr(
-        "msf.medsymmflow.compile_velocity",
+        "msf.compiled.latest.compile_velocity",
         lambda network: compiled.append(CompiledVelocity) or compile_velocity(network),
     )
     from msf.compiled import compile_velocity
@@ -74,6 +74,16 @@ def test_a_changed_weight_is_seen_and_an_unchanged_network_is_compiled_once(monk
     after = flow.classify(pictures(), n_samples=2)
     assert len(compiled) == 2
     assert not torch.equal(before.class_distance, after.class_distance)
+
+
+def test_a_weight_that_was_changed_behind_pytorch_s_back_is_seen():
+    flow = tiny_flow().to(dtype=torch.bfloat16)
+    flow.classify(pictures(), n_samples=2)
+    for parameter in flow.network.parameters():
+        parameter.data.mul_(0.5)
+    halved = flow.classify(pictures(), n_samples=2)
+    fresh = MedSymmFlow(TASK, flow.config, network=flow.network).classify(pictures(), n_samples=2)
+    assert torch.equal(halved.class_distance, fresh.class_distance)
 
 
 def test_a_flow_made_in_inference_mode_serves():

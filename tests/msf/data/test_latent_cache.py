@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from msf.autoencoder import LatentPosterior
+from msf.autoencoder.batches import encode_in_parts
 from msf.data import (
     ImageDataset,
     Split,
@@ -25,7 +26,6 @@ from msf.data import (
     prepare_images,
 )
 from msf.data.latent_cache import default_cache_folder, open_latent_cache
-from msf.latent_codes import encode_in_parts
 
 SIZE = 24
 CHUNK = 14

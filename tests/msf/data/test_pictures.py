@@ -164,3 +164,9 @@ def test_files_and_folders_are_searched_in_order(tmp_path):
         find_images([tmp_path / "absent.png"])
     with pytest.raises(FileNotFoundError, match="holds no pictures"):
         find_images([tmp_path])
+
+
+@pytest.mark.parametrize(("size", "channels"), [(0, 3), (-1, 1), (8, 2)])
+def test_sizes_and_channels_out_of_range_are_refused_whatever_the_files(size, channels):
+    with pytest.raises(ValueError, match="size must be >= 1 and channels 1 or 3"):
+        load_pictures([], size, channels)

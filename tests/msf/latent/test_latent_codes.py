@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from msf.autoencoder.batches import decode_in_parts, encode_in_parts, fixed_batches
 from msf.codes import make_code
 from msf.config import CodeConfig
-from msf.latent_codes import LatentCode, decode_in_parts, encode_in_parts, fixed_batches, make_latent_code
+from msf.latent_codes import LatentCode, make_latent_code
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,12 @@
+import copy
 import json
+import pickle
+import shutil
 
 import pytest
 import torch
 
+from msf.autoencoder import KLAutoencoder
 from msf.autoencoder.train import AutoencoderTraining
 from msf.classify import content_key
 from msf.config import RECIPES, AutoencoderConfig, CodeConfig, ExperimentConfig, InferenceConfig, TaskConfig
@@ -273,27 +277,26 @@ def test_another_autoencoder_is_refused_when_a_checkpoint_is_loaded(make_latent_
 def test_a_checkpoint_with_another_autoencoder_is_not_overwritten(make_latent_flow, make_autoencoder, tmp_path):
     make_latent_flow().save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    with pytest.raises(ValueError, match="holds a checkpoint with another autoencoder.*choose another folder"):
+    with pytest.raises(ValueError, match="holds another autoencoder.*choose another folder"):
         make_latent_flow(autoencoder=make_autoencoder(seed=7)).save_pretrained(tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
 
 
 def test_the_autoencoder_is_written_once_and_a_killed_write_is_repeated(make_latent_flow, tmp_path):
     flow = make_latent_flow()
-    (tmp_path / ".autoencoder.tmp").mkdir()
     (tmp_path / "autoencoder").mkdir()  # no configuration beside it: never finished
     flow.save_pretrained(tmp_path)
     weights = tmp_path / "autoencoder" / "diffusion_pytorch_model.safetensors"
     written = weights.stat().st_mtime_ns
     flow.save_pretrained(tmp_path)
     assert weights.stat().st_mtime_ns == written
-    assert not (tmp_path / ".autoencoder.tmp").exists()
 
 
 def test_of_an_autoencoder_from_the_hub_only_name_and_fingerprint_are_kept(
     make_latent_flow, autoencoder_folder, tmp_path, monkeypatch
 ):
     flow = make_latent_flow(source="someone/autoencoder")
+    monkeypatch.setattr(flow.autoencoder, "hub_id", "someone/autoencoder")
     flow.save_pretrained(tmp_path)
     assert not (tmp_path / "autoencoder").exists()
     content = json.loads((tmp_path / "config.json").read_text())
@@ -301,6 +304,36 @@ def test_of_an_autoencoder_from_the_hub_only_name_and_fingerprint_are_kept(
     assert content["experiment"]["autoencoder"]["source"] == "someone/autoencoder"
     loaded = MedSymmFlow.from_pretrained(tmp_path, autoencoder_source=autoencoder_folder)
     assert loaded.autoencoder.fingerprint == flow.autoencoder.fingerprint
+
+
+def test_an_autoencoder_of_one_s_own_is_written_whatever_the_name_of_its_source(make_latent_flow, tmp_path):
+    make_latent_flow(source="someone/autoencoder").save_pretrained(tmp_path)
+    assert (tmp_path / "autoencoder" / "config.json").is_file()
+
+
+def test_saving_beside_the_source_leaves_it_and_its_other_files(make_latent_flow, autoencoder_folder, tmp_path):
+    source = tmp_path / "autoencoder"
+    shutil.copytree(autoencoder_folder, source)
+    (source / "reconstructions.png").write_bytes(b"mine")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()}
+    flow = make_latent_flow(source=str(source), autoencoder=KLAutoencoder.from_pretrained(source))
+    flow.save_pretrained(tmp_path)
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()}
+    assert MedSymmFlow.from_pretrained(tmp_path).autoencoder.fingerprint == flow.autoencoder.fingerprint
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda flow: pickle.loads(pickle.dumps(flow))])
+def test_a_flow_that_has_been_used_can_be_copied(make_latent_flow, pictures, duplicate):
+    flow = make_latent_flow()
+    expected = flow.classify(pictures, n_samples=2).class_distance
+    assert torch.equal(duplicate(flow).classify(pictures, n_samples=2).class_distance, expected)
+
+
+def test_decoding_within_a_budget_gives_pictures_of_the_same_size(make_latent_flow):
+    flow = make_latent_flow()
+    whole = flow.generate([0, 1], n_steps=1)
+    smallest = flow.autoencoder.decode_bytes(*flow.image_shape[1:])
+    assert torch.allclose(flow.generate([0, 1], n_steps=1, memory_bytes=smallest), whole, atol=1e-4)
 
 
 # Checkpoints of the authors' layout

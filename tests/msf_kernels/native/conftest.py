@@ -16,6 +16,6 @@ def native():
 
 @pytest.fixture
 def pair_dots(native):
-    """Skip where the processor cannot run the native attention."""
+    """Skip where the processor cannot run the fast form of the native attention."""
     if not torch.ops.msf_native.has_pair_dots():
-        pytest.skip("this processor has no AVX-512 BF16, which the native attention needs")
+        pytest.skip("this processor has no AVX-512 BF16, so that the attention takes its plain loops")

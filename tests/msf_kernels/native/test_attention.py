@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msf_kernels import BackendUnavailableError, backends, explain, spatial_attention
 from msf_kernels.testing import assert_operator_within_budget
 
-pytestmark = pytest.mark.usefixtures("pair_dots")
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def packed(n, n_tokens, channels, seed=0, spread=1.0):
@@ -35,6 +35,14 @@ def test_it_keeps_the_error_budget_where_all_scores_are_equal_or_one_dominates(s
     actual = spatial_attention(qkv, 2, backend="native")
     expected = spatial_attention(qkv.double(), 2, backend="reference")
     torch.testing.assert_close(actual.double(), expected, rtol=2**-7, atol=2**-7 * spread)
+
+
+def test_scores_far_beyond_the_exponents_of_float32_are_no_nan():
+    qkv = packed(1, 20, 64, spread=5e4)
+    actual = spatial_attention(qkv, 1, backend="native")
+    torch.testing.assert_close(
+        actual.double(), spatial_attention(qkv.double(), 1, backend="reference"), rtol=2**-7, atol=0
+    )
 
 
 def test_scores_of_infinity_make_nan_in_their_item_only():
@@ -79,7 +87,7 @@ def test_the_gradient_is_the_reference_s():
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=0.02 * expected.abs().max().item())
 
 
-def test_auto_takes_it_forward_and_leaves_gradients_to_others(monkeypatch):
+def test_auto_takes_it_forward_and_leaves_gradients_to_others(pair_dots):
     qkv = packed(1, 16, 32)
     with FlopCounterMode(display=False) as counter:
         spatial_attention(qkv, 1)

@@ -54,7 +54,7 @@ def test_the_path_passes_opcheck(n_times, memory_format):
     torch.library.opcheck(operators().symmetric_path_bwd, (grad, grad.contiguous(), t, 1e-4, 2))
 
 
-def test_the_attention_passes_opcheck(pair_dots):
+def test_the_attention_passes_opcheck():
     qkv = normal(2, 7, 96, dtype=torch.bfloat16)
     torch.library.opcheck(operators().spatial_attention_fwd, (qkv, 2, False))
     torch.library.opcheck(operators().spatial_attention_fwd, (qkv, 1, True))
