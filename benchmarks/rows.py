@@ -178,13 +178,20 @@ def quantile(ascending: list[float], q: float) -> float:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with `-dirty` where it has changes; `unknown` outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Return the commit of this checkout, with `-dirty` where its source has changes; `unknown` outside a checkout.
+
+    Results are no source: a run writes them suite by suite.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        head = _git("describe", "--always", "--abbrev=12", "--exclude=*")
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
+    return f"{head}-dirty" if changes else head
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
 
 
 def _line(row: Row) -> str:
