@@ -33,6 +33,11 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="a CUDA device is here: kernels are compiled, not interpreted"))
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers_in_every_run():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def need_backend():
     """Skip where a backend cannot serve an operator on this machine, with its reasons."""
