@@ -37,9 +37,15 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
         _register(_library, name, fake)
 
     def run(*args: Any) -> Any:
-        return getattr(getattr(torch.ops, NAMESPACE), name).default(*args)
+        return loaded_operator(name)(*args)
 
     return run
+
+
+def loaded_operator(name: str) -> Callable[..., Any]:
+    """Return `msf_native::<name>` itself; only when `machine_reasons()` is empty."""
+    loaded: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return loaded
 
 
 def native_backend(

@@ -7,7 +7,9 @@
 namespace msf::cpu::MSF_LEVEL {
 namespace {
 
-constexpr int64_t kBlock = 1024;  // the sum of a block stays in the first-level cache
+constexpr int64_t kBlock = 1024;        // the sum of a block stays in the first-level cache
+constexpr int kMaxPlainSlopes = 6;
+constexpr int64_t kPlainBlock = 16384;  // no sum is kept, and fewer turns disturb the prefetcher less
 
 template <typename C, typename S>
 void add_slope(C* sum, const S* slope, C coefficient, bool is_first, int64_t n) {
@@ -36,23 +38,24 @@ void add_state(C* sum, const S* state, S* out, int64_t n) {
   }
 }
 
-// Calls f(start, n, coefficients) for blocks of elements that belong to one item.
+// Calls f(start, n, coefficients) for blocks of elements that belong to one item, the last block first: what the
+// velocity field wrote last is still in the near cache, and what is written last here is what the field reads first.
 template <typename C, typename Args, typename F>
-void for_each_block(const Args& args, int64_t begin, int64_t end, F&& f) {
+void for_each_block(const Args& args, int64_t begin, int64_t end, int64_t max_size, F&& f) {
   C coefficients[kMaxSlopes];
   int64_t coefficients_of = -1;
-  for (int64_t start = begin; start < end;) {
-    const int64_t item = start / args.item_size;
-    const int64_t item_end = (item + 1) * args.item_size;
-    int64_t n = end < item_end ? end - start : item_end - start;
-    n = n < kBlock ? n : kBlock;
+  for (int64_t stop = end; stop > begin;) {
+    const int64_t item = (stop - 1) / args.item_size;
+    const int64_t item_begin = item * args.item_size;
+    int64_t n = begin > item_begin ? stop - begin : stop - item_begin;
+    n = n < max_size ? n : max_size;
     if (item != coefficients_of) {
       const double dt = item_step(args, item);
       for (int i = 0; i < args.n_slopes; ++i) coefficients[i] = static_cast<C>(dt * args.weights[i]);
       coefficients_of = item;
     }
-    f(start, n, coefficients);
-    start += n;
+    f(stop - n, n, coefficients);
+    stop -= n;
   }
 }
 
@@ -67,7 +70,8 @@ void add_slopes(const Args& args, const C* coefficients, int64_t start, int64_t 
   }
 }
 
-// The same arithmetic in one loop, for the usual few slopes of the state's own type: no sum goes through memory.
+// The same arithmetic in one loop, for slopes of the state's own type, up to the six of Dormand and Prince's method: no
+// sum goes through memory.
 template <int kSlopes, typename C>
 void add_all(const RkCombineArgs& args, const C* coefficients, int64_t start, int64_t n) {
   const C* slopes[kSlopes];
@@ -85,14 +89,14 @@ void add_all(const RkCombineArgs& args, const C* coefficients, int64_t start, in
 }
 
 bool is_plain(const RkCombineArgs& args) {
-  bool is_plain = args.cast_out == nullptr && args.n_slopes >= 1 && args.n_slopes <= 4;
+  bool is_plain = args.cast_out == nullptr && args.n_slopes >= 1 && args.n_slopes <= kMaxPlainSlopes;
   for (int i = 0; i < args.n_slopes; ++i) is_plain = is_plain && args.slope_types[i] == args.state_type;
   return is_plain;
 }
 
 template <typename C>
 void combine_plain(const RkCombineArgs& args, int64_t begin, int64_t end) {
-  for_each_block<C>(args, begin, end, [&](int64_t start, int64_t n, const C* coefficients) {
+  for_each_block<C>(args, begin, end, kPlainBlock, [&](int64_t start, int64_t n, const C* coefficients) {
     switch (args.n_slopes) {
       case 1:
         return add_all<1>(args, coefficients, start, n);
@@ -100,8 +104,12 @@ void combine_plain(const RkCombineArgs& args, int64_t begin, int64_t end) {
         return add_all<2>(args, coefficients, start, n);
       case 3:
         return add_all<3>(args, coefficients, start, n);
-      default:
+      case 4:
         return add_all<4>(args, coefficients, start, n);
+      case 5:
+        return add_all<5>(args, coefficients, start, n);
+      default:
+        return add_all<kMaxPlainSlopes>(args, coefficients, start, n);
     }
   });
 }
@@ -111,7 +119,7 @@ void combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
   if constexpr (std::is_same_v<C, S>) {
     if (is_plain(args)) return combine_plain<C>(args, begin, end);
   }
-  for_each_block<C>(args, begin, end, [&](int64_t start, int64_t n, const C* coefficients) {
+  for_each_block<C>(args, begin, end, kBlock, [&](int64_t start, int64_t n, const C* coefficients) {
     C sum[kBlock];
     add_slopes(args, coefficients, start, n, sum);
     add_state(sum, static_cast<const S*>(args.state) + start, static_cast<S*>(args.out) + start, n);
@@ -123,7 +131,7 @@ void combine(const RkCombineArgs& args, int64_t begin, int64_t end) {
 
 template <typename C, typename S>
 void combine_bwd(const RkCombineBwdArgs& args, int64_t begin, int64_t end) {
-  for_each_block<C>(args, begin, end, [&](int64_t start, int64_t n, const C* coefficients) {
+  for_each_block<C>(args, begin, end, kBlock, [&](int64_t start, int64_t n, const C* coefficients) {
     C grad[kBlock];
     convert(grad, static_cast<const S*>(args.grad) + start, n);
     for (int i = 0; i < args.n_slopes; ++i) {

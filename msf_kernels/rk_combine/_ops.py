@@ -24,7 +24,13 @@ from msf_kernels.rk_combine._allocation import (
     fake_rk_combine_out,
 )
 from msf_kernels.rk_combine._autograd import RkCombineOperators, differentiable
-from msf_kernels.rk_combine._reference import combine, compute_dtype, direction, per_item
+from msf_kernels.rk_combine._reference import (
+    combine,
+    compute_dtype,
+    direction,
+    per_item,
+    rk_combine_out_reference,
+)
 
 _ARGUMENTS = "Tensor state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items"
 
@@ -65,21 +71,6 @@ def _out_kernel(*args: Any) -> None:
     launch_rk_combine_out(*args)
 
 
-def _out_formula(
-    state: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Sequence[float],
-    dt: float,
-    dt_items: Tensor | None,
-    out: Tensor,
-    cast_out: Tensor | None,
-) -> None:
-    combined = combine(state, slopes, weights, dt if dt_items is None else dt_items)
-    if cast_out is not None:
-        cast_out.copy_(combined)
-    out.copy_(combined)
-
-
 def _bwd_kernel(
     grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtype_codes: Sequence[int]
 ) -> list[Tensor]:
@@ -110,7 +101,7 @@ def _bwd_dt_formula(grad: Tensor, slopes: Sequence[Tensor], weights: Sequence[fl
     return product.flatten(1).sum(1) if product.dim() > 1 else product
 
 
-_operators = RkCombineOperators(
+triton_operators = RkCombineOperators(
     fwd=register(
         f"rk_combine_fwd({_ARGUMENTS}) -> Tensor", kernel=_fwd_kernel, formula=_fwd_formula, fake=fake_rk_combine_fwd
     ),
@@ -123,7 +114,7 @@ _operators = RkCombineOperators(
     out=register(
         f"rk_combine_out({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? cast_out) -> ()",
         kernel=_out_kernel,
-        formula=_out_formula,
+        formula=rk_combine_out_reference,
         fake=fake_rk_combine_out,
     ),
     bwd=register(
@@ -140,7 +131,7 @@ _operators = RkCombineOperators(
     ),
 )
 
-rk_combine_triton = differentiable(_operators)
+rk_combine_triton = differentiable(triton_operators)
 
 
 @register_flop_formula(

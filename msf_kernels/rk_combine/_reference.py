@@ -28,6 +28,22 @@ def rk_combine_reference(
     return combined if cast is None else (combined, cast)
 
 
+def rk_combine_out_reference(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float,
+    dt_items: Tensor | None,
+    out: Tensor,
+    cast_out: Tensor | None,
+) -> None:
+    """Fill `out` and, if given, `cast_out`; `dt_items` [N] takes the place of `dt` where it is given."""
+    combined = combine(state, slopes, weights, dt if dt_items is None else dt_items)
+    if cast_out is not None:
+        cast_out.copy_(combined)
+    out.copy_(combined)
+
+
 def combine(state: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], dt: float | Tensor) -> Tensor:
     """Return the unrounded combination, fp32 or fp64, in the output's memory format; never `state` itself."""
     dtype = compute_dtype(state)

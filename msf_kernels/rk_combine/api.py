@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from msf_kernels._ext import native_backend
+from msf_kernels import _ext
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
@@ -20,8 +20,8 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.rk_combine._native import native_reasons, rk_combine_native
-from msf_kernels.rk_combine._ops import rk_combine_triton
-from msf_kernels.rk_combine._reference import rk_combine_reference
+from msf_kernels.rk_combine._ops import rk_combine_triton, triton_operators
+from msf_kernels.rk_combine._reference import rk_combine_out_reference, rk_combine_reference
 
 
 def _triton_reasons(
@@ -41,7 +41,7 @@ _operator = Operator(
     "rk_combine",
     [
         triton_backend(rk_combine_triton, _triton_reasons),
-        native_backend(rk_combine_native, native_reasons),
+        _ext.native_backend(rk_combine_native, native_reasons),
         Backend("reference", rk_combine_reference),
     ],
 )
@@ -130,7 +130,6 @@ def choose_rk_combine(
     weights: Sequence[float],
     dt: float | Tensor,
     *,
-    out: Tensor | None = None,
     cast_to: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Callable[..., Any]:
@@ -138,7 +137,40 @@ def choose_rk_combine(
 
     For loops that make the same call many times: the function takes the arguments of `rk_combine` without `backend`
     and repeats neither checks nor choice. It serves other values, and tensors that agree with these in shape, dtype
-    and device, whether `out` is given and whether a gradient is required; `weights` must hold no zero.
+    and device, and in whether a gradient is required; `weights` must hold no zero.
+
+    Args:
+        state: As for `rk_combine`.
+        slopes: Likewise.
+        weights: Likewise.
+        dt: Likewise.
+        cast_to: Likewise.
+        backend: Likewise.
+
+    Returns:
+        Callable `(state, slopes, weights, dt, *, cast_to)`.
+
+    Raises:
+        TypeError: As for `rk_combine`.
+        ValueError: As for `rk_combine`.
+        BackendUnavailableError: As for `rk_combine`.
+    """
+    return _choose(backend, state, slopes, weights, dt, None, cast_to).run
+
+
+def choose_rk_combine_out(
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float | Tensor,
+    *,
+    out: Tensor,
+    cast_to: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Callable[..., None]:
+    """Return what fills `out` in such a call: the bare operator, which a loop over small states calls soonest.
+
+    Otherwise as `choose_rk_combine`.
 
     Args:
         state: As for `rk_combine`.
@@ -150,15 +182,31 @@ def choose_rk_combine(
         backend: Likewise.
 
     Returns:
-        Callable `(state, slopes, weights, dt, *, out, cast_to)`.
+        Callable `(state, slopes, weights, dt, dt_items, out, cast_out)`, all by position. A tensor of steps goes to
+        `dt_items`, else that is None; `cast_out` is a tensor of the given dtype in the layout of `out`, or None.
 
     Raises:
         TypeError: As for `rk_combine`.
         ValueError: As for `rk_combine`.
         BackendUnavailableError: As for `rk_combine`.
     """
+    chosen = _choose(backend, state, slopes, weights, dt, out, cast_to).name
+    if chosen == "native":
+        return _ext.loaded_operator("rk_combine_out")
+    return triton_operators.out if chosen == "triton" else rk_combine_out_reference
+
+
+def _choose(
+    backend: str,
+    state: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[float],
+    dt: float | Tensor,
+    out: Tensor | None,
+    cast_to: torch.dtype | None,
+) -> Backend:
     slopes, weights, dt = _require_call(state, slopes, weights, dt, out, cast_to)
-    return _operator.choose(backend, state, slopes, weights, dt, out=out, cast_to=cast_to).run
+    return _operator.choose(backend, state, slopes, weights, dt, out=out, cast_to=cast_to)
 
 
 def _require_call(

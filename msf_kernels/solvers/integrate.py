@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from msf_kernels.rk_combine.api import choose_rk_combine
+from msf_kernels.rk_combine.api import choose_rk_combine, choose_rk_combine_out
 from msf_kernels.solvers.solution import Solution, SolveStatus
 from msf_kernels.solvers.tableau import EULER, Stage, Tableau
 from msf_kernels.solvers.time_grid import TimeGridLike, check_time_grid
@@ -81,7 +81,9 @@ def integrate(
     else:
         steps = _shared_steps(grid, tableau.fixed_step_stages)
 
-    solver = _FixedStep(velocity_field, tableau, cast_to, None if torch.compiler.is_compiling() else workspace, backend)
+    solver = _FixedStep(
+        velocity_field, z_start, tableau, cast_to, None if torch.compiler.is_compiling() else workspace, backend
+    )
     state, z = z_start, z_start if cast_to is None else z_start.to(cast_to)
     trajectory = [z_start]
     n_steps = (len(grid) if isinstance(grid, tuple) else grid.shape[1]) - 1
@@ -123,74 +125,116 @@ def _per_sample_steps(grid: Tensor, stages: Sequence[Stage]) -> Iterator[_Step]:
 
 
 class _FixedStep:
-    """Takes steps and counts evaluations."""
+    """Takes steps and counts evaluations.
+
+    Beside a cheap field the interpreter's own work shows: it runs from memory that the states push out of the near
+    caches. So `advance` makes no call that it can do without, and what holds for the whole solve is settled before.
+    """
 
     def __init__(
         self,
         velocity_field: VelocityField,
+        z_start: Tensor,
         tableau: Tableau,
         cast_to: torch.dtype | None,
         workspace: Workspace | None,
         backend: str,
     ) -> None:
         self.velocity_field = velocity_field
-        self.stages = tableau.fixed_step_stages
-        self.updates = (*self.stages[1:], tableau.solution)
+        updates = (*tableau.fixed_step_stages[1:], tableau.solution)
+        # Sources None: all slopes so far.
+        self.updates = [
+            (None if len(update.sources) == i + 1 else update.sources, update.weights)
+            for i, update in enumerate(updates)
+        ]
         self.cast_to = cast_to
-        self.workspace = workspace
         self.backend = backend
         self.nfe = 0
-        # What serves each update, kept for as long as the velocities stay of one kind.
-        self.kind: tuple[torch.dtype, torch.device, bool] | None = None
-        self.chosen: list[Callable[..., Any] | None] = [None] * (2 * len(self.updates))
+        # What serves each update, in new memory and in a buffer, for as long as the velocities stay of one kind.
+        self.kind: tuple[torch.Size, torch.dtype, torch.device, bool] | None = None
+        self.chosen: list[Callable[..., Any] | None] = []
+        self.chosen_out: list[Callable[..., None] | None] = []
+        # A buffer for each inner evaluation, because its slope may be a view of it.
+        self.buffers = [
+            None if workspace is None else workspace.get(f"inner {i}", z_start) for i in range(len(updates) - 1)
+        ]
+        self.state_buffer = None if workspace is None else _StateBuffer(workspace)
 
     def advance(
         self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor, *, is_kept: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the state after one step, in new memory if it is to be kept, and the copy that the field reads."""
-        slopes = [self.evaluate(z, times[0])]
-        n_inner = len(self.stages) - 1
-        for i in range(n_inner):
-            # A buffer for each inner evaluation, because its slope may be a view of it.
-            out = None if self.workspace is None else self.workspace.get(f"inner {i}", state)
-            _, stage_z = self.combine(i, state, slopes, dt, out)
-            slopes.append(self.evaluate(stage_z, times[i + 1]))
-        out = None if self.workspace is None or is_kept else self.next_state_buffer(self.workspace, state, slopes)
-        return self.combine(n_inner, state, slopes, dt, out)
+        slopes: list[Tensor] = []
+        combined = state
+        dt_number, dt_items = (1.0, dt) if isinstance(dt, Tensor) else (dt, None)
+        last = len(self.buffers)
+        for i, (sources, weights) in enumerate(self.updates):
+            velocity = self.velocity_field(z, times[i])
+            self.nfe += 1
+            if (
+                not isinstance(velocity, Tensor)
+                or (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad) != self.kind
+            ):
+                self.expect(checked_velocity(velocity, z))
+            slopes.append(velocity)
+            used = slopes if sources is None else [slopes[j] for j in sources]
+            if i < last:
+                out = self.buffers[i]
+            else:
+                out = None if self.state_buffer is None or is_kept else self.state_buffer.next(state, slopes)
+            if out is None:
+                run = self.chosen[i] or self.choose(i, state, used, dt)
+                if self.cast_to is None:
+                    combined = z = run(state, used, weights, dt)
+                else:
+                    combined, z = run(state, used, weights, dt, cast_to=self.cast_to)
+            else:
+                fill = self.chosen_out[i] or self.choose_out(i, state, used, dt, out)
+                cast_out = None if self.cast_to is None else torch.empty_like(out, dtype=self.cast_to)
+                fill(state, used, weights, dt_number, dt_items, out, cast_out)
+                combined = out
+                z = out if cast_out is None else cast_out
+        return combined, z
 
-    def evaluate(self, z: Tensor, t: float | Tensor) -> Tensor:
-        velocity = checked_velocity(self.velocity_field(z, t), z)
-        self.nfe += 1
-        kind = (velocity.dtype, velocity.device, velocity.requires_grad)
-        if kind != self.kind:
-            self.kind = kind
-            self.chosen = [None] * len(self.chosen)
-        return velocity
+    def expect(self, velocity: Tensor) -> None:
+        """Forget what served velocities of another kind."""
+        self.kind = (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
+        self.chosen = [None] * len(self.updates)
+        self.chosen_out = [None] * len(self.updates)
 
-    def combine(
-        self, update: int, state: Tensor, slopes: Sequence[Tensor], dt: float | Tensor, out: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        weights = self.updates[update].weights
-        used = [slopes[j] for j in self.updates[update].sources]
-        call = 2 * update + (out is not None)
-        run = self.chosen[call]
-        if run is None:
-            run = choose_rk_combine(state, used, weights, dt, out=out, cast_to=self.cast_to, backend=self.backend)
-            self.chosen[call] = run
-        result = run(state, used, weights, dt, out=out, cast_to=self.cast_to)
-        return (result, result) if self.cast_to is None else result
+    def choose(self, i: int, state: Tensor, used: Sequence[Tensor], dt: float | Tensor) -> Callable[..., Any]:
+        weights = self.updates[i][1]
+        chosen = choose_rk_combine(state, used, weights, dt, cast_to=self.cast_to, backend=self.backend)
+        self.chosen[i] = chosen
+        return chosen
 
-    def next_state_buffer(self, workspace: Workspace, state: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-        """Return where the next state goes: over the present one, unless that is the start or a slope views it."""
-        first = workspace.get("state", state)
-        if first is not state or self.cast_to is not None or _are_apart(state, slopes):
-            return first
-        return workspace.get("other state", state)
+    def choose_out(
+        self, i: int, state: Tensor, used: Sequence[Tensor], dt: float | Tensor, out: Tensor
+    ) -> Callable[..., None]:
+        weights = self.updates[i][1]
+        chosen = choose_rk_combine_out(state, used, weights, dt, out=out, cast_to=self.cast_to, backend=self.backend)
+        self.chosen_out[i] = chosen
+        return chosen
 
 
-def _are_apart(state: Tensor, slopes: Sequence[Tensor]) -> bool:
-    """Whether no slope shares memory with the state; False where that cannot be told, as while tracing."""
-    if torch.compiler.is_compiling() or type(state) is not Tensor:
-        return False
-    memory = state.untyped_storage().data_ptr()
-    return all(type(slope) is Tensor and slope.untyped_storage().data_ptr() != memory for slope in slopes)
+class _StateBuffer:
+    """Where the states of a solve go: each over the last one, unless a slope of the step still needs that."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.buffer: Tensor | None = None
+        self.addresses: range | None = None
+
+    def next(self, state: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+        """Return where the state after `state` goes."""
+        if self.buffer is None:
+            self.buffer = self.workspace.get("state", state)
+            # Only a plain tensor's address tells what shares its memory.
+            if type(self.buffer) is Tensor and (first := self.buffer.data_ptr()):
+                self.addresses = range(first, first + self.buffer.untyped_storage().nbytes())
+        if state is not self.buffer:
+            return self.buffer
+        for slope in slopes:
+            if self.addresses is None or type(slope) is not Tensor or slope.data_ptr() in self.addresses:
+                return self.workspace.get("other state", state)
+        return self.buffer

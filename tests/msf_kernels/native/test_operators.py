@@ -132,6 +132,19 @@ def test_tensors_on_a_device_without_kernels_are_refused_with_the_reason():
     assert reasons["native"] == ["has no kernel for tensors on meta"]
 
 
+@pytest.mark.parametrize("n_slopes", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_number_of_slopes_is_the_sum_from_the_first_to_the_last(n_slopes, dtype):
+    # More than one block, and a rest.
+    state, *slopes = normal(n_slopes + 1, 3, 40_001, dtype=dtype)
+    weights = [0.5 / (i + 1) for i in range(n_slopes)]
+    exact = state.double() + 0.3 * sum(w * slope.double() for w, slope in zip(weights, slopes, strict=True))
+    combined = rk_combine(state, slopes, weights, 0.3, backend="native")
+    torch.testing.assert_close(combined.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps)
+    in_place = rk_combine(state, slopes, weights, 0.3, out=state, backend="native")
+    assert torch.equal(in_place, combined)
+
+
 def test_auto_chooses_the_extension_on_a_cpu(monkeypatch):
     from msf_kernels.rk_combine import api
 
@@ -144,7 +157,7 @@ def test_auto_chooses_the_extension_on_a_cpu(monkeypatch):
 @pytest.mark.slow
 def test_the_first_calls_of_a_process_compile_into_one_graph_forward_and_backward(run_fresh):
     run_fresh(
-        "import torch, msf_kernels as m\n"
+        "import torch, msf_kernels as m; torch.manual_seed(0)\n"
         "def loss(x, semantic, weight, index, backend):\n"
         "    noise = m.philox_normal(index, x.shape[1:], 3, backend=backend)\n"
         "    z, dz = m.symmetric_path(x, semantic, index.float() / 4, sample_index=index, seed=1, backend=backend)\n"

@@ -135,6 +135,42 @@ def test_a_workspace_changes_no_bit_even_when_the_velocity_is_a_view_of_the_stat
     assert torch.equal(z, before)
 
 
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("cast_to", [None, torch.bfloat16])
+@pytest.mark.parametrize("is_per_sample", [False, True])
+def test_a_workspace_changes_no_bit_with_casts_and_per_sample_times(backend, cast_to, is_per_sample):
+    z = torch.randn(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    grid = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)).cumsum(1) if is_per_sample else uniform_grid(5)
+    workspace = Workspace()
+    for field in (lambda z, t: torch.sin(z), lambda z, t: z.mT):
+        plain = integrate(field, z, grid, RK4, cast_to=cast_to, backend=backend)
+        again = integrate(field, z, grid, RK4, cast_to=cast_to, backend=backend, workspace=workspace)
+        assert torch.equal(plain.state, again.state)
+
+
+def test_a_workspace_is_right_under_tensors_whose_address_tells_nothing():
+    class Wrapped(torch.Tensor):
+        pass
+
+    z = torch.randn(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    plain = integrate(lambda z, t: z.mT, z, uniform_grid(5), HEUN)
+    wrapped = integrate(lambda z, t: z.mT, z.as_subclass(Wrapped), uniform_grid(5), HEUN, workspace=Workspace())
+    assert torch.equal(plain.state, wrapped.state.as_subclass(torch.Tensor))
+
+
+@pytest.mark.parametrize("workspace", [None, Workspace()])
+def test_a_velocity_that_moves_to_another_device_on_the_way_is_refused(workspace):
+    z = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"slopes\[0\] must be on the device of state"):
+        integrate(lambda z, t: z if t < 0.5 else z.to("meta"), z, uniform_grid(4), workspace=workspace)
+
+
+def test_a_workspace_takes_no_state_that_only_the_caller_gets():
+    workspace = Workspace()
+    integrate(lambda z, t: -z, torch.ones(2, 3), uniform_grid(1), EULER, workspace=workspace)
+    assert workspace.n_bytes == 0
+
+
 def test_what_a_solve_returns_is_not_overwritten_by_the_next_one_with_the_same_workspace():
     workspace = Workspace()
     z = torch.ones(2, 3)
