@@ -6,12 +6,14 @@ A figure of ours got worse when all of this holds:
    samples were taken, since two percentiles of three samples are no interval).
 2. The intervals from the 20th to the 80th percentile do not overlap.
 3. Both hold after the drift of the machine is taken out: times are divided by the median change of the peers that were
-   timed in turn with ours, which run the same code in both runs. Where there are no peers, or versions differ, nothing
-   is taken out.
+   timed in turn with ours, which run the same code in both runs, and likewise if they are divided by the median of
+   that over all jobs, since a peer may have moved by itself. Where a job has no peers, or versions differ, nothing is
+   taken out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,8 @@ class Change:
     Args:
         before: Row of the first run.
         after: Row of the second.
-        drift: Change of the peers, taken out of `ratio`.
+        drift: Change of the machine, taken out of `ratio`: as the job's peers or as all jobs' show it, whichever leaves
+            less.
         ratio: Median after over median before, without drift; above 1 is worse.
         verdict: `worse`, `better`, `same` or `lost` (measured before and not any more).
     """
@@ -90,9 +93,13 @@ def compare(before: Sequence[Row], after: Sequence[Row], least: float = 0.1) -> 
         for key, row in earlier.items()
         if key[2] == OURS and row.median is not None and not row.metric.startswith(_NOT_COMPARED)
     ]
-    changes = [
-        _change(earlier[key], later[key], _drift(key, earlier, later), least) for key in compared if key in later
-    ]
+    drifts = {key: _drift(key, earlier, later) for key in compared if key in later}
+    known = [drift for drift in drifts.values() if drift is not None]
+    changes = []
+    for key, drift in drifts.items():
+        candidates = [1.0] if drift is None else [drift, median(known)]
+        found = [_change(earlier[key], later[key], candidate, least) for candidate in candidates]
+        changes.append(min(found, key=lambda change: abs(math.log(change.ratio))))
     for key in [key for key in compared if key not in later]:
         # A job that failed has one row without a figure, under its own name; a job that was not run has none.
         failed = next((row for row in after if _is_failure_of(row, key)), None)
@@ -111,16 +118,16 @@ def _by_key(rows: Sequence[Row]) -> dict[Key, Row]:
     return {(row.suite, row.job, row.variant, row.metric, row.machine): row for row in rows}
 
 
-def _drift(key: Key, earlier: Mapping[Key, Row], later: Mapping[Key, Row]) -> float:
-    """Median change of the peers' figures of the same job and metric."""
+def _drift(key: Key, earlier: Mapping[Key, Row], later: Mapping[Key, Row]) -> float | None:
+    """Median change of the peers' figures of the same job and metric; None where there are none."""
     if earlier[key].versions != later[key].versions or earlier[key].unit not in LOWER_IS_BETTER:
-        return 1.0
+        return None
     changes = []
     for other, row in earlier.items():
         is_peer = other[:2] == key[:2] and other[3:] == key[3:] and not other[2].startswith((OURS, MACHINE))
         if is_peer and other in later and row.median and later[other].median:
             changes.append((later[other].median or 1.0) / row.median)
-    return median(changes) if changes else 1.0
+    return median(changes) if changes else None
 
 
 def _change(before: Row, after: Row, drift: float, least: float) -> Change:

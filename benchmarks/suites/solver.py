@@ -24,7 +24,7 @@ SUITE = "solver"
 TESTS = ("tests/msf_kernels/solvers/test_peers.py", "tests/msf_kernels/solvers/test_integrate.py")
 # glibc then keeps what is freed, as it comes to do by itself once larger blocks were freed. Until then it may hand the
 # peers' temporaries back to the system at every step, which costs them more than their arithmetic.
-KEEP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 
 
 def jobs() -> Iterator[Job]:

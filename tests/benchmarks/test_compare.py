@@ -89,6 +89,17 @@ def test_forms_of_ours_are_no_measure_of_the_machine():
     assert verdicts(run(200.0), run(400.0)) == ["worse"]
 
 
+def test_a_peer_that_moved_alone_is_no_measure_of_the_machine():
+    later = run_of(1)
+    moved = [
+        replace(row, median=row.median / 2.5, p20=row.p20 / 2.5, p80=row.p80 / 2.5)
+        if (row.job, row.variant) == ("job-3", "authors")
+        else row
+        for row in later
+    ]
+    assert verdicts(run_of(0), moved) == ["same"] * 10
+
+
 def test_peers_of_another_version_are_no_measure_of_the_machine():
     later = [replace(row, versions={**row.versions, "torch": "9.9"}) for row in run_of(1, drift=1.3)]
     assert verdicts(run_of(0), later) == ["worse"] * 10
