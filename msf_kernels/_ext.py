@@ -68,9 +68,11 @@ def tensor_reasons(name: str, tensors: Iterable[Tensor | None]) -> list[str]:
         name: Name in the library.
         tensors: All tensor arguments of the call; None where an optional one is absent.
     """
-    devices = sorted({x.device.type for x in tensors if x is not None})
-    reasons = []
-    for device in devices:
+    devices = {x.device.type for x in tensors if x is not None}
+    reasons: list[str] = []
+    if devices == {"cpu"}:
+        return reasons
+    for device in sorted(devices):
         if device == "cuda" and not _has_cuda_kernel(name):
             reasons.append("built without CUDA: reinstall with nvcc on PATH and a CUDA build of torch")
         elif device not in ("cpu", "cuda"):

@@ -106,10 +106,13 @@ class Operator:
         wanted = _resolve(backend, self.backends)
         if wanted == "auto":
             order = self.backends if self._auto_order is None else self._auto_order(*args, **kwargs)
-            for candidate in [self.backends[name] for name in order]:
-                if not candidate.in_auto():
-                    continue
-                if not candidate.machine_reasons() and not candidate.input_reasons(*args, **kwargs):
+            for name in order:
+                candidate = self.backends[name]
+                if (
+                    candidate.in_auto()
+                    and not candidate.machine_reasons()
+                    and not candidate.input_reasons(*args, **kwargs)
+                ):
                     self._log_choice(candidate.name)
                     return candidate
         else:

@@ -50,6 +50,8 @@ def require_shape(name: str, value: Tensor, axes: str, *allowed: Sequence[int]) 
     Raises:
         ValueError: None matches.
     """
+    if value.shape in allowed:  # the usual case, a tuple
+        return
     shape = tuple(value.shape)
     if not any(shape == tuple(candidate) for candidate in allowed):
         wanted = " or ".join(str(list(candidate)) for candidate in allowed)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msf_kernels.backend import Backend
 
+_IS_BUILT_FOR_GPU = torch.backends.cuda.is_built()  # also with ROCm
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _TRUE = ("1", "true", "yes", "on", "y")
 
@@ -71,5 +72,5 @@ def triton_backend(run: Callable[..., Any], input_reasons: Callable[..., list[st
 
 
 def _is_compiled() -> bool:
-    # Asked at every call: without a GPU the answer costs no look at the environment.
-    return torch.cuda.is_available() and not is_interpreting()
+    # Asked at every call: the cheapest answers come first.
+    return _IS_BUILT_FOR_GPU and torch.cuda.is_available() and not is_interpreting()

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from msf_kernels.rk_combine._allocation import empty_combined
 from msf_kernels.rk_combine.api import choose_rk_combine, choose_rk_combine_out
 from msf_kernels.solvers.solution import Solution, SolveStatus
 from msf_kernels.solvers.tableau import EULER, Stage, Tableau
@@ -180,8 +181,10 @@ class _FixedStep:
             used = slopes if sources is None else [slopes[j] for j in sources]
             if i < last:
                 out = self.buffers[i]
+            elif self.state_buffer is None:
+                out = None
             else:
-                out = None if self.state_buffer is None or is_kept else self.state_buffer.next(state, slopes)
+                out = empty_combined(state, state.dtype) if is_kept else self.state_buffer.next(state, slopes)
             if out is None:
                 run = self.chosen[i] or self.choose(i, state, used, dt)
                 if self.cast_to is None:
