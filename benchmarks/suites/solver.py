@@ -38,6 +38,15 @@ def jobs() -> Iterator[Job]:
     )
     yield SolverOverhead(
         suite=SUITE,
+        name="solver-heun25-linear-1-thread",
+        note="25 Heun steps, state 64x8x32x32 float32; time beyond the evaluations",
+        tests=TESTS,
+        method="heun",
+        threads=1,
+        goals={"torchdiffeq": 5.0, "torchode": 5.0},
+    )
+    yield SolverOverhead(
+        suite=SUITE,
         name="solver-euler25-linear",
         note="25 Euler steps, state 64x8x32x32 float32; time beyond the evaluations",
         tests=TESTS,
@@ -80,14 +89,24 @@ class SolverOverhead(Job):
 
     Args:
         method: One of `benchmarks.solver_overhead.METHODS`.
+        threads: Of the processes; None: as many as this one has.
         n_processes: How many run, one after the other.
     """
 
     method: str
+    threads: int | None = None
     n_processes: int = 7
 
     def measure(self, context: Context) -> None:
         """Run the processes; add overheads, and per peer how many times ours it takes."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads or threads)
+        try:
+            self._measure(context)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _measure(self, context: Context) -> None:
         n_processes = context.rounds or (1 if context.quick else self.n_processes)
         samples: dict[str, list[float]] = {}
         for _ in range(n_processes):
