@@ -26,7 +26,7 @@ from benchmarks.timing import Plan, Timed, interleaved
 
 SUITES = ("ops", "network", "solver", "end-to-end", "train", "memory", "scaling")
 UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}
-QUICK = {"n_rounds": 2, "warm_up_seconds": 0.0, "sample_seconds": 0.0}
+QUICK: dict[str, Any] = {"n_rounds": 2, "warm_up_seconds": 0.0, "sample_seconds": 0.0}
 
 
 @dataclass

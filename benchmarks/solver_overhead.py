@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from benchmarks.__main__ import CLOCKS
 from benchmarks.peers import Unavailable, solvers
+from benchmarks.registry import QUICK
 from benchmarks.rows import OURS
 from benchmarks.timing import Plan, interleaved
 from msf_kernels.solvers import EULER, HEUN, Tableau, Workspace, integrate, uniform_grid
@@ -25,7 +27,6 @@ SHAPE = (64, 8, 32, 32)
 QUICK_SHAPE = (4, 8, 8, 8)
 N_STEPS = 25
 RATE = -0.5
-EVALUATIONS = "evaluations"
 
 
 class LinearField:
@@ -62,29 +63,42 @@ def _ours(linear: LinearField, tableau: Tableau, *, keeps_workspace: bool) -> Ru
     return lambda z: integrate(lambda z, t: linear(z), z, grid, tableau, workspace=workspace).state
 
 
-# `ours` keeps its states in a workspace from step to step and run to run, as a loop over many batches does.
+def _method(
+    tableau: Tableau,
+    n_evaluations: int,
+    peers: Mapping[str, Callable[[LinearField, int], Run]],
+    n_evaluations_of: Mapping[str, int] | None = None,
+) -> Method:
+    # `ours` keeps its states in a workspace from step to step and run to run, as a loop over many batches does.
+    runs: dict[str, Callable[[LinearField], Run]] = {
+        OURS: lambda linear: _ours(linear, tableau, keeps_workspace=True),
+        "ours-allocating": lambda linear: _ours(linear, tableau, keeps_workspace=False),
+    }
+    for name, make in peers.items():
+        runs[name] = lambda linear, make=make: make(linear, N_STEPS)  # type: ignore[misc]
+    return Method(runs, n_evaluations, n_evaluations_of or {})
+
+
 METHODS = {
-    "heun": Method(
-        {
-            OURS: lambda linear: _ours(linear, HEUN, keeps_workspace=True),
-            "ours-allocating": lambda linear: _ours(linear, HEUN, keeps_workspace=False),
-            "torchdiffeq": lambda linear: solvers.torchdiffeq_heun(linear, N_STEPS),
-            "torchode": lambda linear: solvers.torchode_heun(linear, N_STEPS),
-            "diffusers": lambda linear: solvers.diffusers_heun(linear, N_STEPS),
-            "zuko": lambda linear: solvers.zuko_heun(linear, N_STEPS),
-        },
+    "heun": _method(
+        HEUN,
         2 * N_STEPS,
+        {
+            "torchdiffeq": solvers.torchdiffeq_heun,
+            "torchode": solvers.torchode_heun,
+            "diffusers": solvers.diffusers_heun,
+            "zuko": solvers.zuko_heun,
+        },
         {"diffusers": 2 * N_STEPS - 1},  # it ends with an Euler step
     ),
-    "euler": Method(
-        {
-            OURS: lambda linear: _ours(linear, EULER, keeps_workspace=True),
-            "ours-allocating": lambda linear: _ours(linear, EULER, keeps_workspace=False),
-            "torchdiffeq": lambda linear: solvers.torchdiffeq_euler(linear, N_STEPS),
-            "torchode": lambda linear: solvers.torchode_euler(linear, N_STEPS),
-            "diffusers": lambda linear: solvers.diffusers_euler(linear, N_STEPS),
-        },
+    "euler": _method(
+        EULER,
         N_STEPS,
+        {
+            "torchdiffeq": solvers.torchdiffeq_euler,
+            "torchode": solvers.torchode_euler,
+            "diffusers": solvers.diffusers_euler,
+        },
     ),
 }
 
@@ -137,8 +151,8 @@ def overheads(method: Method, z: Tensor, plan: Plan) -> tuple[dict[str, float], 
         for _ in range(method.n_evaluations):
             state = velocity_field(state, 0.0)
 
-    seconds = interleaved({EVALUATIONS: evaluations} | calls, plan, z.device)
-    network = seconds.pop(EVALUATIONS)
+    seconds = interleaved({"evaluations": evaluations} | calls, plan, z.device)
+    network = seconds.pop("evaluations")
     # A difference of two times can come out near zero on a busy machine; its ratio would mean nothing.
     least = 1e-3 * min(network)
     return {
@@ -152,11 +166,14 @@ def main() -> None:
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     # Long samples: a solver finds the caches as its own last run left them, not as another's.
-    plan = Plan(2, 0.0, 0.0) if options.quick else Plan(n_rounds=11, sample_seconds=0.05)
+    plan = Plan(n_rounds=11, sample_seconds=0.05, clock=CLOCKS[options.clock])
+    if options.quick:
+        plan = replace(plan, **QUICK)
     with torch.inference_mode():
         z = start(torch.device(options.device), quick=options.quick)
         seconds, reasons = overheads(METHODS[options.method], z, plan)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.__main__ import CLOCKS
 from benchmarks.agreement import same_numbers
 from benchmarks.peers import solvers
 from benchmarks.registry import Comparison, Context, Job
@@ -127,6 +128,7 @@ class SolverOverhead(Job):
     def _run(self, context: Context) -> dict[str, dict[str, float]]:
         command = [sys.executable, "-m", "benchmarks.solver_overhead", self.method]
         command += ["--device", context.device.type, "--threads", str(torch.get_num_threads())]
+        command += ["--clock", next(name for name, clock in CLOCKS.items() if clock is context.clock)]
         command += ["--quick"] if context.quick else []
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | KEEP)
         if done.returncode:

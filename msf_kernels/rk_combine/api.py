@@ -168,9 +168,9 @@ def choose_rk_combine_out(
     cast_to: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Callable[..., None]:
-    """Return what fills `out` in such a call: the bare operator, which a loop over small states calls soonest.
+    """Check a call with `out` likewise and return the bare operator that fills it, with nothing around it.
 
-    Otherwise as `choose_rk_combine`.
+    For loops in which the cost of the call itself shows; what it serves is as for `choose_rk_combine`.
 
     Args:
         state: As for `rk_combine`.

@@ -288,8 +288,10 @@ class _AdaptiveSolver:
         ratio = ratio.clamp_min(1e-10)
         return replace(
             rows,
-            z=_chosen(is_kept, trial.z, rows.z),
-            slope=_chosen(is_kept, trial.slopes[-1], rows.slope) if self.tableau.is_first_same_as_last else rows.slope,
+            z=_where_kept(is_kept, trial.z, rows.z),
+            slope=(
+                _where_kept(is_kept, trial.slopes[-1], rows.slope) if self.tableau.is_first_same_as_last else rows.slope
+            ),
             t=t,
             length=torch.where(rows.is_running, length, rows.length),
             previous=torch.where(is_kept, ratio, rows.previous),
@@ -340,25 +342,23 @@ class _Outputs:
         row, column = is_passed.nonzero().unbind(1)
         if row.shape[0] == 0:
             return
-        place, time = rows.index[row] * self.times.shape[1] + column, times[row, column]
+        time = times[row, column]
         is_end = time == trial.t[row]
-        at_end, inside = is_end.nonzero().squeeze(1), (~is_end).nonzero().squeeze(1)
-        if at_end.shape[0]:
-            self.places.append(place[at_end])
-            self.states.append(trial.z[row[at_end]])
-        if inside.shape[0]:
-            row = row[inside]
-            self.places.append(place[inside])
-            self.states.append(
-                interpolate(
-                    self.tableau,
-                    rows.z[row],
-                    trial.z[row],
-                    [slope[row] for slope in trial.slopes],
-                    trial.dt[row],
-                    (time[inside] - rows.t[row]) / trial.dt[row],
-                )
+        self.places.append(rows.index[row] * self.times.shape[1] + column)
+        if bool(is_end.all()):  # the usual case: the end of the solve is all that is wanted
+            self.states.append(trial.z[row])
+            return
+        theta = torch.where(is_end, 1.0, (time - rows.t[row]) / trial.dt[row])
+        self.states.append(
+            interpolate(
+                self.tableau,
+                rows.z[row],
+                trial.z[row],
+                [slope[row] for slope in trial.slopes],
+                trial.dt[row],
+                theta,
             )
+        )
 
     def trajectory(self) -> Tensor:
         n_items, n_times = self.times.shape
@@ -434,12 +434,12 @@ def _check_tolerance(name: str, value: float | Tensor, z_start: Tensor) -> float
     return value.to(z_start.device)
 
 
-def _chosen(is_new: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return the rows of `new` where the flag is set, else those of `old`."""
+def _where_kept(is_kept: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return the rows of `new` [n, ...] where the flag [n] is set, else those of `old`."""
     # Reading a flag back costs nothing on a CPU, and the usual step, that all items take, then costs no pass.
-    if is_new.device.type == "cpu" and not torch.compiler.is_compiling() and bool(is_new.all()):
+    if is_kept.device.type == "cpu" and not torch.compiler.is_compiling() and bool(is_kept.all()):
         return new.to(torch.promote_types(new.dtype, old.dtype))
-    return torch.where(is_new.reshape(-1, *([1] * (new.ndim - 1))), new, old)
+    return torch.where(is_kept.reshape(-1, *([1] * (new.ndim - 1))), new, old)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -187,10 +187,8 @@ class _FixedStep:
                 out = empty_combined(state, state.dtype) if is_kept else self.state_buffer.next(state, slopes)
             if out is None:
                 run = self.chosen[i] or self.choose(i, state, used, dt)
-                if self.cast_to is None:
-                    combined = z = run(state, used, weights, dt)
-                else:
-                    combined, z = run(state, used, weights, dt, cast_to=self.cast_to)
+                result = run(state, used, weights, dt, cast_to=self.cast_to)
+                combined, z = (result, result) if self.cast_to is None else result
             else:
                 fill = self.chosen_out[i] or self.choose_out(i, state, used, dt, out)
                 cast_out = None if self.cast_to is None else torch.empty_like(out, dtype=self.cast_to)

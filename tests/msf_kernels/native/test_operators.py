@@ -141,6 +141,8 @@ def test_any_number_of_slopes_is_the_sum_from_the_first_to_the_last(n_slopes, dt
     exact = state.double() + 0.3 * sum(w * slope.double() for w, slope in zip(weights, slopes, strict=True))
     combined = rk_combine(state, slopes, weights, 0.3, backend="native")
     torch.testing.assert_close(combined.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps)
+    # With a cast another loop serves.
+    assert torch.equal(rk_combine(state, slopes, weights, 0.3, cast_to=dtype, backend="native")[0], combined)
     in_place = rk_combine(state, slopes, weights, 0.3, out=state, backend="native")
     assert torch.equal(in_place, combined)
 
