@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.registry import SUITES
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+from benchmarks.timing import CLOCKS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,16 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import msf.unet
+import msf.network.layers
 from benchmarks.agreement import close_in_rms
+from benchmarks.context import Context
 from benchmarks.gpu_operators import operator_jobs, pytorch_attention, pytorch_group_norm_silu
 from benchmarks.limits import measure_limits
-from benchmarks.registry import Build, Comparison, Context, Job, Subject, Work
+from benchmarks.registry import Build, Comparison, Job, Subject, Work
 from benchmarks.rows import OURS, RESULTS, Row, RowWriter, load_rows
 from benchmarks.suites import network as network_suite
 from benchmarks.timing import Plan
 from msf.config import RECIPES, UNetConfig
-from msf.unet import UNet
+from msf.network.unet import UNet
 
 # Share of the time of each part.
 PARTS = {"operators": 0.4, "sweep": 0.25, "compiled": 0.35}
@@ -87,7 +88,7 @@ def captured(call: Callable[[], Tensor], device: torch.device) -> Callable[[], T
 
 def _ours(n: int) -> Build:
     def build(context: Context) -> Subject:
-        from msf.compiled import compile_velocity
+        from msf.network.inference import compile_velocity
 
         field = compile_velocity(make_network(context), (1.0,), dtype=torch.bfloat16)
         z = make_state(context, n)
@@ -134,7 +135,7 @@ def _plain_network(context: Context) -> Callable[[Tensor], Tensor]:
 
 def use_pytorchs_operators() -> None:
     """Let the plain network of this process call PyTorch's norm and attention; our inference form has its own calls."""
-    vars(msf.unet).update(group_norm_silu=pytorch_group_norm_silu, spatial_attention=pytorch_attention)
+    vars(msf.network.layers).update(group_norm_silu=pytorch_group_norm_silu, spatial_attention=pytorch_attention)
 
 
 def network_jobs(sizes: Sequence[int], compiler: dict[str, Any] | None = None) -> Iterator[Job]:
@@ -145,7 +146,7 @@ def network_jobs(sizes: Sequence[int], compiler: dict[str, Any] | None = None) -
             suite="gpu",
             name=f"latent-mb{n}",
             note=f"published latent network, random weights, micro-batch {n}, t = 1",
-            tests=("tests/msf/test_unet.py",),
+            tests=("tests/msf/network/test_unet.py",),
             variants={OURS: _ours(n), **peers},
             unit="ms",
             plan=_PLAN,

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 import msf_kernels
 from benchmarks.agreement import close_in_rms
-from benchmarks.registry import Build, Comparison, Context, Job, Work, jobs
+from benchmarks.context import Context
+from benchmarks.registry import Build, Comparison, Job, Work, jobs
 from benchmarks.rows import OURS
 from benchmarks.timing import Plan
 

@@ -20,13 +20,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.limits import Limits, measure_limits
-from benchmarks.registry import Context
+from benchmarks.context import Context, Limits
+from benchmarks.limits import measure_limits
 from benchmarks.rows import RowWriter
 from benchmarks.suites import network as suite
-from msf.compiled import compile_velocity, layers
-from msf.compiled.convolution import Convolution
-from msf.compiled.layers import Norm
+from msf.network.inference import compile_velocity, layers
+from msf.network.inference.convolution import Convolution
+from msf.network.inference.layers import Norm
 
 NETWORKS = ("latent", "pixel")
 

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
 
+from benchmarks.context import Context, Limits
 from benchmarks.rows import MACHINE
 from benchmarks.timing import Plan, interleaved
 
-if TYPE_CHECKING:
-    from benchmarks.registry import Context
-
 JOB = "machine-limits"
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a machine at its number of threads.
-
-    Args:
-        bytes_per_second: Read plus written by a copy that no cache holds.
-        flops_per_second: Of a large square matmul, per dtype.
-    """
-
-    bytes_per_second: float
-    flops_per_second: dict[torch.dtype, float]
-
-    def least_seconds(self, flops: float, n_bytes: float, dtype: torch.dtype) -> float | None:
-        """Return the time below which this work cannot be done; None where the dtype's rate was not measured."""
-        rate = self.flops_per_second.get(dtype)
-        return None if rate is None else max(flops / rate, n_bytes / self.bytes_per_second)
 
 
 def measure_limits(context: Context) -> Limits:

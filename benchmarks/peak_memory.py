@@ -2,7 +2,8 @@
 
 Prints one JSON object: by how much the resident memory (on CUDA: the allocated memory) rose above what it was when the
 work began; Python, torch and weights are not counted. The caller tells glibc to hand large blocks back to the system
-when they are freed (`HAND_BACK`), so that the peak is that of live tensors and not of a heap in fragments.
+when they are freed (`benchmarks.suites.memory.HAND_BACK`), so that the peak is that of live tensors and not of a heap
+in fragments.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 N_CLASSES = 4
 
 
@@ -89,7 +89,7 @@ def engine(options: argparse.Namespace) -> Callable[[], object]:
 def evaluation(options: argparse.Namespace) -> Callable[[], object]:
     """One evaluation of a published network by one variant, after a first one that sets it up."""
     from benchmarks.suites.network import CHANNELS, CONFIGS, ours, velocity_of
-    from msf.unet import UNet
+    from msf.network.unet import UNet
 
     channels = CHANNELS[options.model]
     network = UNet(CONFIGS[options.model], channels, channels).eval().requires_grad_(False)

@@ -18,47 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks.agreement import Agree, no_agreement
+from benchmarks.context import Context
 from benchmarks.energy import energy_per_call
-from benchmarks.limits import Limits
 from benchmarks.peers import Unavailable
 from benchmarks.rows import OURS, RowWriter
 from benchmarks.timing import Plan, Timed, interleaved
 
 SUITES = ("ops", "network", "solver", "end-to-end", "train", "memory", "scaling")
 UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}
-QUICK: dict[str, Any] = {"n_rounds": 2, "warm_up_seconds": 0.0, "sample_seconds": 0.0}
-
-
-@dataclass
-class Context:
-    """What a run decides for all of its jobs.
-
-    Args:
-        device: Device under test.
-        writer: Takes the rows.
-        quick: Two samples per variant and small inputs: shows that everything works, measures nothing.
-        full: Peers run all of their work, however slow.
-        rounds: Samples per variant, instead of each job's own number.
-        clock: Clock of the timing on a CPU.
-        limits: Of the machine, measured in this run.
-    """
-
-    device: torch.device
-    writer: RowWriter
-    quick: bool = False
-    full: bool = False
-    rounds: int | None = None
-    clock: Callable[[], float] = Plan.clock
-    limits: Limits | None = None
-
-    def plan(self, wanted: Plan) -> Plan:
-        """Return a job's plan as this run wants it."""
-        settings: dict[str, Any] = {**vars(wanted), "clock": self.clock}
-        if self.quick:
-            settings |= QUICK
-        if self.rounds is not None:
-            settings["n_rounds"] = self.rounds
-        return Plan(**settings)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from benchmarks.__main__ import CLOCKS
+from benchmarks.context import Context
 from benchmarks.limits import measure_limits
-from benchmarks.registry import Context, Job, jobs, verdicts
+from benchmarks.registry import Job, jobs, verdicts
 from benchmarks.rows import OURS, RowWriter, machine_folder
+from benchmarks.timing import CLOCKS
 from benchmarks.verify import failing_tests
 
 

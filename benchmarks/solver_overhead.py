@@ -16,11 +16,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.__main__ import CLOCKS
 from benchmarks.peers import Unavailable, solvers
 from benchmarks.registry import QUICK
 from benchmarks.rows import OURS
-from benchmarks.timing import Plan, interleaved
+from benchmarks.timing import CLOCKS, Plan, interleaved
 from msf_kernels.solvers import EULER, HEUN, Tableau, Workspace, integrate, uniform_grid
 
 SHAPE = (64, 8, 32, 32)

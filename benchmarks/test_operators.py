@@ -6,8 +6,9 @@ For those whose tools read that format; `python -m benchmarks run --suite ops` c
 import pytest
 import torch
 
+from benchmarks.context import Context
 from benchmarks.peers import Unavailable
-from benchmarks.registry import Context, Subject
+from benchmarks.registry import Subject
 from benchmarks.rows import RowWriter
 from benchmarks.suites import ops
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # More than the last-level cache of any processor or GPU that is measured here.
 _EVICTION_BYTES = 256 << 20
 

@@ -23,7 +23,7 @@ from benchmarks.peers import require
 from msf import MedSymmFlow
 from msf.autoencoder import KLAutoencoder
 from msf.config import RECIPES, AutoencoderConfig, TaskConfig, UNetConfig
-from msf.unet import UNet
+from msf.network.unet import UNet
 
 N_CLASSES = 8
 SCALING_FACTOR = 0.18215
@@ -162,7 +162,7 @@ def _autoencoder(widths: tuple[int, ...]) -> KLAutoencoder:
 
 
 def _colours() -> Tensor:
-    from msf.codes import make_code
+    from msf.codes.label_codes import make_code
     from msf.config import CodeConfig
 
     return make_code(CodeConfig(name="rgb"), N_CLASSES).codes.float()

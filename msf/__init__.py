@@ -1,6 +1,9 @@
 """MedSymmFlow: one velocity field that generates medical images and classifies them, with uncertainty."""
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+from msf._moved import MovedModules
 
 if TYPE_CHECKING:
     from msf.medsymmflow import MedSymmFlow
@@ -8,6 +11,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = ["MedSymmFlow"]
+
+sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:

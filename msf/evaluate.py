@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from msf.config import FlowName, MethodName, ReadoutName
-from msf.selective import augrc, aurc, e_aurc, risk_coverage_curve
-from msf.uncertainty import Decision, Prediction
+from msf.judge.selective import augrc, aurc, e_aurc, risk_coverage_curve
+from msf.judge.uncertainty import Decision, Prediction
 from msf_kernels.sampling import StopRule
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def evaluate(
         method: Fixed-step method.
         flow: `joint` or `conditional`.
         seed: Seed of the noise.
-        decision: Rule for the label; see `msf.uncertainty.Prediction`.
+        decision: Rule for the label; see `msf.judge.uncertainty.Prediction`.
         readout: What recovered maps are compared with: `latent` or `decoded`; see `MedSymmFlow.classify`.
         stop: Rule that ends the sampling of settled pictures.
         micro_batch: Samples evaluated at once.

@@ -13,24 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from msf.autoencoder import Autoencoder, load_autoencoder
-from msf.checkpoint import (
+from msf.checkpoints.folder import (
     AUTOENCODER_FOLDER,
     find_checkpoint,
     load_checkpoint,
-    require_matching_tensors,
     save_checkpoint,
 )
-from msf.classify import classify
-from msf.codes import LabelCode, make_code
-from msf.compiled import LatestVelocity
+from msf.checkpoints.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
+from msf.codes.label_codes import LabelCode, make_code
 from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, ReadoutName, TaskConfig
 from msf.data import resize_images, seeded_generator
-from msf.generate import generate
-from msf.joint_space import JointSpace
-from msf.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
-from msf.uncertainty import Decision, Prediction
-from msf.unet import UNet
-from msf.velocity import FlowSolver, Time
+from msf.files.tensors import require_matching_tensors
+from msf.flow.classify import classify
+from msf.flow.generate import generate
+from msf.flow.joint_space import JointSpace
+from msf.flow.solver import FlowSolver, Time
+from msf.judge.uncertainty import Decision, Prediction
+from msf.network.inference import LatestVelocity
+from msf.network.unet import UNet
 from msf_kernels.sampling import StopRule
 from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
 
@@ -149,7 +149,7 @@ class MedSymmFlow:
             num_heads: Attention heads; takes the place of the default of `head_channels`.
             qkv_order: Packing of queries, keys and values, which the file does not tell.
             beta: The code's parameter.
-            **others: Further arguments of `msf.official.load_official`, such as `image_size` and
+            **others: Further arguments of `msf.checkpoints.official.load_official`, such as `image_size` and
                 `autoencoder_source`.
 
         Returns:

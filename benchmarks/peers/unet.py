@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Unavailable, module_from_file
 from benchmarks.peers.attention import merge_heads, split_heads
-from msf.unet import UNet
+from msf.network.unet import UNet
 
 # (z, t) -> v, t a number: what all solvers and pipelines here call.
 Velocity = Callable[[Tensor, float], Tensor]

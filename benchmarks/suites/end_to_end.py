@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from benchmarks import workloads
 from benchmarks.agreement import close_in_rms, same_decisions
+from benchmarks.context import Context
 from benchmarks.peers import require
 from benchmarks.peers.authors import PublishedPipeline
-from benchmarks.registry import Build, Comparison, Context, Job, NotMeasured, Subject
+from benchmarks.registry import Build, Comparison, Job, NotMeasured, Subject
 from benchmarks.rows import OURS
 from benchmarks.suites import startup
 from benchmarks.suites.network import velocity, workload
@@ -30,10 +31,14 @@ SUITE = "end-to-end"
 MICRO_BATCH = 16
 N_COMPARED = {"pixel": 16, "latent": 8}
 TESTS = (
-    "tests/msf/test_classify.py", "tests/msf/test_golden_end_to_end.py", "tests/msf/compiled",
+    "tests/msf/flow/test_classify.py", "tests/msf/test_golden_end_to_end.py", "tests/msf/network/inference",
     "tests/msf/latent/test_latent_flow.py",
 )  # fmt: skip
-GENERATE_TESTS = ("tests/msf/test_generate.py", "tests/msf/compiled", "tests/msf/latent/test_latent_flow.py")
+GENERATE_TESTS = (
+    "tests/msf/flow/test_generate.py",
+    "tests/msf/network/inference",
+    "tests/msf/latent/test_latent_flow.py",
+)
 SIZES = {"pixel": "32x32 pictures", "latent": "256x256 pictures, 32x32 latents"}
 SAMPLES = (1, 16, 64, 256, 1024)
 STEPS = (5, 25)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.peak_memory import HAND_BACK
-from benchmarks.registry import Context, Job
+from benchmarks.context import Context
+from benchmarks.registry import Job
 from benchmarks.rows import OURS, ROOT, ratios
 
 SUITE = "memory"
+HAND_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def jobs() -> Iterator[Job]:
@@ -35,7 +36,7 @@ def jobs() -> Iterator[Job]:
             suite=SUITE,
             name=f"{model}-evaluation-mb16-memory",
             note=f"one evaluation of the published {model} network, micro-batch 16; weights not counted",
-            tests=("tests/msf/test_unet.py", "tests/msf/compiled"),
+            tests=("tests/msf/network/test_unet.py", "tests/msf/network/inference"),
             works={variant: ["evaluation", *size, "--variant", variant] for variant in (OURS, "authors", "eager-bf16")},
         )
 

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from benchmarks import workloads
 from benchmarks.agreement import close_in_rms, same_numbers
+from benchmarks.context import Context
 from benchmarks.peers import unet
 from benchmarks.peers.unet import Velocity
-from benchmarks.registry import Build, Comparison, Context, Job, Subject, Work
+from benchmarks.registry import Build, Comparison, Job, Subject, Work
 from benchmarks.rows import OURS
 from benchmarks.timing import Plan
 from benchmarks.workloads import Workload
 from msf.autoencoder import KLAutoencoder
 from msf.autoencoder.folded import fold_upsampling
-from msf.compiled import ALL_REWRITES, Rewrite, compile_velocity
 from msf.config import RECIPES
-from msf.unet import UNet
+from msf.network.inference import ALL_REWRITES, Rewrite, compile_velocity
+from msf.network.unet import UNet
 
 SUITE = "network"
 MICRO_BATCH = 16
@@ -112,7 +113,7 @@ def _evaluation(name: str) -> Job:
         suite=SUITE,
         name=f"{name}-evaluation-mb16",
         note=f"published {MODEL[name]} network, micro-batch {MICRO_BATCH}, t = 1",
-        tests=("tests/msf/test_unet.py", "tests/msf/compiled"),
+        tests=("tests/msf/network/test_unet.py", "tests/msf/network/inference"),
         variants={OURS: build_ours, "ours-plain": plain} | {kind: peer(kind) for kind in kinds},
         unit="ms",
         plan=Plan(n_rounds=15, warm_up_seconds=1.0, sample_seconds=0),
@@ -155,7 +156,7 @@ def _ablation(name: str) -> Job:
         suite=SUITE,
         name=f"{name}-ablation-mb16",
         note=f"published {MODEL[name]} network, last step of classifying one picture, {MICRO_BATCH} samples, bf16",
-        tests=("tests/msf/compiled",),
+        tests=("tests/msf/network/inference",),
         variants={OURS: variant(None)} | {f"ours-without-{rewrite.value}": variant(rewrite) for rewrite in Rewrite},
         unit="ms",
         plan=Plan(n_rounds=15, warm_up_seconds=0.5, sample_seconds=0),

@@ -14,12 +14,13 @@ from torch.nn import functional
 
 import msf_kernels
 from benchmarks.agreement import no_agreement, same_numbers
+from benchmarks.context import Context
 from benchmarks.peers import attention, metrics, norms
 from benchmarks.peers.distances import distances_class_by_class
-from benchmarks.registry import Build, Comparison, Context, Work
+from benchmarks.registry import Build, Comparison, Work
 from benchmarks.rows import OURS
 from benchmarks.timing import Plan
-from msf.selective import aurc
+from msf.judge.selective import aurc
 
 SUITE = "ops"
 FLOAT_BYTES = 4
@@ -202,7 +203,7 @@ def _area_under_risk_coverage() -> Comparison:
         suite=SUITE,
         name="metrics-aurc",
         note="area under the risk-coverage curve of 10,000 predictions of 8 classes",
-        tests=("tests/msf/test_selective.py",),
+        tests=("tests/msf/judge/test_selective.py",),
         variants={
             OURS: simple(ours),
             "torch-uncertainty": lambda context: metrics.torch_uncertainty_aurc(*_probabilities(context)),

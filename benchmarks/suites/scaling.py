@@ -8,15 +8,20 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.registry import Context, Job, NotMeasured
+from benchmarks.context import Context
+from benchmarks.registry import Job, NotMeasured
 from benchmarks.rows import OURS
 from benchmarks.suites.end_to_end import our_flow
 from benchmarks.suites.network import CHANNELS, ours, workload
 from benchmarks.timing import Plan, interleaved
 
 SUITE = "scaling"
-CLASSIFY_TESTS = ("tests/msf/test_classify.py", "tests/msf/compiled", "tests/msf/latent/test_latent_flow.py")
-NETWORK_TESTS = ("tests/msf/test_unet.py", "tests/msf/compiled")
+CLASSIFY_TESTS = (
+    "tests/msf/flow/test_classify.py",
+    "tests/msf/network/inference",
+    "tests/msf/latent/test_latent_flow.py",
+)
+NETWORK_TESTS = ("tests/msf/network/test_unet.py", "tests/msf/network/inference")
 FEW = Plan(n_rounds=3, warm_up_seconds=0.0, sample_seconds=0.0)
 MANY = Plan(n_rounds=9, warm_up_seconds=0.5, sample_seconds=0.0)
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.__main__ import CLOCKS
 from benchmarks.agreement import same_numbers
+from benchmarks.context import Context
 from benchmarks.peers import solvers
-from benchmarks.registry import Comparison, Context, Job
+from benchmarks.registry import Comparison, Job
 from benchmarks.rows import OURS, ROOT
 from benchmarks.solver_overhead import METHODS, LinearField, checked, start
-from benchmarks.timing import Plan
+from benchmarks.timing import CLOCKS, Plan
 from msf_kernels.solvers import odeint
 
 SUITE = "solver"

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import workloads
-from benchmarks.registry import Context, Job
+from benchmarks.context import Context
+from benchmarks.registry import Job
 from benchmarks.rows import OURS, ROOT, ratios
 
 SUITE = "end-to-end"
@@ -48,7 +49,7 @@ def jobs() -> Iterator[Job]:
         suite=SUITE,
         name="cold-start-first-result",
         note="new process: import, load the 28 x 28 checkpoint, classify one picture with one sample",
-        tests=("tests/msf/test_checkpoint.py",),
+        tests=("tests/msf/checkpoints/test_folder.py",),
         commands=_cold_start,
     )
 

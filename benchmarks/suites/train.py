@@ -17,16 +17,17 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks import workloads
 from benchmarks.agreement import same_numbers
+from benchmarks.context import Context
 from benchmarks.peers import unet
-from benchmarks.registry import Build, Comparison, Context, Job, Subject
+from benchmarks.registry import Build, Comparison, Job, Subject
 from benchmarks.rows import OURS
 from benchmarks.suites.network import workload
 from benchmarks.timing import Plan
+from msf.autoencoder.latent_cache import CACHE_ENV
 from msf.data import ImageDataset, Split
-from msf.data.latent_cache import CACHE_ENV
-from msf.ema import weight_average
-from msf.losses import symmetric_loss
-from msf.train import TrainingRun
+from msf.training.ema import weight_average
+from msf.training.losses import symmetric_loss
+from msf.training.train import TrainingRun
 from msf_kernels import symmetric_path
 
 SUITE = "train"
@@ -86,7 +87,7 @@ def _step(name: str) -> Job:
         suite=SUITE,
         name=f"{name}-train-step-b{batch}",
         note=f"published network, batch {batch} (published: 64), bf16 autocast, latents given",
-        tests=("tests/msf/test_losses.py", "tests/msf/test_path.py", "tests/msf/test_ema.py"),
+        tests=("tests/msf/training/test_losses.py", "tests/msf/flow/test_path.py", "tests/msf/training/test_ema.py"),
         variants={OURS: ours, "authors": authors},
         unit="ms",
         plan=Plan(n_rounds=11, warm_up_seconds=1.0, sample_seconds=0.0),
@@ -129,7 +130,7 @@ def _cached_step() -> Job:
         suite=SUITE,
         name="train-step-latent-256-batch-4",
         note="4 pictures of 256 pixels, published network in bf16, full-size encoder in fp32; losses must be equal",
-        tests=("tests/msf/data/test_latent_cache.py", "tests/msf/test_train_latents.py"),
+        tests=("tests/msf/autoencoder/test_latent_cache.py", "tests/msf/training/test_train_latents.py"),
         variants={name: variant(name) for name in (OURS, "on-the-fly")},
         unit="s",
         plan=Plan(n_rounds=3, warm_up_seconds=0.0, sample_seconds=0.0),

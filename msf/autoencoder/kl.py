@@ -14,14 +14,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from msf.atomic import write_atomically
 from msf.autoencoder.batches import fixed_batches
 from msf.autoencoder.folded import fold_upsampling
 from msf.autoencoder.fused import fuse_norms
 from msf.autoencoder.protocol import LatentPosterior, require_divisible
 from msf.autoencoder.tiles import decode_in_tiles
-from msf.checkpoint import read_safetensors, require_matching_tensors
-from msf.hub import find_folder
+from msf.files.atomic import write_atomically
+from msf.files.hub import find_folder
+from msf.files.tensors import read_safetensors, require_matching_tensors
 from msf_kernels.checks import require_int, require_positive, require_tensor
 from msf_kernels.shapes import ImageBatch
 

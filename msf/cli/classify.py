@@ -49,7 +49,7 @@ def classify(
     is then 1. Not for clinical use.
     """
     from msf.data import find_images, load_pictures
-    from msf.uncertainty import UNCERTAINTY_SCORES
+    from msf.judge.uncertainty import UNCERTAINTY_SCORES
 
     if score not in UNCERTAINTY_SCORES:
         raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {score!r}")
@@ -113,7 +113,7 @@ def _print_rows(rows: list[dict[str, Any]], score: str, uncertainty: list[float]
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    from msf.atomic import write_atomically
+    from msf.files.atomic import write_atomically
 
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns)

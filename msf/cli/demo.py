@@ -42,7 +42,7 @@ def demo(
     Writes summary.md, metrics.json and pictures. A second call finds the trained network and only draws again.
     """
     from msf.data import load_dataset
-    from msf.train import TrainingProgress, train
+    from msf.training.train import TrainingProgress, train
 
     started = time.monotonic()
     recipe = RECIPES["demo"]

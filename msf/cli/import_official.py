@@ -43,8 +43,8 @@ def import_official(
 ) -> None:
     """Import a checkpoint of the authors' code and say what was inferred and what was assumed."""
     del seed, device  # every command takes them; an import draws nothing and runs nothing
+    from msf.checkpoints.official import PUBLISHED_HEAD_CHANNELS
     from msf.medsymmflow import MedSymmFlow
-    from msf.official import PUBLISHED_HEAD_CHANNELS
 
     if head_channels is not None and num_heads is not None:
         raise ValueError("give --head-channels or --num-heads, not both")

@@ -39,8 +39,8 @@ def train(
     experiment = flags.configured(recipe, config)
 
     from msf.data import load_dataset
-    from msf.train import TrainingProgress
-    from msf.train import train as run_training
+    from msf.training.train import TrainingProgress
+    from msf.training.train import train as run_training
 
     dataset = load_dataset(experiment.data.dataset, data_root)
     folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"

@@ -7,7 +7,7 @@ import http.client
 import urllib.request
 from pathlib import Path
 
-from msf.atomic import write_atomically
+from msf.files.atomic import write_atomically
 
 _TIMEOUT_SECONDS = 60
 _CHUNK = 1 << 20

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from msf.atomic import write_atomically
+from msf.files.atomic import write_atomically
 
 DPI = 110
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from msf.judge.uncertainty import Prediction
 from msf.report.figures import DPI, as_pixels
-from msf.uncertainty import Prediction
 
 CELL_INCHES = 0.85
 WRAPPED_NAME = 14

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from msf.atomic import write_atomically
+from msf.files.atomic import write_atomically
 
 FIGURES = (
     "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "nll", "brier", "ece", "aurc", "e_aurc", "augrc",

@@ -153,7 +153,8 @@ MEASURED = """
 import os, sys, time
 import torch
 from pathlib import Path
-from benchmarks.registry import Comparison, Context
+from benchmarks.context import Context
+from benchmarks.registry import Comparison
 from benchmarks.rows import RowWriter
 from benchmarks.timing import Plan
 

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import msf.unet
+import msf.network.layers
 from benchmarks import gpu_bench
-from benchmarks.registry import Comparison, Context
+from benchmarks.context import Context
+from benchmarks.registry import Comparison
 from benchmarks.rows import OURS, RowWriter, load_rows
 
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 def context(monkeypatch):
     """A dry run's context; the plain network gets back the operators that a dry run takes from it."""
     for name in ("group_norm_silu", "spatial_attention"):
-        monkeypatch.setattr(msf.unet, name, vars(msf.unet)[name])
+        monkeypatch.setattr(msf.network.layers, name, vars(msf.network.layers)[name])
     monkeypatch.setattr(gpu_bench, "DRY_MICRO_BATCHES", (2,))
     return Context(CPU, RowWriter("gpu", CPU, "dry run"), quick=True)
 
@@ -42,7 +43,7 @@ def test_the_peers_network_is_ours_with_pytorchs_operators(context):
     expected = gpu_bench.make_network(context)(z, 1.0)
     assert expected.abs().mean() > 1e-3
     gpu_bench.use_pytorchs_operators()
-    assert vars(msf.unet)["group_norm_silu"] is gpu_bench.pytorch_group_norm_silu
+    assert vars(msf.network.layers)["group_norm_silu"] is gpu_bench.pytorch_group_norm_silu
     torch.testing.assert_close(gpu_bench.make_network(context)(z, 1.0), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -3,12 +3,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import layers
-from benchmarks.limits import Limits
-from benchmarks.registry import Context
+from benchmarks.context import Context, Limits
 from benchmarks.rows import RowWriter
 from benchmarks.suites import network
-from msf.compiled import compile_velocity
-from msf.compiled.convolution import Convolution
+from msf.network.inference import compile_velocity
+from msf.network.inference.convolution import Convolution
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@ import torch
 
 from benchmarks import registry
 from benchmarks.agreement import close_in_rms, same_decisions, same_numbers
-from benchmarks.limits import Limits, measure_limits
+from benchmarks.context import Context, Limits
+from benchmarks.limits import measure_limits
 from benchmarks.peers import Unavailable
-from benchmarks.registry import Comparison, Context, Subject, Work, jobs, verdicts
+from benchmarks.registry import Comparison, Subject, Work, jobs, verdicts
 from benchmarks.rows import ROOT, RowWriter
 from benchmarks.timing import Part, Plan
 

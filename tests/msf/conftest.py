@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from msf.codes import make_code
+from msf.codes.label_codes import make_code
 from msf.config import (
     CodeConfig,
     CodeName,

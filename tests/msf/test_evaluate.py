@@ -7,8 +7,8 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss,
 
 from msf.data import ImageDataset, Split
 from msf.evaluate import NLL_PROBABILITY_FLOOR, evaluate, prediction_metrics
-from msf.selective import augrc, aurc, e_aurc
-from msf.uncertainty import UNCERTAINTY_SCORES, entropy, make_prediction
+from msf.judge.selective import augrc, aurc, e_aurc
+from msf.judge.uncertainty import UNCERTAINTY_SCORES, entropy, make_prediction
 from msf_kernels.sampling import SettledVote
 
 

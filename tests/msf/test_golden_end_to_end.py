@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from msf.losses import symmetric_loss
+from msf.flow.path import SymmetricProbPath
 from msf.medsymmflow import MedSymmFlow
-from msf.path import SymmetricProbPath
+from msf.training.losses import symmetric_loss
 from msf_kernels import use_backend
 from msf_kernels.solvers import EULER, HEUN, MIDPOINT, RK4_38, integrate, uniform_grid
 

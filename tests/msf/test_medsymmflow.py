@@ -18,7 +18,7 @@ from msf.config import (
     UNetConfig,
 )
 from msf.medsymmflow import MedSymmFlow
-from msf.unet import UNet
+from msf.network.unet import UNet
 
 GOLDEN_SOLVES = {
     "euler1": ("euler", 1),

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from msf.config import UNetConfig
-from msf.unet import UNet
+from msf.network.unet import UNet
 
 TINY = UNetConfig(
     base_channels=32, channel_multipliers=(1, 2), n_res_blocks=1, attention_down_rates=(2,), head_channels=32

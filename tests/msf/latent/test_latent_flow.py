@@ -8,12 +8,12 @@ import torch
 
 from msf.autoencoder import KLAutoencoder
 from msf.autoencoder.train import AutoencoderTraining
-from msf.classify import content_key
 from msf.config import RECIPES, AutoencoderConfig, CodeConfig, ExperimentConfig, InferenceConfig, TaskConfig
 from msf.data import ImageDataset, Split
 from msf.evaluate import evaluate
+from msf.flow.classify import content_key
 from msf.medsymmflow import MedSymmFlow
-from msf.unet import UNet
+from msf.network.unet import UNet
 from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal
 
 CODES = {"rgb": 4, "one_hot": 3, "simplex": 2, "thermometer": 2}

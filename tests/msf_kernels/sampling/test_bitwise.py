@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from msf.config import UNetConfig
-from msf.unet import UNet
+from msf.network.unet import UNet
 from msf_kernels import class_distance
 from msf_kernels.sampling import FlowTrajectory, Mean, MeanEntropy, Moments, SamplingResult, SettledVote, Votes, draw
 from msf_kernels.solvers import HEUN, uniform_grid

@@ -1,0 +1,1 @@
+"""Networks on disk: our checkpoint folders, and the files of the authors."""

@@ -1,0 +1,1 @@
+"""Files that survive: written whole or not at all, found locally or on the hub, read as tensors."""

@@ -1,0 +1,199 @@
+"""The flows that one network gives, and their solution: both streams together, or one while the other is held.
+
+The joint field is the network itself. A field is `field(z, t) -> v` as the solvers integrate it: `t` is the time of
+whatever moves. A velocity has the dtype that the network computes in; the solver adds it to a float32 state. Times are
+never rounded below float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from msf.config import FlowName, MethodName
+from msf.network.inference import CompiledVelocity
+from msf_kernels import rk_combine
+from msf_kernels.shapes import ImageBatch, JointState, SemanticBatch, TimeBatch
+from msf_kernels.solvers import get_tableau, integrate, uniform_grid
+
+Time = float | TimeBatch
+VelocityField = Callable[[Tensor, Time], Tensor]
+
+
+class VelocityNetwork(Protocol):
+    """What the fields ask of a network; see `msf.network.unet.UNet.forward` for the forms of `t`."""
+
+    def __call__(self, z: JointState, t: Time, /) -> JointState:
+        """Return the velocity at the joint state z and time t."""
+        ...
+
+
+class FlowSolver:
+    """Follows a flow in either direction with a fixed-step method.
+
+    Args:
+        network: Velocity network on joint states.
+        n_steps: Steps from one end of the time axis to the other.
+        method: Name of the method.
+        flow: `joint`: both streams move, and what was given dissolves into noise. `conditional`: it is held.
+        dtype: Dtype in which the network wants its input; the state is float32.
+
+    Attributes:
+        nfe: Evaluations of the network in the last solve, 0 before.
+
+    Raises:
+        ValueError: An unknown method, or less than one step.
+    """
+
+    def __init__(
+        self, network: VelocityNetwork, *, n_steps: int, method: MethodName, flow: FlowName, dtype: torch.dtype
+    ) -> None:
+        """Choose grids and tableau."""
+        self.network = network
+        self.flow = flow
+        self.tableau = get_tableau(method)
+        self.nfe = 0
+        self._to_code_grid = uniform_grid(n_steps, start=1.0, end=0.0)
+        self._to_picture_grid = uniform_grid(n_steps)
+        # A second copy of the state only where the network reads another dtype.
+        self._cast_to = None if dtype == torch.float32 else dtype
+
+    @property
+    def is_single_evaluation(self) -> bool:
+        """Whether a solve is one evaluation at the start, so that it ends at a mean over all answers."""
+        return len(self._to_code_grid) == 2 and self.tableau.n_stages == 1
+
+    def to_code(self, image: ImageBatch, noise: SemanticBatch) -> SemanticBatch:
+        """Return the semantic map at t = 0.
+
+        Args:
+            image: Pictures at t = 1, [N, C, H, W].
+            noise: Noise at t = 1, [N, K, H, W].
+        """
+        if self.flow == "conditional":
+            return self._solve(semantic_field(self.network, image), noise, self._to_code_grid)
+        z_start = torch.cat([image, noise], dim=1)
+        return self._solve_part(z_start, self._to_code_grid, slice(image.shape[1], z_start.shape[1]))
+
+    def to_picture(self, noise: ImageBatch, semantic: SemanticBatch) -> ImageBatch:
+        """Return the picture at t = 1, not clamped.
+
+        Args:
+            noise: Noise at t = 0, [N, C, H, W].
+            semantic: Codes at t = 0, [N, K, H, W].
+        """
+        if self.flow == "conditional":
+            return self._solve(image_field(self.network, semantic), noise, self._to_picture_grid)
+        z_start = torch.cat([noise, semantic], dim=1)
+        return self._solve_part(z_start, self._to_picture_grid, slice(0, noise.shape[1]))
+
+    def _solve_part(self, z_start: Tensor, time_grid: Sequence[float], channels: slice) -> Tensor:
+        """Return some channels of the end state; the last step of Euler's method computes no others."""
+        if not (isinstance(self.network, CompiledVelocity) and self.tableau.n_stages == 1):
+            return self._solve(self.network, z_start, time_grid)[:, channels]
+        state, nfe = z_start, 0
+        if len(time_grid) > 2:
+            state = self._solve(self.network, z_start, time_grid[:-1])
+            nfe = self.nfe
+        start, end = time_grid[-2:]
+        velocity = _evaluate(self.network, state, start, channels)
+        self.nfe = nfe + 1
+        end_state: Tensor = rk_combine(state[:, channels], [velocity], [1.0], end - start)
+        return end_state
+
+    def _solve(self, field: VelocityField, z_start: Tensor, time_grid: Sequence[float]) -> Tensor:
+        solution = integrate(field, z_start, time_grid, self.tableau, cast_to=self._cast_to)
+        self.nfe = solution.nfe
+        return solution.state
+
+
+def semantic_field(network: VelocityNetwork, image: ImageBatch) -> VelocityField:
+    """Return the field of the semantic stream while the picture is held at t_image = 1.
+
+    `v(semantic, t) = network([image ; semantic], (1, t))`, semantic channels. Its flow from noise (t = 1) to t = 0
+    samples p(code | image) exactly if the network is exact; the joint flow does not.
+
+    Args:
+        network: Network with one time per stream.
+        image: Clean pictures, [N, C, H, W] in [-1, 1].
+
+    Returns:
+        `field(semantic, t)`, semantic [N, K, H, W].
+
+    Source:
+        One time per stream: UniDiffuser, arXiv 2303.06555.
+    """
+    channels = image.shape[1]
+
+    def field(semantic: SemanticBatch, t: Time) -> SemanticBatch:
+        z = torch.cat([image.to(semantic.dtype), semantic], dim=1)
+        return _evaluate(network, z, _pair(network, 1.0, t, z), slice(channels, z.shape[1]))
+
+    return field
+
+
+def image_field(network: VelocityNetwork, semantic: SemanticBatch) -> VelocityField:
+    """Return the field of the image stream while the code is held at t_semantic = 0.
+
+    `v(image, t) = network([image ; semantic], (t, 0))`, image channels. Its flow from noise (t = 0) to t = 1 samples
+    p(image | code) exactly if the network is exact.
+
+    Args:
+        network: Network with one time per stream.
+        semantic: Codes of the labels, [N, K, H, W].
+
+    Returns:
+        `field(image, t)`, image [N, C, H, W].
+    """
+
+    def field(image: ImageBatch, t: Time) -> ImageBatch:
+        z = torch.cat([image, semantic.to(image.dtype)], dim=1)
+        return _evaluate(network, z, _pair(network, t, 0.0, z), slice(0, image.shape[1]))
+
+    return field
+
+
+def check_noise(noise: Tensor, axes: str, shape: tuple[int, ...]) -> None:
+    """Refuse noise, given by a caller, that cannot start the flow.
+
+    Args:
+        noise: What the caller gave.
+        axes: Names of the wanted axes, for the message.
+        shape: The wanted shape.
+
+    Raises:
+        TypeError: Not floating point.
+        ValueError: Another shape.
+    """
+    if not noise.is_floating_point():
+        raise TypeError(f"noise must be floating point; got {noise.dtype}")
+    if tuple(noise.shape) != shape:
+        raise ValueError(f"noise must be {axes} = {list(shape)}; got {list(noise.shape)}")
+
+
+def _evaluate(network: VelocityNetwork, z: Tensor, t: Time | tuple[float, float], channels: slice) -> Tensor:
+    """Return some channels of the velocity; the inference form computes no others."""
+    if isinstance(network, CompiledVelocity):
+        return network(z, t, channels=channels)
+    return network(z, cast(Time, t))[:, channels]
+
+
+def _pair(network: VelocityNetwork, t_image: Time, t_semantic: Time, z: Tensor) -> Time | tuple[float, float]:
+    """Return both times as the network takes them: numbers stay on the host for the inference form, else [1|N, 2]."""
+    are_numbers = not (isinstance(t_image, Tensor) or isinstance(t_semantic, Tensor))
+    if are_numbers and isinstance(network, CompiledVelocity):
+        return cast(float, t_image), cast(float, t_semantic)
+    rows = [_as_rows(t, z) for t in (t_image, t_semantic)]
+    n_rows = max(len(row) for row in rows)
+    return torch.stack([row.expand(n_rows) for row in rows], dim=1)
+
+
+def _as_rows(t: Time, state: Tensor) -> Tensor:
+    """Return the time as [1] or [N] on the state's device; a number is filled in there, never copied from the host."""
+    dtype = torch.promote_types(state.dtype, torch.float32)
+    if isinstance(t, Tensor):
+        return t.reshape(-1).to(state.device, dtype)
+    return state.new_full((1,), t, dtype=dtype)

@@ -1,0 +1,1 @@
+"""The velocity network, and the form of it that predictions run on."""

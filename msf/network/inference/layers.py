@@ -1,0 +1,315 @@
+"""The layers of the inference form, each made from a layer of the trained network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from msf.network.inference.convolution import ConvBackend, Convolution, subpixel_weight
+from msf.network.inference.rewrites import Rewrite
+from msf.network.layers import AttentionBlock, Downsample, NormConv, ResBlock, Upsample
+from msf_kernels import attention_block, conv3x3, group_norm_silu, pack_weight, spatial_attention
+from msf_kernels.shapes import FeatureMap
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the layers are built: the same for all of them.
+
+    Args:
+        dtype: Dtype of maps and weights.
+        rewrites: Which rewrites apply.
+        conv_backend: What runs the convolutions of `dtype` on this machine.
+    """
+
+    dtype: torch.dtype
+    rewrites: frozenset[Rewrite]
+    conv_backend: ConvBackend
+
+    @property
+    def statistics_dtype(self) -> torch.dtype:
+        """Dtype of the norms' parameters and of the time's offsets: float32 or better."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def has(self, rewrite: Rewrite) -> bool:
+        """Return whether a rewrite applies."""
+        return rewrite in self.rewrites
+
+    def convolution(self, layer: nn.Conv2d) -> Convolution:
+        """Return a convolution of the network in its inference form."""
+        return self.weights(layer.weight, layer.bias, stride=layer.stride[0], padding=cast(int, layer.padding[0]))
+
+    def upsampling(self, layer: nn.Conv2d) -> UpsamplingConvolution:
+        """Return nearest-neighbour doubling with the 3x3 convolution that follows it."""
+        return UpsamplingConvolution(layer, self)
+
+    def weights(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        transposed: bool = False,
+    ) -> Convolution:
+        """Return a convolution with the given weights."""
+        return Convolution(
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            transposed=transposed,
+            dtype=self.dtype,
+            backend=self.conv_backend,
+            channels_last=self.has(Rewrite.CHANNELS_LAST),
+        )
+
+
+class UpsamplingConvolution:
+    """Doubling by nearest neighbours and a 3x3 convolution, in one if the plan says so.
+
+    On a GPU that is the sub-pixel form of `msf_kernels.conv3x3`, elsewhere a transposed convolution.
+    """
+
+    def __init__(self, layer: nn.Conv2d, plan: Plan) -> None:
+        """Choose the form and prepare its weights."""
+        self.is_subpixel = plan.has(Rewrite.SUBPIXEL_UPSAMPLING)
+        self.packed_weight: Tensor | None = None
+        if not self.is_subpixel:
+            self.convolution = plan.convolution(layer)
+        elif plan.conv_backend == "conv3x3":
+            self.packed_weight = pack_weight(layer.weight.detach().to(plan.dtype), upsample=True)
+        else:
+            weight = subpixel_weight(layer.weight.detach())
+            self.convolution = plan.weights(weight, layer.bias, stride=2, padding=1, transposed=True)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(plan.dtype)
+
+    def __call__(self, x: FeatureMap, *, bias: Tensor | None = None) -> FeatureMap:
+        """Return [N, C_out, 2 H, 2 W]."""
+        bias = self.bias if bias is None else bias
+        if self.packed_weight is not None:
+            return conv3x3(x, self.packed_weight, bias, upsample=True)
+        return self.convolution(x if self.is_subpixel else doubled(x), bias=bias)
+
+
+class Norm:
+    """Group norm, with SiLU or without, over one map or two that stand side by side.
+
+    Args:
+        layer: The norm of the network.
+        silu: Whether SiLU follows.
+        plan: How to build it.
+    """
+
+    def __init__(self, layer: nn.GroupNorm, plan: Plan, *, silu: bool) -> None:
+        """Take over the parameters."""
+        self.n_groups = layer.num_groups
+        self.eps = layer.eps
+        self.silu = silu
+        self.weight, self.bias = (parameter.detach().to(plan.statistics_dtype) for parameter in layer.parameters())
+        self.backend = "auto" if plan.has(Rewrite.FUSED_NORM) else "reference"
+
+    def __call__(
+        self,
+        x: FeatureMap,
+        *,
+        skip: FeatureMap | None = None,
+        affine: tuple[Tensor, Tensor] | None = None,
+        add: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> FeatureMap:
+        """Return the normalised map; `affine` takes the place of the norm's own factor and offset."""
+        weight, bias = affine or (self.weight, self.bias)
+        return group_norm_silu(
+            x,
+            self.n_groups,
+            weight,
+            bias,
+            skip=skip,
+            add=add,
+            scale=scale,
+            shift=shift,
+            eps=self.eps,
+            silu=self.silu,
+            backend=self.backend,
+        )
+
+
+@dataclass(frozen=True)
+class FoldedTime:
+    """What one evaluation time means for one residual block.
+
+    Args:
+        bias: Bias of the first convolution, with the time's offset in it; None: the convolution's own.
+        affine: Factor and offset of the second norm, with the time's in them; None: the norm's own.
+        add: Offset before the second norm, where the time is not folded; [1, C].
+        scale: Factor after the second norm, where the time is not folded; [1, C].
+        shift: Offset after the second norm, where the time is not folded; [1, C].
+    """
+
+    bias: Tensor | None = None
+    affine: tuple[Tensor, Tensor] | None = None
+    add: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+
+class ResidualBlock:
+    """The inference form of `msf.network.layers.ResBlock`.
+
+    Args:
+        block: The block of the network.
+        plan: How to build it.
+        skip_channels: How many of the input channels come from a skip connection.
+    """
+
+    def __init__(self, block: ResBlock, plan: Plan, *, skip_channels: int = 0) -> None:
+        """Prepare norms, convolutions and the shortcut."""
+        self._block = block
+        self._plan = plan
+        self.resample = block.resample
+        self.norm_in = Norm(block.in_layers.norm, plan, silu=True)
+        self.norm_out = Norm(block.out_layers.norm, plan, silu=True)
+        self.conv_in: Convolution | UpsamplingConvolution
+        if block.resample == "up":
+            self.conv_in = plan.upsampling(block.in_layers.conv)
+        else:
+            self.conv_in = plan.convolution(block.in_layers.conv)
+        self.conv_out = plan.convolution(block.out_layers.conv)
+        self.is_split = skip_channels > 0 and plan.has(Rewrite.NO_CONCATENATION)
+        self.shortcut: list[Convolution] = []  # of the input, then of the skip if split
+        if isinstance(block.skip_connection, nn.Conv2d):
+            layer = block.skip_connection
+            if self.is_split:
+                n_own = layer.in_channels - skip_channels
+                self.shortcut = [
+                    plan.weights(layer.weight[:, :n_own], layer.bias),
+                    plan.weights(layer.weight[:, n_own:], None),
+                ]
+            else:
+                self.shortcut = [plan.convolution(layer)]
+        else:
+            # The input itself is the shortcut, and needs both of its parts in one place.
+            self.is_split = False
+
+    def fold(self, embedding: Tensor) -> FoldedTime:
+        """Return what the embedding of one time, [1, E], means for this block."""
+        projected = self._block.emb_layers(embedding).to(self._plan.statistics_dtype)  # [1, C], or [1, 2C]
+        is_folded = self._plan.has(Rewrite.FOLDED_TIME)
+        if self._block.use_scale_shift_norm:
+            scale, shift = projected.chunk(2, dim=1)
+            if not is_folded:
+                return FoldedTime(scale=scale, shift=shift)
+            factor = 1 + scale[0]
+            return FoldedTime(affine=(self.norm_out.weight * factor, self.norm_out.bias * factor + shift[0]))
+        if not is_folded:
+            return FoldedTime(add=projected)
+        bias = self._block.in_layers.conv.bias
+        offset = projected[0] if bias is None else bias + projected[0]
+        return FoldedTime(bias=offset.to(self._plan.dtype))
+
+    def __call__(self, x: FeatureMap, skip: FeatureMap | None, time: FoldedTime) -> FeatureMap:
+        """Return the block's output for the input [x ; skip]."""
+        if skip is not None and not self.is_split:
+            x, skip = torch.cat([x, skip], dim=1), None
+        h = self.norm_in(x, skip=skip)
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        h = self.conv_in(h, bias=time.bias)
+        h = self.norm_out(h, affine=time.affine, add=time.add, scale=time.scale, shift=time.shift)
+        if self.resample == "up":
+            x = doubled(x)
+        is_fresh = bool(self.shortcut) or self.resample is not None
+        if self.shortcut:
+            x = self.shortcut[0](x)
+            if skip is not None:
+                x = self.shortcut[1](skip, residual=x, consume_residual=True)
+        if self._plan.has(Rewrite.FUSED_RESIDUAL):
+            return self.conv_out(h, residual=x, consume_residual=is_fresh)
+        return x + self.conv_out(h)
+
+
+class Attention:
+    """The inference form of `msf.network.layers.AttentionBlock`: both projections are convolutions over one pixel.
+
+    On a GPU it is `msf_kernels.attention_block`, which chooses by what was measured there.
+    """
+
+    def __init__(self, block: AttentionBlock, plan: Plan) -> None:
+        """Prepare the norm and both projections."""
+        self.is_fused = plan.has(Rewrite.FUSED_ATTENTION)
+        self.n_heads = block.n_heads
+        self.order = block.order
+        self.norm = Norm(block.norm, plan, silu=False)
+        self.projections: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        if self.is_fused and plan.has(Rewrite.FUSED_NORM) and plan.conv_backend == "conv3x3":
+            (qkv, qkv_bias), (proj, proj_bias) = (
+                [parameter.detach().to(plan.dtype) for parameter in layer.parameters()]
+                for layer in (block.qkv, block.proj_out)
+            )
+            self.projections = qkv.squeeze(-1), qkv_bias, proj.squeeze(-1), proj_bias
+            return
+        self.qkv = plan.weights(block.qkv.weight[..., None], block.qkv.bias)
+        self.proj = plan.weights(block.proj_out.weight[..., None], block.proj_out.bias)
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        """Return x plus the attention's output; [N, C, H, W]."""
+        if self.projections is not None:
+            norm = self.norm
+            return attention_block(
+                x, norm.weight, norm.bias, *self.projections, norm.n_groups, self.n_heads,
+                order=self.order, eps=norm.eps,
+            )  # fmt: skip
+        n, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, 3 * channels)
+        mixed = spatial_attention(qkv, self.n_heads, order=self.order)
+        h = mixed.view(n, height, width, channels).permute(0, 3, 1, 2)
+        return self.proj(h, residual=x) if self.is_fused else x + self.proj(h)
+
+
+class Resampling:
+    """The inference form of `Downsample` and `Upsample`."""
+
+    def __init__(self, layer: Downsample | Upsample, plan: Plan) -> None:
+        """Prepare the convolution."""
+        self._convolution = plan.convolution(layer.op) if isinstance(layer, Downsample) else plan.upsampling(layer.conv)
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        """Return the map at half or twice the height and width."""
+        return self._convolution(x)
+
+
+class Output:
+    """The last norm and convolution, for all channels or some of them."""
+
+    def __init__(self, layer: NormConv, plan: Plan) -> None:
+        """Prepare the layers for all channels."""
+        self._layer = layer
+        self._plan = plan
+        self._norm = Norm(layer.norm, plan, silu=True)
+        self._all = plan.convolution(layer.conv)
+        self._parts: dict[tuple[int, int], Convolution] = {}
+
+    def __call__(self, x: FeatureMap, channels: slice | None) -> FeatureMap:
+        """Return the velocity of the wanted channels."""
+        h = self._norm(x)
+        if channels is None:
+            return self._all(h)
+        if not self._plan.has(Rewrite.ONLY_WHAT_IS_READ):
+            return self._all(h)[:, channels]
+        first, end, _ = channels.indices(self._layer.conv.out_channels)
+        if (first, end) not in self._parts:
+            conv = self._layer.conv
+            bias = None if conv.bias is None else conv.bias[first:end]
+            self._parts[first, end] = self._plan.weights(conv.weight[first:end], bias, padding=1)
+        return self._parts[first, end](h)
+
+
+def doubled(x: FeatureMap) -> FeatureMap:
+    """Return every pixel four times; [N, C, 2 H, 2 W]."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")

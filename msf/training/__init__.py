@@ -1,0 +1,1 @@
+"""Training: images, losses, weight averages and the loop."""

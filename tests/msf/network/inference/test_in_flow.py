@@ -1,0 +1,121 @@
+"""Classification and generation run on the inference form, and give what the network itself gives."""
+
+import pytest
+import torch
+
+from msf.config import CodeConfig, DataConfig, ExperimentConfig, PathConfig, TaskConfig
+from msf.flow.solver import FlowSolver
+from msf.medsymmflow import MedSymmFlow
+from msf.network.inference import CompiledVelocity
+from tests.msf.tiny_unet import TINY, with_random_weights
+
+TASK = TaskConfig(n_classes=3, image_channels=1)
+
+
+def tiny_flow(time_coupling="shared"):
+    torch.manual_seed(0)
+    flow = MedSymmFlow(
+        TASK,
+        ExperimentConfig(
+            data=DataConfig(image_size=8),
+            code=CodeConfig(name="simplex"),
+            path=PathConfig(time_coupling=time_coupling),
+            network=TINY,
+        ),
+    )
+    with_random_weights(flow.network)
+    return flow
+
+
+def pictures(n=2):
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+class CountingNetwork(torch.nn.Module):
+    """The same function in a module that cannot be compiled."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, z, t):
+        return self.network(z, t)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("flow_name", ["joint", "conditional"])
+def test_predictions_and_pictures_are_those_of_the_network_itself(method, n_steps, flow_name):
+    flow = tiny_flow("independent")
+    plain = MedSymmFlow(TASK, flow.config, network=CountingNetwork(flow.network))
+    options = {"n_steps": n_steps, "method": method, "flow": flow_name}
+    ours, expected = (f.classify(pictures(), n_samples=3, **options) for f in (flow, plain))
+    torch.testing.assert_close(ours.class_distance, expected.class_distance, rtol=1e-4, atol=1e-5)
+    assert ours.nfe == expected.nfe == n_steps * (2 if method == "heun" else 1)
+    torch.testing.assert_close(
+        flow.generate([0, 1, 2], **options), plain.generate([0, 1, 2], **options), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_changed_weight_is_seen_and_an_unchanged_network_is_compiled_once(monkeypatch):
+    flow = tiny_flow()
+    compiled = []
+    monkeypatch.setattr(
+        "msf.network.inference.latest.compile_velocity",
+        lambda network: compiled.append(CompiledVelocity) or compile_velocity(network),
+    )
+    from msf.network.inference import compile_velocity
+
+    before = flow.classify(pictures(), n_samples=2)
+    flow.classify(pictures(), n_samples=2)
+    assert len(compiled) == 1
+    with torch.no_grad():
+        flow.network.out.conv.bias.add_(1.0)
+    after = flow.classify(pictures(), n_samples=2)
+    assert len(compiled) == 2
+    assert not torch.equal(before.class_distance, after.class_distance)
+
+
+def test_a_weight_that_was_changed_behind_pytorch_s_back_is_seen():
+    flow = tiny_flow().to(dtype=torch.bfloat16)
+    flow.classify(pictures(), n_samples=2)
+    for parameter in flow.network.parameters():
+        parameter.data.mul_(0.5)
+    halved = flow.classify(pictures(), n_samples=2)
+    fresh = MedSymmFlow(TASK, flow.config, network=flow.network).classify(pictures(), n_samples=2)
+    assert torch.equal(halved.class_distance, fresh.class_distance)
+
+
+def test_a_flow_made_in_inference_mode_serves():
+    with torch.inference_mode():
+        flow = tiny_flow()
+        expected = flow.classify(pictures(), n_samples=2)
+    assert torch.equal(flow.classify(pictures(), n_samples=2).class_distance, expected.class_distance)
+
+
+def test_another_dtype_is_compiled_anew():
+    flow = tiny_flow()
+    flow.classify(pictures(), n_samples=2)
+    flow.to(dtype=torch.bfloat16)
+    flow.classify(pictures(), n_samples=2)
+    assert flow._solver(1, "euler", "joint").network.dtype == torch.bfloat16
+
+
+def test_the_last_step_computes_only_what_is_read():
+    flow = tiny_flow()
+    wanted = []
+    network = flow._solver(1, "euler", "joint").network
+
+    class Recorder(CompiledVelocity):
+        def __init__(self):
+            pass
+
+        def __call__(self, z, t, *, channels=None, image_features=None):
+            wanted.append(channels)
+            return network(z, t, channels=channels)
+
+    solver = FlowSolver(Recorder(), n_steps=3, method="euler", flow="joint", dtype=torch.float32)
+    noise = torch.randn(2, 2, 8, 8)
+    solver.to_code(pictures(), noise)
+    solver.to_picture(pictures(), noise)
+    assert wanted == [None, None, slice(1, 3), None, None, slice(0, 1)]

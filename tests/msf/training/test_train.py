@@ -1,0 +1,208 @@
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from msf import train as train_module
+from msf.checkpoints.folder import load_checkpoint
+from msf.config import CodeConfig, DataConfig, ExperimentConfig, PathConfig, TrainConfig, UNetConfig
+from msf.data import ImageDataset, Split, make_phantoms
+from msf.training.train import HISTORY_FILE, STATE_FILE, train
+
+N_TRAIN = 40
+EPOCHS = 3
+STEPS_PER_EPOCH = 3
+
+
+def tiny_experiment(**changes):
+    return ExperimentConfig(
+        data=DataConfig(image_size=8),
+        code=CodeConfig(name="simplex"),
+        path=PathConfig(end_share=0.5),
+        network=UNetConfig(
+            base_channels=32,
+            channel_multipliers=(1,),
+            n_res_blocks=1,
+            attention_down_rates=(),
+            head_channels=32,
+            dropout=0.1,
+        ),
+        train=TrainConfig(epochs=EPOCHS, batch_size=16, validation_samples=1, precision="fp32", **changes),
+    )
+
+
+def tiny_dataset(seed=0):
+    arrays = make_phantoms(seed, {"train": N_TRAIN, "val": 20})
+    splits = {
+        name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"].flatten().long()) for name in ("train", "val")
+    }
+    # No test split at all: training that touched it would fail.
+    return ImageDataset(
+        name="tiny",
+        test=None,
+        class_names=("a", "b", "c", "d", "e"),
+        flips=True,
+        is_ordinal=False,
+        licence="",
+        citation="",
+        fingerprint=f"tiny-{seed}",
+        **splits,
+    )
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(step):
+    def callback(progress):
+        if progress.step >= step:
+            raise Interrupted
+
+    return callback
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    result = train(tiny_experiment(), tiny_dataset(), folder, device="cpu")
+    return result, load_checkpoint(folder)[2]
+
+
+def test_training_reduces_the_loss_and_keeps_the_best_epoch(uninterrupted):
+    result, _ = uninterrupted
+    losses = [epoch["train_loss"] for epoch in result.history]
+    assert len(losses) == EPOCHS
+    assert losses[-1] < losses[0]
+    values = [epoch["auc_macro_ovr"] for epoch in result.history]
+    assert result.best_value == max(values)
+    assert result.best_epoch == values.index(max(values))
+    assert json.loads((result.folder / HISTORY_FILE).read_text()) == result.history
+
+
+@pytest.mark.parametrize("step", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
+def test_a_run_that_was_interrupted_and_resumed_gives_the_same_bits(uninterrupted, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(train_module, "REPORT_EVERY", 1)
+    # A state after every report, so that the run goes on from the middle of an epoch too.
+    experiment = tiny_experiment(checkpoint_seconds=0.0)
+    with pytest.raises(Interrupted):
+        train(experiment, tiny_dataset(), tmp_path, device="cpu", progress=interrupt_at(step))
+    result = train(experiment, tiny_dataset(), tmp_path, device="cpu", resume=True)
+    expected, expected_weights = uninterrupted
+    assert result.history == expected.history
+    weights = load_checkpoint(tmp_path)[2]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected_weights.items())
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    first = train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    again = train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu", resume=True)
+    assert again.history == first.history
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_state(tmp_path):
+    # The second save dies with half of its bytes written.
+    script = f"""
+        import os, signal, sys, torch
+        sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
+        from test_train import tiny_dataset, tiny_experiment
+        from msf.training.train import train
+
+        whole_save, n_saves = torch.save, [0]
+
+        def save_and_die(state, path):
+            whole_save(state, path)
+            n_saves[0] += 1
+            if n_saves[0] == 2:
+                os.truncate(path, os.path.getsize(path) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = save_and_die
+        train(tiny_experiment(), tiny_dataset(), {str(tmp_path)!r}, device="cpu")
+    """
+    finished = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert finished.returncode == -signal.SIGKILL
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert state["position"]["step"] == STEPS_PER_EPOCH
+    result = train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu", resume=True)
+    assert len(result.history) == EPOCHS
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="holds a training run"):
+        train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+
+
+def test_resuming_with_another_configuration_or_other_data_is_refused(tmp_path):
+    train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+    with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.0004, now 0\.001"):
+        train(tiny_experiment(learning_rate=1e-3), tiny_dataset(), tmp_path, device="cpu", resume=True)
+    with pytest.raises(ValueError, match="other data"):
+        train(tiny_experiment(), tiny_dataset(seed=1), tmp_path, device="cpu", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "REPORT_EVERY", 1)
+    step = train_module.TrainingRun.step
+    monkeypatch.setattr(train_module.TrainingRun, "step", lambda run, rows: step(run, rows) * torch.nan)
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+
+
+def test_a_validation_split_with_one_class_cannot_select_by_auc(tmp_path):
+    dataset = tiny_dataset()
+    one_class = dataclasses.replace(dataset, val=Split(dataset.val.images, torch.zeros_like(dataset.val.labels)))
+    with pytest.raises(ValueError, match="single class"):
+        train(tiny_experiment(), one_class, tmp_path, device="cpu")
+    result = train(tiny_experiment(selection="accuracy"), one_class, tmp_path, device="cpu")
+    assert result.history[0]["auc_macro_ovr"] is None
+
+
+def test_the_learning_rate_is_that_of_the_one_cycle_schedule(tmp_path):
+    from accelerate import Accelerator
+
+    experiment = tiny_experiment(warmup_share=0.25)
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, epochs=8))
+    run = train_module.TrainingRun(experiment, tiny_dataset(), tmp_path, Accelerator(cpu=True), False)
+    settings = experiment.train
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=settings.learning_rate,
+        total_steps=run.n_steps,
+        # PyTorch's peak is one step before the end of the given share.
+        pct_start=(settings.warmup_share * run.n_steps + 1) / run.n_steps,
+        div_factor=settings.learning_rate / settings.min_learning_rate,
+        final_div_factor=1.0,
+        cycle_momentum=False,
+    )
+    for step in range(run.n_steps):
+        assert run._learning_rate(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        if step < run.n_steps - 1:
+            schedule.step()
+
+
+def test_the_callers_random_state_is_left_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.get_rng_state()
+    train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "expected"),
+    [("cpu", "cpu", True), ("cpu:0", "cpu", True), ("cuda", "cuda:1", True), ("cuda:1", "cuda:1", True),
+     ("cuda:0", "cuda:1", False), ("cuda:0", "cuda", True), ("cuda:1", "cuda", False), ("cpu", "cuda", False)],
+)  # fmt: skip
+def test_a_device_with_an_index_is_the_process_s_own(monkeypatch, wanted, given, expected):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert train_module._is_given(torch.device(wanted), torch.device(given)) == expected
