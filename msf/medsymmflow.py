@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,27 @@ from msf.checkpoints.folder import (
 )
 from msf.checkpoints.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
 from msf.codes.label_codes import LabelCode, make_code
-from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, ReadoutName, TaskConfig
+from msf.config import (
+    ClassifySettings,
+    CodeName,
+    ExperimentConfig,
+    GenerateSettings,
+    QkvOrder,
+    TaskConfig,
+    settings_for,
+)
 from msf.data import resize_images, seeded_generator
 from msf.files.tensors import require_matching_tensors
-from msf.flow.classify import classify
-from msf.flow.generate import generate
+from msf.flow.classify import ClassifyRequest, classify
+from msf.flow.generate import GenerateRequest, generate
 from msf.flow.joint_space import JointSpace
 from msf.flow.solver import FlowSolver, Time
-from msf.judge.uncertainty import Decision, Prediction
+from msf.judge.uncertainty import Prediction
 from msf.network.inference import LatestVelocity
 from msf.network.unet import UNet
-from msf_kernels.sampling import StopRule
 from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
+
+Progress = Callable[[int, int], None]
 
 _log = logging.getLogger(__name__)
 
@@ -292,23 +301,15 @@ class MedSymmFlow:
     def classify(
         self,
         images: Tensor,
-        n_samples: int = 64,
-        n_steps: int = 1,
-        method: MethodName = "euler",
-        flow: FlowName = "joint",
+        settings: ClassifySettings | None = None,
+        *,
         seed: int = 0,
         noise: Tensor | None = None,
-        *,
-        micro_batch: int | None = None,
         latents: Tensor | None = None,
-        decision: Decision = "distance",
-        readout: ReadoutName | None = None,
-        stop: StopRule | None = None,
-        antithetic: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-        keep_samples: bool = False,
+        progress: Progress | None = None,
+        **fields: Any,
     ) -> Prediction:
-        """Classify pictures, with uncertainty, by sending noise back to the code of the label `n_samples` times.
+        """Classify pictures, with uncertainty, by sending noise back to the code of the label many times.
 
         Start [picture ; noise] at t = 1, integrate to t = 0, compare the semantic channels with the codes. A picture is
         encoded once, whatever the number of draws.
@@ -316,87 +317,49 @@ class MedSymmFlow:
         Args:
             images: Pictures; uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W] in [-1, 1]; resized to the
                 working size.
-            n_samples: Noise draws per picture; at most, with `stop`.
-            n_steps: Solver steps. One Euler step (published) estimates the mean over all answers; several give one
-                possible answer per draw.
-            method: `euler`, `midpoint`, `heun`, `rk4` or `rk4_38`.
-            flow: `joint` (published): both streams move. `conditional`: the picture is held; needs a network trained
-                with independent times.
+            settings: How they are classified; None: as the checkpoint says, `config.inference.classify`.
             seed: Seed of the noise, in [0, 2^63).
             noise: Noise to use instead of the seed's; [N, n_samples, K, h, w] (see `semantic_shape`), float.
-            micro_batch: Samples evaluated at once; default: chosen for the machine.
             latents: Latents of the pictures, encoded before; [N, L, h, w], float32. None: they are encoded now.
-            decision: Rule for the label: `distance` (published mean rule), `pixel_votes` (published mode rule) or
-                `probability`.
-            readout: What recovered latents are compared with: `latent` (the classes' own latents) or `decoded`
-                (published: they are decoded, and the pictures compared with the colours; the decoder costs many
-                evaluations of the network per draw). Default: of `config.inference`. For flows on pixels both are the
-                same; codes at latent resolution have `latent` only.
-            stop: Rule that ends the sampling of settled pictures, such as `msf_kernels.sampling.SettledVote`.
-            antithetic: Draw noise in pairs of opposite sign.
             progress: Called as `progress(n_done, n_total)`, in samples.
-            keep_samples: Keep each draw's distances in `sample_distance`.
+            **fields: Single fields of `msf.config.ClassifySettings` in place of those of `settings`, such as
+                `n_samples=64, n_steps=4, method="heun", flow="conditional"`.
 
         Returns:
             The prediction, on the device of `images`. Its `probability_source` says what its probabilities are: after
             one Euler step with affinely independent codes they are read from the mean code; else they are votes, as
-            always with `decoded`, since the decoder is not linear.
-            After one step with dependent codes (rgb beyond 3 classes, grey beyond 2) votes are no probabilities: all
-            draws estimate the same mean, so they agree even where the picture is ambiguous.
+            they are after several steps.
 
         Raises:
-            TypeError: Pictures or noise of the wrong dtype.
-            ValueError: A shape, range or name; a conditional flow of a network with a shared time; or a read-out that
-                the code does not have.
+            TypeError: A tensor of the wrong dtype, or a setting that does not exist.
+            ValueError: A shape, range or name; or a conditional flow of a network with a shared time.
 
         Numerics:
-            No gradients. The state is float32 whatever dtype the network has. A picture's noise is keyed by its
-            content: its prediction depends neither on its position nor on its batch, bit for bit at an equal
-            micro-batch.
+            No gradients. Distances and statistics in float32 and float64, whatever the network's dtype. With a seed,
+            the noise of a picture is keyed by the content of the picture as the network sees it: equal pictures get
+            equal predictions, and a prediction depends neither on its position nor on its batch, bit for bit at an
+            equal micro-batch.
 
         Source:
             MedSymmFlow, arXiv 2507.19098.
         """
-        solver = self._solver(n_steps, method, flow)
-        chosen = self.space.readout(
-            readout or self.config.inference.readout, self.device, is_mean=solver.is_single_evaluation
+        chosen = settings_for("classify", self.config.inference.classify, settings, fields)
+        request = ClassifyRequest(
+            images=images, settings=chosen, seed=seed, noise=noise, latents=latents, progress=progress
         )
+        solver = self._solver(chosen)
         with self._evaluating():
-            return classify(
-                solver,
-                chosen,
-                images,
-                image_size=self.config.data.image_size,
-                image_channels=self.task.image_channels,
-                encode=lambda pictures: self.space.encode(pictures, self.device),
-                noise_shape=self.semantic_shape,
-                device=self.device,
-                n_samples=n_samples,
-                seed=seed,
-                noise=noise,
-                micro_batch=micro_batch,
-                latents=latents,
-                decision=decision,
-                stop=stop,
-                antithetic=antithetic,
-                progress=progress,
-                keep_samples=keep_samples,
-            )
+            return classify(request, solver, self.space, self.device)
 
     def generate(
         self,
         labels: Tensor | Sequence[int],
-        n_steps: int = 25,
-        method: MethodName = "euler",
-        seed: int = 0,
+        settings: GenerateSettings | None = None,
         *,
+        seed: int = 0,
         noise: Tensor | None = None,
-        micro_batch: int | None = None,
-        flow: FlowName = "joint",
-        dequantise: bool = False,
-        size: int | None = None,
-        memory_bytes: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
+        **fields: Any,
     ) -> ImageBatch:
         """Make one picture per label.
 
@@ -404,25 +367,18 @@ class MedSymmFlow:
 
         Args:
             labels: Classes; [N] int64, in [0, n_classes). Equal labels give different pictures.
-            n_steps: Solver steps; 25 published.
-            method: `euler`, `midpoint`, `heun`, `rk4` or `rk4_38`.
+            settings: How they are made; None: as the checkpoint says, `config.inference.generate`.
             seed: Seed of the noise, in [0, 2^63).
             noise: Noise to use instead of the seed's; [N, C, h, w] (see `image_shape`), float.
-            micro_batch: Pictures made at once; default: chosen for the machine.
-            flow: `joint` (published): both streams move. `conditional`: the code is held; needs a network trained
-                with independent times.
-            dequantise: Start from the code with the noise that training added to it, instead of the clean code.
-            size: Height and width of the result, >= 1, resized from the working size (bilinear, antialiased); such as
-                `task.original_size`, that of the pictures trained on. Default: the working size.
-            memory_bytes: What the decoder's maps may need, estimated; a picture that does not fit is decoded in
-                overlapping tiles, which is close to decoding it whole. Default: 1 GiB, and never tiles.
             progress: Called as `progress(n_done, n_total)`, in pictures.
+            **fields: Single fields of `msf.config.GenerateSettings` in place of those of `settings`, such as
+                `n_steps=50, method="heun", size=28`.
 
         Returns:
-            [N, C, H, H] in [0, 1], float32, on the device of `labels`; H is `size`.
+            [N, C, H, H] in [0, 1], float32, on the device of `labels`; H is the setting `size`, or the working size.
 
         Raises:
-            TypeError: Labels that are not int64, noise that is not floating point.
+            TypeError: Labels that are not int64, noise that is not floating point, or a setting that does not exist.
             ValueError: A shape, range or name; or a conditional flow of a network with a shared time.
 
         Numerics:
@@ -432,41 +388,30 @@ class MedSymmFlow:
         Source:
             MedSymmFlow, arXiv 2507.19098.
         """
-        solver = self._solver(n_steps, method, flow)
+        chosen = settings_for("generate", self.config.inference.generate, settings, fields)
+        solver = self._solver(chosen)
         if len(labels) == 0:
             raise ValueError("labels must hold at least one label; got none")
         labels = torch.as_tensor(labels)
-        generator = seeded_generator(seed, device=labels.device) if dequantise else None
+        generator = seeded_generator(seed, device=labels.device) if chosen.dequantise else None
         semantic = self.semantic_maps(labels, generator)
-        if size is not None and size < 1:
-            raise ValueError(f"size must be >= 1; got {size}")
+        request = GenerateRequest(semantic=semantic, settings=chosen, seed=seed, noise=noise, progress=progress)
         with self._evaluating():
-            pictures = generate(
-                solver,
-                semantic,
-                noise_shape=self.image_shape,
-                decode=lambda image: self.space.decode(image, self.device, memory_bytes=memory_bytes),
-                device=self.device,
-                seed=seed,
-                noise=noise,
-                micro_batch=micro_batch,
-                progress=progress,
-            )
-        return pictures if size is None else resize_images(pictures, size)
+            pictures = generate(request, solver, self.space, self.device)
+        return pictures if chosen.size is None else resize_images(pictures, chosen.size)
 
-    def _solver(self, n_steps: int, method: MethodName, flow: FlowName) -> FlowSolver:
-        if n_steps < 1:
-            raise ValueError(f"n_steps must be >= 1; got {n_steps!r}")
-        for name, value, known in (("method", method, get_args(MethodName)), ("flow", flow, get_args(FlowName))):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-        if flow == "conditional" and not self.has_independent_times:
+    def _solver(self, settings: ClassifySettings | GenerateSettings) -> FlowSolver:
+        if settings.flow == "conditional" and not self.has_independent_times:
             raise ValueError(
                 "flow 'conditional' needs a network with one time per stream, trained with "
                 "time_coupling='independent'; this one was trained with 'shared'"
             )
         return FlowSolver(
-            self._fast_network.of(self.network), n_steps=n_steps, method=method, flow=flow, dtype=self.dtype
+            self._fast_network.of(self.network),
+            n_steps=settings.n_steps,
+            method=settings.method,
+            flow=settings.flow,
+            dtype=self.dtype,
         )
 
     @contextlib.contextmanager

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from msf.cli import console, flags
 
 
-@flags.with_config_flags("data", "code", "path", "network", "autoencoder", "train", "inference")
+@flags.grouped
 def train(
     *,
     recipe: Annotated[
@@ -30,7 +30,7 @@ def train(
     data_root: flags.DataRoot = None,
     device: flags.Device = None,
     json_file: flags.JsonFile = None,
-    **config: Any,
+    config: flags.ConfigFields,
 ) -> None:
     """Train a network and keep the epoch that is best on the validation split.
 

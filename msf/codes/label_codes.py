@@ -32,11 +32,14 @@ class LabelCode:
         codes: float32 [n_classes, K]; row i is the point of class i.
         dequantisation_width: Width of the uniform noise that `encode` adds when it is given a generator; in units of
             the code.
+        is_picture: Whether its maps are made at the size of pictures, and encoded like them where the flow runs on
+            latents; else they are made at the network's resolution.
     """
 
     name: str
     codes: Codes
     dequantisation_width: float = 0.0
+    is_picture: bool = False
     _moved: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -281,7 +284,7 @@ def _accumulation_dtype(values: Tensor) -> torch.dtype:
 
 def _make_rgb(config: CodeConfig, n_classes: int) -> LabelCode:
     codes = palette(n_classes).float() / HALF_RANGE - 1
-    return LabelCode("rgb", codes, dequantisation_width=config.beta / HALF_RANGE)
+    return LabelCode("rgb", codes, dequantisation_width=config.beta / HALF_RANGE, is_picture=True)
 
 
 def _make_grey(config: CodeConfig, n_classes: int) -> LabelCode:
@@ -290,7 +293,7 @@ def _make_grey(config: CodeConfig, n_classes: int) -> LabelCode:
     scale = config.beta / 2
     labels = torch.arange(n_classes, dtype=torch.float32)
     codes = scale * (2 * labels / (n_classes - 1) - 1)
-    return GreyCode("grey", codes[:, None], dequantisation_width=scale / (n_classes - 1))
+    return GreyCode("grey", codes[:, None], dequantisation_width=scale / (n_classes - 1), is_picture=True)
 
 
 def _make_one_hot(_config: CodeConfig, n_classes: int) -> LabelCode:

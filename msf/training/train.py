@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
-from msf.config import ExperimentConfig, TaskConfig
+from msf.config import ExperimentConfig, Selection, TaskConfig
 from msf.data import ImageDataset, epoch_batches, seeded_generator
 from msf.device import choose_device
 from msf.evaluate import evaluate
@@ -40,7 +40,6 @@ HISTORY_FILE = "history.json"
 REPORT_EVERY = 10
 # Keeps the draws of a step apart from those of an epoch's order.
 STEP_STREAM = 1
-VALIDATION_FIGURES = ("accuracy", "balanced_accuracy", "auc_macro_ovr")
 
 
 @dataclass(frozen=True)
@@ -336,7 +335,7 @@ class TrainingRun:
             n_samples=self.settings.validation_samples,
             seed=self.settings.seed,
         )
-        figures = {name: metrics[name] for name in VALIDATION_FIGURES}
+        figures = {name: metrics[name] for name in get_args(Selection)}
         position = self.position
         position.history.append({"epoch": epoch, "train_loss": loss, **figures})
         if figures[self.settings.selection] > position.best_value:
@@ -374,7 +373,8 @@ class TrainingRun:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{str(path)!r} must be an intact training state; got: {reason}") from error
         # Through JSON, which turns the tuples of both into lists.
-        saved, wanted = json.loads(json.dumps([state["experiment"], self.experiment.to_dict()]))
+        before = ExperimentConfig.from_dict(state["experiment"])
+        saved, wanted = json.loads(json.dumps([before.to_dict(), self.experiment.to_dict()]))
         if saved != wanted:
             differences = "; ".join(_differences(saved, wanted))
             raise ValueError(f"folder {str(self.folder)!r} holds a run of another configuration: {differences}")

@@ -263,7 +263,7 @@ def test_times_that_are_not_shared_or_not_finite_are_refused(t, message):
 
 
 def test_what_cannot_be_compiled_is_refused():
-    with pytest.raises(TypeError, match=r"network must be a msf\.unet\.UNet; got Linear"):
+    with pytest.raises(TypeError, match=r"network must be a msf\.network\.unet\.UNet; got Linear"):
         compile_velocity(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"dtype must be one of .*; got torch\.int8"):
         compile_velocity(tiny(), dtype=torch.int8)

@@ -1,0 +1,63 @@
+"""Configurations: of an experiment, of what is made with its checkpoint, and the named recipes."""
+
+from msf.config.checked import optional_base
+from msf.config.experiment import (
+    AutoencoderConfig,
+    CodeConfig,
+    CodeName,
+    DataConfig,
+    ExperimentConfig,
+    FitName,
+    PathConfig,
+    PosteriorUse,
+    Precision,
+    QkvOrder,
+    Selection,
+    TaskConfig,
+    TimeCoupling,
+    TimeSampling,
+    TrainConfig,
+    UNetConfig,
+)
+from msf.config.recipes import RECIPES
+from msf.config.settings import (
+    SHORT_NAMES,
+    ClassifySettings,
+    Decision,
+    FlowName,
+    GenerateSettings,
+    InferenceConfig,
+    MethodName,
+    ReadoutName,
+    settings_for,
+)
+
+__all__ = [
+    "RECIPES",
+    "SHORT_NAMES",
+    "AutoencoderConfig",
+    "ClassifySettings",
+    "CodeConfig",
+    "CodeName",
+    "DataConfig",
+    "Decision",
+    "ExperimentConfig",
+    "FitName",
+    "FlowName",
+    "GenerateSettings",
+    "InferenceConfig",
+    "MethodName",
+    "PathConfig",
+    "PosteriorUse",
+    "Precision",
+    "QkvOrder",
+    "ReadoutName",
+    "Selection",
+    "TaskConfig",
+    "TimeCoupling",
+    "TimeSampling",
+    "TrainConfig",
+    "UNetConfig",
+    "optional_base",
+    "settings_for",
+]
