@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from msf.autoencoder import Autoencoder, load_autoencoder
-from msf.checkpoints.folder import (
-    AUTOENCODER_FOLDER,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from msf.checkpoints.folder import save_checkpoint
 from msf.checkpoints.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
+from msf.checkpoints.pretrained import load_pretrained, require_same_autoencoder
 from msf.codes.label_codes import LabelCode, make_code
 from msf.config import (
     ClassifySettings,
@@ -120,19 +115,10 @@ class MedSymmFlow:
                 one that it was made with.
             TypeError: A configuration value of the wrong type.
         """
-        folder = find_checkpoint(folder_or_hub_id, revision=revision)
-        checkpoint = load_checkpoint(folder)
-        source = autoencoder_source
-        if source is None and (folder / AUTOENCODER_FOLDER).is_dir():
-            source = folder / AUTOENCODER_FOLDER
-        experiment = _with_autoencoder_source(checkpoint.experiment, source)
-        flow = cls._with_weights(checkpoint.task, experiment, checkpoint.state_dict, str(folder))
-        if flow.space.is_latent and flow.autoencoder.fingerprint != checkpoint.autoencoder_fingerprint:
-            raise ValueError(
-                f"{str(folder)!r} must be used with the autoencoder that it was made with, whose fingerprint is "
-                f"{checkpoint.autoencoder_fingerprint}; got {experiment.autoencoder.source!r} with "
-                f"{flow.autoencoder.fingerprint}"
-            )
+        folder, checkpoint = load_pretrained(folder_or_hub_id, revision=revision, autoencoder_source=autoencoder_source)
+        flow = cls._with_weights(checkpoint.task, checkpoint.experiment, checkpoint.state_dict, folder)
+        if flow.space.is_latent:
+            require_same_autoencoder(checkpoint, flow.autoencoder, folder)
         return flow
 
     @classmethod
@@ -211,11 +197,6 @@ class MedSymmFlow:
         save_checkpoint(folder, self.task, self.config, self.network.state_dict(), autoencoder=self.autoencoder)
 
     @property
-    def latent_size(self) -> int:
-        """Height and width of the joint state."""
-        return self.space.image_shape[1]
-
-    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C, h, w) of the image part of a joint state: pictures, or their latents."""
         return self.space.image_shape
@@ -245,7 +226,7 @@ class MedSymmFlow:
             TypeError: Labels that are not int64.
             ValueError: Labels of another rank or outside the classes.
         """
-        return self.semantic_code.encode(labels, self.latent_size, self.latent_size, generator=generator)
+        return self.semantic_code.encode(labels, *self.image_shape[1:], generator=generator)
 
     @property
     def has_independent_times(self) -> bool:
@@ -406,13 +387,8 @@ class MedSymmFlow:
                 "flow 'conditional' needs a network with one time per stream, trained with "
                 "time_coupling='independent'; this one was trained with 'shared'"
             )
-        return FlowSolver(
-            self._fast_network.of(self.network),
-            n_steps=settings.n_steps,
-            method=settings.method,
-            flow=settings.flow,
-            dtype=self.dtype,
-        )
+        network, dtype = self._fast_network.of(self.network), self.dtype
+        return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow, dtype=dtype)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -423,10 +399,3 @@ class MedSymmFlow:
             yield
         finally:
             self.network.train(was_training)
-
-
-def _with_autoencoder_source(experiment: ExperimentConfig, source: str | os.PathLike[str] | None) -> ExperimentConfig:
-    if source is None or experiment.autoencoder.name == "identity":
-        return experiment
-    autoencoder = dataclasses.replace(experiment.autoencoder, source=os.fspath(source))
-    return dataclasses.replace(experiment, autoencoder=autoencoder)

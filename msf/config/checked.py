@@ -59,20 +59,24 @@ class Checked:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> Self:
         """Build from nested plain values; missing fields take their defaults.
+
+        Args:
+            values: Field names and values.
+            where: Name of the whole, for messages.
 
         Raises:
             ValueError: Unknown fields (the text lists the known ones) or values out of range.
             TypeError: A value of the wrong type, or a field without default that is missing.
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"{cls.__name__} must be a mapping of fields; got {type(values).__name__}")
+            raise TypeError(f"{where} must be a mapping of fields; got {type(values).__name__}")
         hints = typing.get_type_hints(cls)
         known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
-        require(not unknown, cls.__name__, "made of " + ", ".join(sorted(known)), unknown)
-        return cls(**{name: _read(value, hints[name]) for name, value in values.items()})
+        require(not unknown, where, "made of " + ", ".join(sorted(known)), unknown)
+        return cls(**{name: _read(name, value, hints[name]) for name, value in values.items()})
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
@@ -92,9 +96,9 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _read(value: Any, hint: Any) -> Any:
+def _read(name: str, value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Checked):
-        return hint.from_dict(value)
+        return hint.from_dict(value, name)
     return tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
 
 

@@ -190,11 +190,13 @@ class InferenceConfig(Checked):
         return getattr(getattr(self, record), field_name)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any], where: str = "inference") -> Self:
         """Build from nested plain values, or from the short names of older checkpoints."""
-        require(isinstance(values, Mapping), "inference", "a mapping of fields", values)
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{where} must be a mapping of fields; got {type(values).__name__}")
         short = {name: value for name, value in values.items() if name in SHORT_NAMES}
-        nested = super().from_dict({name: value for name, value in values.items() if name not in SHORT_NAMES})
+        others = {name: value for name, value in values.items() if name not in SHORT_NAMES}
+        nested = super().from_dict(others, where)
         return dataclasses.replace(nested, **short)
 
 

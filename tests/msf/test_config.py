@@ -1,12 +1,15 @@
 import dataclasses
+import inspect
 import json
 import typing
 
 import pytest
 
 from msf.cli.flags import PANELS, configured
+from msf.cli.train import train
 from msf.config import (
     RECIPES,
+    SHORT_NAMES,
     AutoencoderConfig,
     CodeConfig,
     DataConfig,
@@ -77,11 +80,15 @@ def test_a_value_of_another_type_is_refused(make):
 
 
 def test_every_field_of_the_configuration_is_a_flag_of_its_own():
-    arguments = [
-        entry.metadata["flag"] or entry.name
-        for group in PANELS
+    parameters = inspect.signature(train).parameters
+    own = {"recipe", "out", "resume", "latent_cache", "data_root", "device", "json_file"}
+    arguments = [name for name in parameters if name not in own]
+    expected = {
+        (entry.metadata["flag"] or entry.name).replace("-", "_")
+        for group in set(PANELS) - {"inference"}
         for entry in dataclasses.fields(typing.get_type_hints(ExperimentConfig)[group])
-    ]
+    }
+    assert set(arguments) == expected | set(SHORT_NAMES)
     assert set(PANELS) == {entry.name for entry in dataclasses.fields(ExperimentConfig)}
     assert len(set(arguments)) == len(arguments)
 

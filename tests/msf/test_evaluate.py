@@ -219,7 +219,7 @@ def test_evaluation_of_a_split_has_every_agreed_figure_and_is_valid_json(make_fl
     assert metrics["probability_source"] == "votes"
     assert metrics["samples_per_second"] == pytest.approx(40 / metrics["seconds"])
     assert calls[-1] == (40, 40)
-    prediction = flow.classify(dataset.val.images, 4, 2, "heun", seed=5, micro_batch=8)
+    prediction = flow.classify(dataset.val.images, n_samples=4, n_steps=2, method="heun", seed=5, micro_batch=8)
     for name, value in prediction_metrics(prediction, dataset.val.labels, class_names=("a", "b", "c")).items():
         assert metrics[name] == value, name
 

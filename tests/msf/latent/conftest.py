@@ -76,7 +76,7 @@ def make_latent_flow(autoencoder):
         image_size=32,
         autoencoder=autoencoder,
         source=None,
-        inference=InferenceConfig(),
+        inference=None,
     ):
         experiment = ExperimentConfig(
             data=DataConfig(image_size=image_size),
@@ -90,7 +90,7 @@ def make_latent_flow(autoencoder):
                 head_channels=32,
             ),
             autoencoder=AutoencoderConfig(name="kl", posterior=posterior, source=source),
-            inference=inference,
+            inference=inference or InferenceConfig(),
         )
         task = TaskConfig(n_classes=n_classes, image_channels=image_channels)
         flow = MedSymmFlow(task, experiment, autoencoder=autoencoder)

@@ -43,7 +43,7 @@ def test_the_network_runs_at_latent_size_and_is_as_wide_as_both_latents(make_lat
     flow = make_latent_flow(code=code)
     assert flow.image_shape == (4, 16, 16)
     assert flow.semantic_shape == (CODES[code], 16, 16)
-    assert flow.latent_size == 16
+    assert flow.image_shape[1:] == (16, 16)
     assert flow.network.in_channels == flow.network.out_channels == 4 + CODES[code]
     maps = flow.semantic_maps(torch.tensor([2, 0]))
     assert maps.shape == (2, *flow.semantic_shape)
