@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msf.cli import console, flags
+from msf.cli.train import show_training
 from msf.config import RECIPES
 
 if TYPE_CHECKING:
@@ -42,19 +45,26 @@ def demo(
     Writes summary.md, metrics.json and pictures. A second call finds the trained network and only draws again.
     """
     from msf.data import load_dataset
-    from msf.training.train import TrainingProgress, train
+    from msf.training.train import train
 
     started = time.monotonic()
     recipe = RECIPES["demo"]
     settings = dataclasses.replace(recipe.train, seed=seed, epochs=epochs or recipe.train.epochs)
     experiment = dataclasses.replace(recipe, train=settings)
     dataset = load_dataset(experiment.data.dataset)
-    with console.progress_bar("training on synthetic cells") as advance:
-
-        def show(progress: TrainingProgress) -> None:
-            advance(progress.step, progress.n_steps, f"loss {progress.loss:.3f}")
-
-        result = train(experiment, dataset, out / "network", device=device, resume=True, progress=show)
+    selection = experiment.train.selection
+    with (
+        console.resumable(shlex.join(["msf", *sys.argv[1:]])),  # a second call goes on by itself
+        console.progress_bar("training on synthetic cells", lines=True) as advance,
+    ):
+        result = train(
+            experiment,
+            dataset,
+            out / "network",
+            device=device,
+            resume=True,
+            progress=lambda progress: show_training(progress, advance, "synthetic cells", selection),
+        )
     console.out.print(
         f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"
     )
@@ -75,7 +85,7 @@ def _write_report(
     size, channels = flow.config.data.image_size, flow.task.image_channels
     images = prepare_images(dataset.test.images, size, channels)
     started = time.monotonic()
-    with console.progress_bar("classifying") as advance:
+    with console.progress_bar("classifying", lines=True) as advance:
         prediction = flow.classify(
             images,
             n_samples=inference.n_samples,
@@ -138,7 +148,7 @@ def _pictures_per_class(
 
     inference = flow.config.inference
     labels = torch.arange(dataset.n_classes).repeat_interleave(N_GENERATED)
-    with console.progress_bar("generating") as advance:
+    with console.progress_bar("generating", lines=True) as advance:
         pictures = flow.generate(
             labels,
             n_steps=inference.generate_steps,

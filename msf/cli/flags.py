@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -53,17 +53,34 @@ def with_config_flags(*groups: str) -> Callable[[Command], Command]:
 
     The command receives them as keyword arguments, None where the flag was not given.
     """
+    return with_flags([_parameter(group, entry) for group in groups for entry in _fields(group)])
+
+
+def with_flags(generated: Sequence[inspect.Parameter]) -> Callable[[Command], Command]:
+    """Give a command further flags, which it receives as keyword arguments, None where one was not given."""
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        generated = [_parameter(group, entry) for group in groups for entry in _fields(group)]
         parameters = [*own, *generated]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
 
     return decorate
+
+
+def optional_flag(name: str, kind: type, text: str, metavar: str | None = None) -> inspect.Parameter:
+    """Return a flag for `with_flags`.
+
+    Args:
+        name: Of the keyword argument.
+        kind: Type of a value.
+        text: Help.
+        metavar: What stands for the value in the help; default: its type.
+    """
+    annotation = Annotated[kind | None, typer.Option(help=text, metavar=metavar)]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def configured(recipe: str, flags: Mapping[str, Any]) -> ExperimentConfig:
