@@ -51,8 +51,8 @@ def errors_as_one_line() -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        _stop(Interrupted(signal.SIGINT), 128 + signal.SIGINT)
+    except KeyboardInterrupt as error:
+        _stop(error, 128 + signal.SIGINT)
     except Interrupted as error:
         _stop(error, error.exit_code)
     except BrokenPipeError:
@@ -222,7 +222,8 @@ def _reader_is_gone(stream: TextIO) -> Interrupted:
 def _stop(error: BaseException, code: int) -> NoReturn:
     notes = getattr(error, "__notes__", [])
     if code != 128 + _SIGPIPE or notes:  # a command whose reader went away is silent, as others are
-        text = "; ".join([str(error) or type(error).__name__, *notes])
+        what = "interrupted by SIGINT" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        text = "; ".join([what, *notes])
         with suppress(OSError):  # nobody is left to read it
             print("msf:", " ".join(line.strip() for line in text.splitlines()), file=sys.stderr, flush=True)
     sys.exit(code)

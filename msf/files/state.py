@@ -68,16 +68,17 @@ class StateFile:
         folder = str(self.path.parent)
         if not self.path.exists():
             return None
-        if not resume:
-            raise ValueError(
-                f"folder {folder!r} holds a training run: resume it with --resume (resume=True), or choose another "
-                "folder"
-            )
         state = read_state(self.path, device)
         missing = [name for name in (self._kind, *fields) if name not in state]
         if missing:
             raise ValueError(
-                f"{str(self.path)!r} must be the state of a training of this kind; it has no {', '.join(missing)}"
+                f"{str(self.path)!r} must be the state of a training of this kind; it has no {', '.join(missing)}: "
+                "choose another folder"
+            )
+        if not resume:
+            raise ValueError(
+                f"folder {folder!r} holds a training run: resume it with --resume (resume=True), or choose another "
+                "folder"
             )
         # Through JSON, which turns the tuples of both into lists.
         saved, wanted = json.loads(json.dumps([state[self._kind], self._configuration]))
