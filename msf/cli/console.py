@@ -60,7 +60,10 @@ def errors_as_one_line() -> Iterator[None]:
     except Exception as error:
         number = requested()
         if number is not None:  # its exception turned into another one, as in an import
-            _stop(Interrupted(number), 128 + number)
+            interruption = Interrupted(number)
+            for note in getattr(error, "__notes__", []):
+                interruption.add_note(note)
+            _stop(interruption, interruption.exit_code)
         code = _exit_code(error)
         if code is None:
             raise
@@ -76,13 +79,15 @@ def resumable(command: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (Interrupted, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
-        if isinstance(error, Interrupted | KeyboardInterrupt) or _exit_code(error) == 1:
+    except BaseException as error:
+        is_signal = isinstance(error, Interrupted | KeyboardInterrupt) or requested() is not None
+        has_failed = isinstance(error, OSError | MemoryError | RuntimeError) and _exit_code(error) == 1
+        if is_signal or has_failed:
+            if not getattr(error, "__notes__", None):
+                error.add_note("the training had not begun; what was saved before stays")
             arguments = ["msf", *sys.argv[1:]]
             if command is None and "--resume" not in arguments:
                 arguments.append("--resume")
-            if not getattr(error, "__notes__", None):
-                error.add_note("the training had not begun; what was saved before stays")
             error.add_note(f"go on with: {command or shlex.join(arguments)}")
         raise
 
@@ -98,10 +103,10 @@ def progress_bar(description: str, *, lines: bool = False) -> Iterator[Advance]:
     Yields:
         `advance(done, total, note="", *, stage=description, is_milestone=False)`.
     """
-    if sys.stderr.isatty() and not err.is_dumb_terminal:
+    if sys.stderr is not None and sys.stderr.isatty() and not err.is_dumb_terminal:
         with _bar(description) as advance:
             yield advance
-    elif lines:
+    elif lines and sys.stderr is not None:  # None where it is closed (2>&-)
         with _Lines(description) as shown:
             yield shown.advance
     else:

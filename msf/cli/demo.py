@@ -44,26 +44,25 @@ def demo(
 
     Writes summary.md, metrics.json and pictures. A second call finds the trained network and only draws again.
     """
-    from msf.data import load_dataset
-    from msf.training.train import train
-
     started = time.monotonic()
     recipe = RECIPES["demo"]
     settings = dataclasses.replace(recipe.train, seed=seed, epochs=epochs or recipe.train.epochs)
     experiment = dataclasses.replace(recipe, train=settings)
-    dataset = load_dataset(experiment.data.dataset)
-    selection = experiment.train.selection
     with (
         console.resumable(shlex.join(["msf", *sys.argv[1:]])),  # a second call goes on by itself
-        console.progress_bar("training on synthetic cells", lines=True) as advance,
+        console.progress_bar("making synthetic cells", lines=True) as advance,
     ):
+        from msf.data import load_dataset
+        from msf.training.train import train
+
+        dataset = load_dataset(experiment.data.dataset)
         result = train(
             experiment,
             dataset,
             out / "network",
             device=device,
             resume=True,
-            progress=lambda progress: show_training(progress, advance, "synthetic cells", selection),
+            progress=lambda progress: show_training(progress, advance, "synthetic cells", settings.selection),
         )
     console.out.print(
         f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"

@@ -42,17 +42,14 @@ def train(
     """
     experiment = flags.configured(recipe, config)
 
-    from msf.data import load_dataset
-    from msf.training.train import train as run_training
+    with console.resumable(), console.progress_bar(f"reading {experiment.data.dataset}", lines=True) as advance:
+        from msf.data import load_dataset
+        from msf.training.train import train as run_training
 
-    selection = experiment.train.selection
-    is_idle = True
-    with (
-        console.resumable(),
-        console.progress_bar(f"reading {experiment.data.dataset}", lines=True) as advance,
-    ):
         dataset = load_dataset(experiment.data.dataset, data_root)
         folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"
+        selection = experiment.train.selection
+        is_idle = True
 
         def show(progress: TrainingProgress) -> None:
             nonlocal is_idle

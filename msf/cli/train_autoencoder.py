@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from msf.cli import console, flags
+
+if TYPE_CHECKING:
+    from msf.autoencoder.train import AutoencoderProgress
 
 PICTURE_FILE = "reconstructions.png"
 N_PICTURES = 16
@@ -58,15 +61,15 @@ def train_autoencoder(
     The folder gets the autoencoder in diffusers' layout, and a picture of validation images with their
     reconstructions to look at. A training that was interrupted or killed goes on with the same command and --resume.
     """
-    from msf.autoencoder.train import AutoencoderProgress, AutoencoderTraining
-    from msf.autoencoder.train import train_autoencoder as run_training
-    from msf.data import load_dataset
-
     values = {name: value for name, value in given.items() if value is not None}
     if "block_channels" in values:
         values["block_channels"] = flags.whole_numbers("block_channels", values["block_channels"])
-    settings = AutoencoderTraining(seed=seed, **values)
     with console.resumable(), console.progress_bar(f"reading {dataset}", lines=True) as advance:
+        from msf.autoencoder.train import AutoencoderTraining
+        from msf.autoencoder.train import train_autoencoder as run_training
+        from msf.data import load_dataset
+
+        settings = AutoencoderTraining(seed=seed, **values)
         pictures = load_dataset(dataset, data_root)
         folder = out if out is not None else Path("autoencoders") / pictures.name
         stages = {

@@ -95,7 +95,7 @@ class StateFile:
 
     def kept(self, n_steps: int) -> str:
         """Return a sentence on what of a training of `n_steps` steps is on the disk."""
-        if self.saved_step is None:
+        if self.saved_step is None or not self.path.exists():
             return "nothing of the training is saved"
         return f"{str(self.path)!r} keeps the training up to step {self.saved_step} of {n_steps}"
 

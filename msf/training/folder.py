@@ -82,5 +82,6 @@ class RunFolder:
 
     def kept(self, n_steps: int) -> str:
         """Return a sentence on what of a run of `n_steps` steps is on the disk."""
-        best = f", {WEIGHTS_FILE} beside it the best epoch so far" if self._has_best else ""
+        has_best = self._has_best and (self.path / WEIGHTS_FILE).exists()
+        best = f", {WEIGHTS_FILE} beside it the best epoch so far" if has_best else ""
         return self._state.kept(n_steps) + best

@@ -24,6 +24,8 @@ def test_what_was_saved_comes_back(tmp_path):
     state = state_file(tmp_path).restore(CPU, ("network", "n"), resume=True)
     assert state["n"] == 3
     assert torch.equal(state["network"]["w"], torch.ones(2))
+    file.path.unlink()
+    assert file.kept(9) == "nothing of the training is saved"
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
