@@ -155,14 +155,16 @@ def test_a_disk_that_is_full_from_the_start(tiny_npz, small_disk):
     assert "nothing of the training is saved" in told(err)
 
 
-@pytest.mark.parametrize("name", ["train", "train-autoencoder"])
-def test_a_pipe_gets_a_line_per_epoch_and_no_bar(tiny_npz, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "epoch_ends"), [("train", ["2/6", "4/6", "6/6"]), ("train-autoencoder", ["4/12", "8/12", "12/12"])]
+)
+def test_a_pipe_gets_a_line_per_epoch_and_no_bar(tiny_npz, tmp_path, name, epoch_ends):
     process = start(command(name, tiny_npz, tmp_path / "a", 3))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    lines = [line for line in err.splitlines() if line.startswith("training ")]
-    assert len(lines) == 3
-    assert all("loss" in line for line in lines)
+    lines = [line for line in err.splitlines() if "loss" in line and "validating" not in line]
+    for steps in epoch_ends:  # a slow machine adds its lines of every 30 seconds
+        assert any(f": {steps}, " in line for line in lines), err
     assert "\x1b" not in err
 
 
