@@ -20,6 +20,7 @@ from msf.autoencoder.latent_store import Array, LatentStore
 from msf.config import PosteriorUse
 from msf.data.dataset import ImageDataset
 from msf.data.images import N_FLIPS, apply_flips, prepare_images
+from msf.interruption import Interrupted
 
 CACHE_ENV = "MSF_CACHE"
 LOCK_FILE = "lock"
@@ -140,8 +141,7 @@ def open_latent_cache(
         chunk_rows=min(_MAX_CHUNK_ROWS, max(1, _CHUNK_PIXELS // image_size**2)),
         has_std=posterior == "sample",
     )
-    store.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(store.folder / LOCK_FILE):
+    with _telling_what_is_kept(store), _locked(store.folder / LOCK_FILE):
         store.restore()
         missing = store.missing()
         if missing:
@@ -192,12 +192,30 @@ def _finite(posterior: LatentPosterior) -> LatentPosterior:
 
 
 @contextmanager
+def _telling_what_is_kept(store: LatentStore) -> Iterator[None]:
+    """Note on what ends the encoding early where the latents are, and how to do without them."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt, OSError) as error:
+        error.add_note(
+            f"{str(store.folder)!r} keeps the latents that were encoded before"
+            + (
+                f"; {CACHE_ENV} names another place for them, and --no-latent-cache (latent_cache=False) does without"
+                if isinstance(error, OSError)
+                else ""
+            )
+        )
+        raise
+
+
+@contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)  # of the operating system: a killed process leaves none behind
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _log.info("waiting for another process, which works on %s", path.parent)
+        _log.warning("waiting for another process, which works on %s", path.parent)
         lock.acquire()
     try:
         yield

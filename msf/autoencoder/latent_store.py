@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from msf.files.atomic import write_atomically
+from msf.interruption import undisturbed
 
 FORMAT = 1
 META_FILE = "meta.json"
@@ -119,7 +121,8 @@ class LatentStore:
         offsets = [array.offset for array in self.arrays() if array is not None]
         row_bytes = 4 * math.prod(self.shape[2:])
         with ExitStack() as stack:
-            files = [stack.enter_context(path.open("r+b")) for path in self._paths]
+            # Without a buffer, whose rest a full disk would refuse a second time, when the file is closed.
+            files = [stack.enter_context(path.open("r+b", buffering=0)) for path in self._paths]
             saved = time.monotonic()
 
             def put(chunk: Chunk, latents: Sequence[Tensor]) -> None:
@@ -128,7 +131,7 @@ class LatentStore:
                 for file, offset, part in zip(files, offsets, kept, strict=True):
                     # Not through a map, where a full disk is a signal that kills instead of an error with a name.
                     file.seek(offset + (chunk.variant * self.shape[1] + chunk.rows.start) * row_bytes)
-                    file.write(part.tobytes())
+                    _write_all(file, part.tobytes())
                 self._checksums[chunk.number] = _checksum(kept)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self._save(files)
@@ -137,11 +140,11 @@ class LatentStore:
             try:
                 yield put
             finally:
-                self._save(files)
+                with undisturbed(is_last=True):
+                    self._save(files)
 
-    def _save(self, files: Sequence[Any]) -> None:
+    def _save(self, files: Sequence[FileIO]) -> None:
         for file in files:
-            file.flush()
             os.fsync(file.fileno())
         n_done = len(self._checksums) - self._checksums.count(None)
         meta = {**self.identity, "n_done": n_done, "checksums": self._checksums}
@@ -182,6 +185,13 @@ class LatentStore:
                 )
             arrays.append(array)
         return arrays
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    """Write without a buffer, which may take several calls, the last of which says why there is no more room."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _checksum(parts: Iterable[np.ndarray[Any, Any]]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msf.cli import console, flags
+from msf.cli.train import show_training
 from msf.config import RECIPES
 
 if TYPE_CHECKING:
@@ -40,20 +43,26 @@ def demo(
 
     Writes summary.md, metrics.json and pictures. A second call finds the trained network and only draws again.
     """
-    from msf.data import load_dataset
-    from msf.training.train import TrainingProgress, train
-
     started = time.monotonic()
     recipe = RECIPES["demo"]
     settings = dataclasses.replace(recipe.train, seed=run.seed, epochs=epochs or recipe.train.epochs)
     experiment = dataclasses.replace(recipe, train=settings)
-    dataset = load_dataset(experiment.data.dataset)
-    with console.progress_bar("training on synthetic cells") as advance:
+    with (
+        console.resumable(shlex.join(["msf", *sys.argv[1:]])),  # a second call goes on by itself
+        console.progress_bar("making synthetic cells", lines=True) as advance,
+    ):
+        from msf.data import load_dataset
+        from msf.training.train import train
 
-        def show(progress: TrainingProgress) -> None:
-            advance(progress.step, progress.n_steps, f"loss {progress.loss:.3f}")
-
-        result = train(experiment, dataset, out / "network", device=run.device, resume=True, progress=show)
+        dataset = load_dataset(experiment.data.dataset)
+        result = train(
+            experiment,
+            dataset,
+            out / "network",
+            device=run.device,
+            resume=True,
+            progress=lambda progress: show_training(progress, advance, "synthetic cells", settings.selection),
+        )
     console.out.print(
         f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"
     )
@@ -72,7 +81,7 @@ def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_sec
     size, channels = flow.config.data.image_size, flow.task.image_channels
     images = prepare_images(dataset.test.images, size, channels)
     started = time.monotonic()
-    with console.progress_bar("classifying") as advance:
+    with console.progress_bar("classifying", lines=True) as advance:
         prediction = flow.classify(images, seed=run.seed, progress=advance)
     rate = len(images) * classifying.n_samples / (time.monotonic() - started)
     metrics: dict[str, Any] = {
@@ -126,7 +135,7 @@ def _pictures_per_class(
     import torch
 
     labels = torch.arange(dataset.n_classes).repeat_interleave(N_GENERATED)
-    with console.progress_bar("generating") as advance:
+    with console.progress_bar("generating", lines=True) as advance:
         pictures = flow.generate(labels, seed=seed, progress=advance).cpu()
     real = {
         name: (images[dataset.test.labels == label][:N_GENERATED] + 1) / 2

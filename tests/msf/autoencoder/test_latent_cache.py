@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import logging
@@ -24,6 +25,7 @@ from msf.data import (
     load_dataset,
     prepare_images,
 )
+from msf.interruption import Interrupted, interruptible
 
 SIZE = 24
 CHUNK = 14
@@ -255,6 +257,49 @@ def test_an_error_on_the_way_keeps_what_was_encoded(tmp_path):
     n_encoded, cache = n_encoded_by_opening(tmp_path)
     assert n_encoded == N - CHUNK
     assert torch.equal(cache.batch(torch.arange(N)), on_the_fly(dataset(), torch.arange(N)).mean)
+
+
+@pytest.mark.parametrize("posterior", ["mode", "sample"])
+@pytest.mark.parametrize("n_bytes", [0, 1, 1000])
+def test_a_full_disk_keeps_what_was_encoded_and_says_how_to_go_on(tmp_path, monkeypatch, posterior, n_bytes):
+    """The disk takes the first chunk, and of the second one not all: some bytes, then none."""
+    room = CHUNK * 2 * 8 * 8 * 4 * (1 if posterior == "mode" else 2) + n_bytes
+    write, open_file, written = latent_store.FileIO.write, latent_store.Path.open, []
+
+    class Full(latent_store.FileIO):
+        def write(self, content):
+            n_left = room - sum(written)
+            if n_left <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device", self.name)
+            written.append(write(self, memoryview(content)[:n_left]))
+            return written[-1]
+
+    def open_full(path, mode="r", **keywords):
+        return Full(path, mode) if mode == "r+b" else open_file(path, mode, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_store.Path, "open", open_full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            opened(tmp_path, posterior=posterior)
+    (note,) = caught.value.__notes__
+    assert "keeps the latents that were encoded before; MSF_CACHE names another place" in note
+    assert "--no-latent-cache (latent_cache=False)" in note
+    n, cache = n_encoded_by_opening(tmp_path, posterior=posterior)
+    assert n == N - CHUNK
+    whole = opened(tmp_path / "whole", posterior=posterior)
+    assert torch.equal(cache.batch(torch.arange(N)), whole.batch(torch.arange(N)))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX sends them")
+def test_a_signal_keeps_what_was_encoded(tmp_path):
+    def interrupt(n_done, n_total):
+        if n_done >= 2 * CHUNK:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught, interruptible():
+        opened(tmp_path, progress=interrupt)
+    assert "keeps the latents that were encoded before" in caught.value.__notes__[0]
+    assert n_encoded_by_opening(tmp_path)[0] == N - 2 * CHUNK
 
 
 def test_latents_that_are_not_finite_are_never_kept(tmp_path):
