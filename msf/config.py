@@ -8,12 +8,12 @@ configuration of everything.
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
+
+from msf.plain_values import require, require_type
 
 CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
 TimeCoupling = Literal["shared", "independent"]
@@ -30,38 +30,26 @@ FitName = Literal["stretch", "crop"]
 # Codes whose semantic maps are made at the network's resolution, without the autoencoder.
 LATENT_RESOLUTION_CODES: tuple[CodeName, ...] = ("one_hot", "simplex", "thermometer")
 
+# No network or picture is larger; what is would be built, or filled, for minutes before memory ends.
+_MOST_CHANNELS = 2**14
+_MOST_LEVELS = 12
+_MOST_BLOCKS = 64
+_MOST_PIXELS = 2**14  # along a side
+
 
 def _described(default: Any, help_text: str, flag: str | None = None) -> Any:
     """Declare a field with the help text of its command-line flag; `flag` where the field's name would not do."""
     return field(default=default, metadata={"help": help_text, "flag": flag})
 
 
-def _require(is_met: bool, name: str, wanted: str, got: object) -> None:
-    if not is_met:
-        raise ValueError(f"{name} must be {wanted}; got {got!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Checked:
-    """Base of the configuration classes: literal fields hold a known name, numbers are finite."""
+    """Base of the configuration classes: every field holds a value of its type, numbers are finite."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            hint = hints[entry.name]
-            if typing.get_origin(hint) is Literal:
-                known = typing.get_args(hint)
-                _require(value in known, entry.name, "one of " + ", ".join(known), value)
-            elif hint is bool:
-                if not isinstance(value, bool):
-                    raise TypeError(f"{entry.name} must be a bool; got {value!r}")
-            elif hint in (int, float):
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise TypeError(f"{entry.name} must be a number; got {value!r}")
-                if hint is int and not isinstance(value, int):
-                    raise TypeError(f"{entry.name} must be a whole number; got {value!r}")
-                _require(math.isfinite(value), entry.name, "finite", value)
+            require_type(entry.name, getattr(self, entry.name), hints[entry.name])
         self._check()
 
     def _check(self) -> None:
@@ -90,7 +78,7 @@ class CodeConfig(_Checked):
     beta: float = _described(4.0, "rgb: width of the dequantisation noise in colour levels; grey: scale of the labels")
 
     def _check(self) -> None:
-        _require(self.beta >= 0, "beta", ">= 0", self.beta)
+        require(0 <= self.beta <= 1e6, "beta", ">= 0 and <= 1e6", self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +96,9 @@ class PathConfig(_Checked):
     )
 
     def _check(self) -> None:
-        _require(0 <= self.sigma_min < 1, "sigma_min", "in [0, 1)", self.sigma_min)
-        _require(0 <= self.image_weight <= 1, "image_weight", "in [0, 1]", self.image_weight)
-        _require(0 <= self.end_share <= 1, "end_share", "in [0, 1]", self.end_share)
+        require(0 <= self.sigma_min < 1, "sigma_min", "in [0, 1)", self.sigma_min)
+        require(0 <= self.image_weight <= 1, "image_weight", "in [0, 1]", self.image_weight)
+        require(0 <= self.end_share <= 1, "end_share", "in [0, 1]", self.end_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,19 +125,30 @@ class UNetConfig(_Checked):
     dropout: float = _described(0.0, "dropout inside residual blocks, in training")
 
     def _check(self) -> None:
-        _require(self.n_groups >= 1, "n_groups", ">= 1", self.n_groups)
-        _require(
+        require(self.n_groups >= 1, "n_groups", ">= 1", self.n_groups)
+        require(
             self.base_channels > 0 and self.base_channels % self.n_groups == 0,
             "base_channels", f"a positive multiple of n_groups = {self.n_groups}", self.base_channels,
         )  # fmt: skip
         multipliers = self.channel_multipliers
-        _require(
+        require(
             len(multipliers) > 0 and all(m >= 1 for m in multipliers),
             "channel_multipliers", "one whole number >= 1 per level", multipliers,
         )  # fmt: skip
-        _require(self.n_res_blocks >= 1, "n_res_blocks", ">= 1", self.n_res_blocks)
+        require(len(multipliers) <= _MOST_LEVELS, "channel_multipliers", f"at most {_MOST_LEVELS}", multipliers)
+        widest = self.base_channels * max(multipliers)
+        require(
+            widest <= _MOST_CHANNELS,
+            "base_channels times the largest of channel_multipliers", f"at most {_MOST_CHANNELS}", widest,
+        )  # fmt: skip
+        require(
+            1 <= self.n_res_blocks <= _MOST_BLOCKS, "n_res_blocks", f">= 1 and <= {_MOST_BLOCKS}", self.n_res_blocks
+        )
+        for name in ("head_channels", "n_heads"):
+            heads = getattr(self, name)
+            require(heads is None or heads >= 1, name, ">= 1", heads)
         known = tuple(2**level for level in range(len(multipliers)))
-        _require(
+        require(
             all(rate in known for rate in self.attention_down_rates),
             "attention_down_rates", f"among {known} for {len(multipliers)} levels",
             self.attention_down_rates,
@@ -159,7 +158,7 @@ class UNetConfig(_Checked):
                 "exactly one of head_channels and n_heads must be given; got "
                 f"head_channels={self.head_channels!r}, n_heads={self.n_heads!r}"
             )
-        _require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
 
     @property
     def size_multiple(self) -> int:
@@ -180,7 +179,7 @@ class DataConfig(_Checked):
     )
 
     def _check(self) -> None:
-        _require(self.image_size > 0, "image_size", "positive", self.image_size)
+        require(0 < self.image_size <= _MOST_PIXELS, "image_size", f"positive and <= {_MOST_PIXELS}", self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,20 +201,20 @@ class TrainConfig(_Checked):
     seed: int = _described(0, "seed of weights, order, times and noise")
 
     def _check(self) -> None:
-        _require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
-        _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
-        _require(
+        require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
+        require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
+        require(
             0 < self.min_learning_rate <= self.learning_rate,
             "min_learning_rate", f"in (0, learning_rate = {self.learning_rate}]",
             self.min_learning_rate,
         )  # fmt: skip
-        _require(0 <= self.warmup_share < 1, "warmup_share", "in [0, 1)", self.warmup_share)
-        _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
-        _require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
-        _require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
-        _require(self.validation_samples >= 1, "validation_samples", ">= 1", self.validation_samples)
-        _require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
-        _require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
+        require(0 <= self.warmup_share < 1, "warmup_share", "in [0, 1)", self.warmup_share)
+        require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
+        require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
+        require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        require(self.validation_samples >= 1, "validation_samples", ">= 1", self.validation_samples)
+        require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
+        require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +250,7 @@ class InferenceConfig(_Checked):
 
     def _check(self) -> None:
         for name in ("classify_steps", "n_samples", "generate_steps"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,11 +264,11 @@ class TaskConfig(_Checked):
     original_size: int | None = None  # height and width of the stored pictures; None where they are not known
 
     def _check(self) -> None:
-        _require(self.n_classes >= 2, "n_classes", ">= 2", self.n_classes)
-        _require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
+        require(self.n_classes >= 2, "n_classes", ">= 2", self.n_classes)
+        require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
         size = self.original_size
-        _require(size is None or size >= 1, "original_size", ">= 1", size)
-        _require(
+        require(size is None or 1 <= size <= _MOST_PIXELS, "original_size", f">= 1 and <= {_MOST_PIXELS}", size)
+        require(
             len(self.class_names) in (0, self.n_classes),
             "class_names", f"empty or one per class ({self.n_classes})", self.class_names,
         )  # fmt: skip
@@ -319,8 +318,8 @@ def _from_dict(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
         raise TypeError(f"{where} must be a mapping of fields; got {type(values).__name__}")
     hints = typing.get_type_hints(cls)
     known = {entry.name for entry in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - known)
-    _require(not unknown, where, "made of " + ", ".join(sorted(known)), unknown)
+    unknown = sorted(map(str, set(values) - known))
+    require(not unknown, where, "made of " + ", ".join(sorted(known)), unknown)
     read: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
@@ -330,14 +329,16 @@ def _from_dict(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
             read[name] = tuple(value)
         else:
             read[name] = value
+    absent = [
+        entry.name
+        for entry in dataclasses.fields(cls)
+        if entry.name not in read
+        and entry.default is dataclasses.MISSING
+        and entry.default_factory is dataclasses.MISSING
+    ]
+    if absent:
+        raise TypeError(f"{where} must have the fields {', '.join(absent)}")
     return cls(**read)
-
-
-def optional_base(hint: Any) -> Any:
-    """Return `X` for the type hint `X | None`, and the hint itself otherwise."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-    return hint
 
 
 _PUBLISHED_28 = ExperimentConfig(

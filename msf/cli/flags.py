@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from msf.config import RECIPES, ExperimentConfig, ReadoutName, optional_base
+from msf.config import RECIPES, ExperimentConfig, ReadoutName
+from msf.plain_values import optional_base
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
