@@ -26,6 +26,7 @@ MethodName = Literal["euler", "midpoint", "heun", "rk4", "rk4_38"]
 PosteriorUse = Literal["mode", "sample"]
 ReadoutName = Literal["latent", "decoded"]
 FitName = Literal["stretch", "crop"]
+ValueRange = Literal["signed", "unit"]
 
 # Codes whose semantic maps are made at the network's resolution, without the autoencoder.
 LATENT_RESOLUTION_CODES: tuple[CodeName, ...] = ("one_hot", "simplex", "thermometer")

@@ -102,7 +102,7 @@ def _check_budget(n_bytes: int, file_bytes: int) -> None:
     budget = FREE_BYTES + BYTES_PER_BYTE * file_bytes
     if n_bytes > budget:
         raise ValueError(
-            f"its arrays need {n_bytes} bytes, more than the {budget} that are read from a file of this size (2 GiB, and "
+            f"its arrays need {n_bytes} bytes, more than the {budget} that a file of this size may need (2 GiB, and "
             f"{BYTES_PER_BYTE} times its size); if they are right, save them uncompressed, with numpy.savez"
         )
     memory = _machine_memory()

@@ -218,9 +218,9 @@ def _check_labels(tensors: dict[str, Tensor], path: Path, info: DatasetInfo | No
     for split, values in labels.items():
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= n_classes:
+            why = _WHY_BELOW if info is None and high >= n_classes else ""
             raise ValueError(
-                f"{split}_labels of {path} must be in [0, {n_classes}){_WHY_BELOW if info is None else ''}; "
-                f"got values from {low} to {high}"
+                f"{split}_labels of {path} must be in [0, {n_classes}){why}; got values from {low} to {high}"
             )
     if info is None:
         absent = (labels["train"].bincount(minlength=n_classes) == 0).nonzero().flatten().tolist()
