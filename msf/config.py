@@ -79,7 +79,8 @@ class CodeConfig(_Checked):
     beta: float = _described(4.0, "rgb: width of the dequantisation noise in colour levels; grey: scale of the labels")
 
     def _check(self) -> None:
-        require(0 <= self.beta <= 1e6, "beta", ">= 0 and <= 1e6", self.beta)
+        require(self.beta >= 0, "beta", ">= 0", self.beta)
+        require(self.beta <= 1e6, "beta", "<= 1e6", self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +143,8 @@ class UNetConfig(_Checked):
             widest <= _MOST_CHANNELS,
             "base_channels times the largest of channel_multipliers", f"at most {_MOST_CHANNELS}", widest,
         )  # fmt: skip
-        require(
-            1 <= self.n_res_blocks <= _MOST_BLOCKS, "n_res_blocks", f">= 1 and <= {_MOST_BLOCKS}", self.n_res_blocks
-        )
+        require(self.n_res_blocks >= 1, "n_res_blocks", ">= 1", self.n_res_blocks)
+        require(self.n_res_blocks <= _MOST_BLOCKS, "n_res_blocks", f"<= {_MOST_BLOCKS}", self.n_res_blocks)
         for name in ("head_channels", "n_heads"):
             heads = getattr(self, name)
             require(heads is None or heads >= 1, name, ">= 1", heads)
@@ -180,7 +180,8 @@ class DataConfig(_Checked):
     )
 
     def _check(self) -> None:
-        require(0 < self.image_size <= _MOST_PIXELS, "image_size", f"positive and <= {_MOST_PIXELS}", self.image_size)
+        require(self.image_size > 0, "image_size", "positive", self.image_size)
+        require(self.image_size <= _MOST_PIXELS, "image_size", f"<= {_MOST_PIXELS}", self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +269,8 @@ class TaskConfig(_Checked):
         require(self.n_classes >= 2, "n_classes", ">= 2", self.n_classes)
         require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
         size = self.original_size
-        require(size is None or 1 <= size <= _MOST_PIXELS, "original_size", f">= 1 and <= {_MOST_PIXELS}", size)
+        require(size is None or size >= 1, "original_size", ">= 1", size)
+        require(size is None or size <= _MOST_PIXELS, "original_size", f"<= {_MOST_PIXELS}", size)
         require(
             len(self.class_names) in (0, self.n_classes),
             "class_names", f"empty or one per class ({self.n_classes})", self.class_names,

@@ -79,7 +79,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         path: A file in any format that Pillow reads.
         max_pixels: Pixels that may be decoded. A larger JPEG is decoded at a half, a quarter or an eighth of its sides,
             which its format allows at the cost of the smaller picture; any other is refused before it is decoded. A
-            colour picture of the default needs about 1.5 GiB on its way to the network.
+            colour picture of the default size needs about 1.2 GB on its way to the network.
 
     Returns:
         uint8, or uint16 for deep grey pictures; [H, W, 1] or [H, W, 3].

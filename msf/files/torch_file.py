@@ -53,10 +53,11 @@ def read_torch_file(path: Path) -> Any:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except DAMAGE as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            refused = _REFUSED_CLASS.search(str(error))
+            found = _REFUSED_CLASS.search(str(error))
             raise ValueError(
                 f"{where} must hold tensors, dictionaries and plain values only: anything else could run code when it "
-                f"is unpickled, and is refused{'; got ' + refused[1] if refused else ''}. Save the state dict alone"
+                f"is unpickled, and is refused{'; got ' + found[1] if found else ''}. If you trust the file, save its "
+                "state dict alone"
             ) from None
         raise ValueError(f"{where} must be a file of torch.save; got: {first_line(error)}") from error
     return _Checked(where, path.stat().st_size).value(content, "")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from msf.autoencoder import LatentPosterior, latent_cache
+from msf.autoencoder import LatentPosterior, latent_cache, latent_store
 from msf.autoencoder.batches import encode_in_parts
 from msf.autoencoder.latent_cache import default_cache_folder, open_latent_cache
 from msf.data import (
@@ -21,7 +21,6 @@ from msf.data import (
     Split,
     apply_flips,
     draw_flips,
-    latent_store,
     load_dataset,
     prepare_images,
 )
