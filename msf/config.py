@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from msf.plain_values import require, require_type
+from msf.plain_values import checked_value, require
 
 CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
 TimeCoupling = Literal["shared", "independent"]
@@ -50,7 +50,8 @@ class _Checked:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for entry in dataclasses.fields(self):
-            require_type(entry.name, getattr(self, entry.name), hints[entry.name])
+            value = checked_value(entry.name, getattr(self, entry.name), hints[entry.name])
+            object.__setattr__(self, entry.name, value)
         self._check()
 
     def _check(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import reprlib
 import types
 import typing
@@ -30,8 +31,8 @@ def require(is_met: bool, name: str, wanted: str, got: object) -> None:
         raise ValueError(f"{name} must be {wanted}; got {shown(got)}")
 
 
-def require_type(name: str, value: object, hint: Any) -> None:
-    """Check a value against the type hint of its field.
+def checked_value(name: str, value: Any, hint: Any) -> Any:
+    """Return a value that fits the type hint of its field; NumPy's scalars become Python's numbers.
 
     Args:
         name: Of the field.
@@ -46,7 +47,7 @@ def require_type(name: str, value: object, hint: Any) -> None:
     """
     base = optional_base(hint)
     if value is None and base is not hint:
-        return
+        return None
     if typing.get_origin(base) is Literal:
         known = typing.get_args(base)
         require(isinstance(value, str) and value in known, name, "one of " + ", ".join(known), value)
@@ -54,18 +55,22 @@ def require_type(name: str, value: object, hint: Any) -> None:
         if not isinstance(value, tuple):
             raise TypeError(f"{name} must be a list; got {shown(value)}")
         require(len(value) <= MOST_ENTRIES, name, f"a list of at most {MOST_ENTRIES} entries", value)
-        for entry in value:
-            require_type(name, entry, typing.get_args(base)[0])
+        return tuple(checked_value(name, entry, typing.get_args(base)[0]) for entry in value)
     elif base in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number; got {shown(value)}")
-        if base is int and not isinstance(value, int):
+        if base is int and not isinstance(value, numbers.Integral):
             raise TypeError(f"{name} must be a whole number; got {shown(value)}")
-        require(-math.inf < value < math.inf, name, "finite", value)
-        require(isinstance(value, float) or abs(value) < 2**63, name, "below 2^63", value)
+        number: Any = value
+        require(-math.inf < number < math.inf, name, "finite", value)
+        if not isinstance(value, numbers.Integral):
+            return float(number)
+        require(-(2**63) < number < 2**63, name, "below 2^63", value)
+        return int(number)
     elif not isinstance(value, base):
         wanted = "a mapping of fields" if dataclasses.is_dataclass(base) else f"a {base.__name__}"
         raise TypeError(f"{name} must be {wanted}; got {shown(value)}")
+    return value
 
 
 def optional_base(hint: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msf.files.json_text import parse_json
-from msf.plain_values import require, require_type, shown
+from msf.plain_values import checked_value, require, shown
 
 FINGERPRINT_FIELD = "_fingerprint"  # diffusers leaves fields that start with an underscore alone
 _CLASS_NAME = "AutoencoderKL"
@@ -60,7 +60,7 @@ def _check(config: Mapping[str, Any]) -> None:
     for name, hint in _TYPES.items():
         if name in config:
             value = config[name]
-            require_type(
+            checked_value(
                 name, tuple(value) if typing.get_origin(hint) is tuple and type(value) is list else value, hint
             )
     for name, most in (

@@ -30,7 +30,7 @@ def read_torch_file(path: Path) -> Any:
     that no more is read than the file holds.
 
     Returns:
-        Dictionaries, lists (tuples become lists) and plain values with dense tensors, without gradients, among them.
+        Dictionaries, lists, tuples and plain values with dense tensors, without gradients, among them.
 
     Raises:
         FileNotFoundError: No such file.
@@ -87,7 +87,8 @@ class _Checked:
                 key: self.value(part, f"{name}.{key}" if name else str(key), depth + 1) for key, part in value.items()
             }
         if isinstance(value, (list, tuple)):
-            return [self.value(part, f"{name}.{k}", depth + 1) for k, part in enumerate(value)]
+            parts = [self.value(part, f"{name}.{k}", depth + 1) for k, part in enumerate(value)]
+            return tuple(parts) if isinstance(value, tuple) else parts
         if isinstance(value, _PLAIN):
             return value
         return None  # such as a dtype or a device: of no use here

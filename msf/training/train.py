@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,9 +25,11 @@ from msf.evaluate import evaluate
 from msf.files.atomic import write_atomically
 from msf.flow.path import sample_times
 from msf.medsymmflow import MedSymmFlow
+from msf.plain_values import shown
 from msf.training.ema import weight_average
 from msf.training.images import TrainingImages, validation_latents
 from msf.training.losses import symmetric_loss
+from msf.training.state import read_training_state, require_state_of_run
 from msf_kernels import symmetric_path
 
 if TYPE_CHECKING:
@@ -368,11 +369,7 @@ class TrainingRun:
             return
         if not resume:
             raise ValueError(f"folder {str(self.folder)!r} holds a training run: resume it, or choose another folder")
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{str(path)!r} must be an intact training state; got: {reason}") from error
+        state = read_training_state(path)
         # Through JSON, which turns the tuples of both into lists.
         saved, wanted = json.loads(json.dumps([state["experiment"], self.experiment.to_dict()]))
         if saved != wanted:
@@ -383,7 +380,9 @@ class TrainingRun:
         autoencoder = self.flow.autoencoder.fingerprint
         if state.get("autoencoder_fingerprint", autoencoder) != autoencoder:
             raise ValueError(f"folder {str(self.folder)!r} holds a run with another autoencoder than there is now")
-        self.accelerator.unwrap_model(self.network).load_state_dict(state["network"])
+        network = self.accelerator.unwrap_model(self.network)
+        require_state_of_run(state, path, network, self.average, self.optimizer, self.n_steps)
+        network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = _Position(**state["position"])
@@ -391,6 +390,8 @@ class TrainingRun:
 
 def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     for group, fields in wanted.items():
+        found = saved.get(group)
         for name, value in fields.items():
-            if saved[group].get(name) != value:
-                yield f"{group}.{name} was {saved[group].get(name)!r}, now {value!r}"
+            was = found.get(name) if isinstance(found, dict) else None
+            if was != value:
+                yield f"{group}.{name} was {shown(was)}, now {value!r}"

@@ -8,10 +8,10 @@ import textwrap
 import pytest
 import torch
 
-from msf import train as train_module
 from msf.checkpoints.folder import load_checkpoint
 from msf.config import CodeConfig, DataConfig, ExperimentConfig, PathConfig, TrainConfig, UNetConfig
 from msf.data import ImageDataset, Split, make_phantoms
+from msf.training import train as train_module
 from msf.training.train import HISTORY_FILE, STATE_FILE, train
 
 N_TRAIN = 40

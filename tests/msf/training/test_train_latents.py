@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from msf import training_images
+from msf.training import images as training_images
 from msf.autoencoder import KLAutoencoder
 from msf.checkpoints.folder import load_checkpoint
 from msf.config import (
