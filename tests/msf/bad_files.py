@@ -6,6 +6,7 @@
 import functools
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -857,6 +858,16 @@ def series(path):
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def icon_of(png):
+    """Return an icon that claims 32 x 32 pixels and holds a PNG."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 32, len(png), 22) + png
+
+
+def pipe(folder):
+    os.mkfifo(folder / "picture.png")
+    return folder / "picture.png"
+
+
 PICTURE = "must be an intact picture; got: "
 LARGE = PICTURE + "{} x {} pixels, more than max_pixels"
 for title, wanted, make in [
@@ -889,7 +900,13 @@ for title, wanted, make in [
         picture_bytes(lambda data: bytes(128) + b"DICM", "picture.dcm"),
     ),
     ("a NIfTI file", "DICOM and NIfTI files are not read", picture_bytes(lambda data: bytes(400), "picture.nii.gz")),
-    ("EPS", "another program", picture(lambda path: Image.new("L", (4, 4)).save(path), "picture.eps")),
+    ("EPS", "EPS files and icons are not read", picture(lambda path: Image.new("L", (4, 4)).save(path), "picture.eps")),
+    (
+        "an icon that hides a larger picture",
+        "EPS files and icons are not read",
+        picture_bytes(lambda data: icon_of(png_claiming(12000, 12000)), "picture.ico"),
+    ),
+    ("a pipe", "no file", pipe),
     ("a folder", PICTURE, lambda folder: folder),
     ("a file that is missing", PICTURE, lambda folder: folder / "none.png"),
 ]:
