@@ -37,25 +37,9 @@ def as_tensor(name: str, values: object) -> Tensor:
     return values
 
 
-def require_finite_items(name: str, item: str, values: Tensor) -> None:
-    """Check that floating-point values are finite.
-
-    Args:
-        name: Argument name for the message.
-        item: What a row of the first axis is, such as `picture`.
-        values: [N, ...].
-
-    Raises:
-        ValueError: A value is NaN or infinite; the text names the first rows that have any.
-    """
-    if not values.is_floating_point() or not values.numel():
-        return
-    low, high = (float(value) for value in torch.aminmax(values.detach()))  # both NaN if any value is
-    if -torch.inf < low and high < torch.inf:
-        return
-    bad = ~values.detach().isfinite().flatten(1).all(dim=1) if values.ndim > 1 else ~values.detach().isfinite()
-    rows = bad.nonzero().flatten().tolist()
-    raise ValueError(f"{name} must be finite; got NaN or infinite values in {listed(item, rows)}")
+def rows_not_finite(values: Tensor) -> list[int]:
+    """Return the rows of the first axis that hold a value which is NaN or infinite."""
+    return (~values.detach().isfinite()).reshape(len(values), -1).any(dim=1).nonzero().flatten().tolist()
 
 
 def listed(item: str, rows: Sequence[int]) -> str:

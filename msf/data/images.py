@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from msf.config import ValueRange
-from msf.data.arrays import NumpyArray, as_tensor, listed, require_finite_items
+from msf.data.arrays import NumpyArray, as_tensor, listed
 from msf_kernels.checks import FLOATING
 from msf_kernels.shapes import ImageBatch
 
@@ -66,15 +66,17 @@ def prepare_images(
     """
     if size < 1 or channels not in (1, 3):
         raise ValueError(f"size must be >= 1 and channels 1 or 3; got {size} and {channels}")
-    images = _as_float(images, channels, value_range)
+    settled = settle_value_range(images, channels, value_range, allow_grey=allow_grey)
+    images = as_tensor("images", images)
+    if settled is None:
+        planes = (images[..., None] if images.ndim == 3 else images).permute(0, 3, 1, 2)
+        images = planes.float().div_(_HALF_RANGES[images.dtype]).sub_(1)
+    else:
+        images = images.float() * 2 - 1 if settled == "unit" else images.float()
     n_given = images.shape[1]
     if n_given == 1 and channels == 3:
         images = images.expand(-1, 3, -1, -1)
     elif n_given == 3 and channels == 1:
-        if not allow_grey:
-            raise ValueError(
-                "images have 3 channels and the network takes 1; give grey pictures, or allow_grey=True for luminance"
-            )
         weights = torch.tensor(LUMINANCE, device=images.device)
         images = torch.einsum("nchw,c->nhw", images, weights)[:, None]
     return resize_images(images, size).clamp(-1, 1).contiguous()
@@ -127,20 +129,23 @@ def apply_flips(images: ImageBatch, flips: Tensor) -> ImageBatch:
     return images
 
 
-def settle_value_range(images: Tensor | NumpyArray, value_range: ValueRange | None) -> ValueRange | None:
-    """Return what the values of a whole batch mean, for `prepare_images` to be told with every part of it.
+def settle_value_range(
+    images: Tensor | NumpyArray, channels: int, value_range: ValueRange | None, *, allow_grey: bool = False
+) -> ValueRange | None:
+    """Check a whole batch, and return what its values mean, for `prepare_images` to be told with every part of it.
 
     Args:
         images: As for `prepare_images`.
+        channels: Likewise.
         value_range: What the caller says.
+        allow_grey: Likewise.
 
     Returns:
         `signed` or `unit` for floating point, None for levels, whose range is that of their dtype.
 
     Raises:
-        TypeError: Neither tensor nor array.
-        ValueError: An unknown name, levels with a range, or values outside it, NaN or infinite; the first such pictures
-            are named.
+        TypeError: See `prepare_images`.
+        ValueError: See `prepare_images`.
 
     Warns:
         ValueRangeWarning: See `prepare_images`.
@@ -148,7 +153,11 @@ def settle_value_range(images: Tensor | NumpyArray, value_range: ValueRange | No
     if value_range is not None and value_range not in get_args(ValueRange):
         raise ValueError(f"value_range must be one of {', '.join(get_args(ValueRange))}; got {value_range!r}")
     images = as_tensor("images", images)
-    if not images.is_floating_point():
+    if _channels_of(images, channels) == 3 and channels == 1 and not allow_grey:
+        raise ValueError(
+            "images have 3 channels and the network takes 1; give grey pictures, or allow_grey=True for luminance"
+        )
+    if images.dtype in _HALF_RANGES:
         if value_range is not None:
             raise ValueError(
                 f"value_range must be None for {images.dtype}, whose range is its own; got {value_range!r}"
@@ -157,53 +166,45 @@ def settle_value_range(images: Tensor | NumpyArray, value_range: ValueRange | No
     settled: ValueRange = value_range or "signed"
     if not images.numel():
         return settled
-    require_finite_items("floating-point images", "picture", images)
     values = images.detach()
-    low, high = (float(value) for value in values.aminmax())
+    low, high = (float(value) for value in values.aminmax())  # both NaN if any value is
     lowest, highest = _BOUNDS[settled]
-    if low < lowest - _RANGE_SLACK or high > highest + _RANGE_SLACK:
-        outside = (values < lowest - _RANGE_SLACK) | (values > highest + _RANGE_SLACK)
-        rows = outside.reshape(len(values), -1).any(dim=1).nonzero().flatten().tolist()
+    if not (low >= lowest - _RANGE_SLACK and high <= highest + _RANGE_SLACK):
+        is_inside = (values >= lowest - _RANGE_SLACK) & (values <= highest + _RANGE_SLACK)
+        rows = (~is_inside).flatten(1).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(
-            f"floating-point images must be in [{lowest:g}, {highest:g}]; got values from {low} to {high}, outside in "
-            f"{listed('picture', rows)} (value_range {settled!r})"
+            f"floating-point images must be finite and in [{lowest:g}, {highest:g}]; got values from {low} to "
+            f"{high}, outside in {listed('picture', rows)} (value_range {settled!r})"
         )
     if value_range is None and 0 <= low < 1:  # a white picture is white in both ranges
         warnings.warn(
             "images hold nothing below 0, and are read as values in [-1, 1], where 0 is grey: say value_range='unit' "
             "if black is 0, or value_range='signed' if this is right",
             ValueRangeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return settled
 
 
-def _as_float(images: Tensor | NumpyArray, channels: int, value_range: ValueRange | None) -> Tensor:
-    """Return float32 [N, C, H, W] in [-1, 1]."""
-    images = as_tensor("images", images)
-    if images.dtype in _HALF_RANGES:
-        settle_value_range(images, value_range)
-        return _planes(images, channels).float().div_(_HALF_RANGES[images.dtype]).sub_(1)
-    if images.dtype not in FLOATING:
+def _channels_of(images: Tensor, channels: int) -> int:
+    """Return the channels of pictures, whose dtype and shape are checked on the way."""
+    name = str(images.dtype).removeprefix("torch.")
+    if images.dtype in FLOATING:
+        _check_shape(images, images.shape[1:2], images.shape[2:], "floating-point images must be [N, C, H, W]")
+        return images.shape[1]
+    if images.dtype not in _HALF_RANGES:
         raise TypeError(f"images must be uint8, uint16, or floating point in [-1, 1]; got {images.dtype}")
-    _check_shape(images, images.shape[1:2], images.shape[2:], "floating-point images must be [N, C, H, W]")
-    settled = settle_value_range(images, value_range)
-    return images.float() * 2 - 1 if settled == "unit" else images.float()
-
-
-def _planes(images: Tensor, channels: int) -> Tensor:
-    """Return levels [N, C, H, W] from [N, H, W] or [N, H, W, C]."""
-    name = str(images.dtype)[6:]
+    wanted = f"{name} images must be [N, H, W] or [N, H, W, C]"
     if images.ndim == 3:
         height, width, last = images.shape
         if last in (1, 3, 4) and (width != last or last == channels == 3):
             raise ValueError(
-                f"{name} images must be [N, H, W] or [N, H, W, C]; got {[height, width, last]}, which looks like one "
-                f"picture with its channels: give [1, {height}, {width}, {last}]"
+                f"{wanted}; got {[height, width, last]}, which looks like one picture with its channels: give "
+                f"[1, {height}, {width}, {last}]"
             )
         images = images[..., None]
-    _check_shape(images, images.shape[3:], images.shape[1:3], f"{name} images must be [N, H, W] or [N, H, W, C]")
-    return images.permute(0, 3, 1, 2)
+    _check_shape(images, images.shape[3:], images.shape[1:3], wanted)
+    return images.shape[3]
 
 
 def _check_shape(images: Tensor, channels: Sequence[int], pixels: Sequence[int], wanted: str) -> None:

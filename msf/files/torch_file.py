@@ -23,11 +23,15 @@ _MAX_VALUES = 10**6
 _REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]+)")
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, wanted: str = "a file of torch.save") -> Any:
     """Return what a file of `torch.save` holds, on the CPU.
 
     Only zip archives are read, the format since PyTorch 1.6. Records are verified by their checksums and mapped, so
     that no more is read than the file holds.
+
+    Args:
+        path: The file.
+        wanted: What it must be, for the message.
 
     Returns:
         Dictionaries, lists, tuples and plain values with dense tensors, without gradients, among them.
@@ -38,7 +42,7 @@ def read_torch_file(path: Path) -> Any:
         TypeError: Tensors that are sparse, quantised, complex or without values.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} must be an existing file of torch.save")
+        raise FileNotFoundError(f"{str(path)!r} must be {wanted}; there is none")
     where = repr(str(path))
     try:
         with zipfile.ZipFile(path) as archive:
@@ -59,7 +63,7 @@ def read_torch_file(path: Path) -> Any:
                 f"is unpickled, and is refused{'; got ' + found[1] if found else ''}. If you trust the file, save its "
                 "state dict alone"
             ) from None
-        raise ValueError(f"{where} must be a file of torch.save; got: {first_line(error)}") from error
+        raise ValueError(f"{where} must be {wanted}; got: {first_line(error)}") from error
     return _Checked(where, path.stat().st_size).value(content, "")
 
 

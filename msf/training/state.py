@@ -34,7 +34,7 @@ def read_training_state(path: Path) -> dict[str, Any]:
         ValueError: Not a file of `torch.save`, damaged, or without a field that a training state has.
         TypeError: A field of another type, or tensors that no training saves.
     """
-    state = read_torch_file(path)
+    state = read_torch_file(path, "an intact training state")
     if not isinstance(state, dict):
         raise ValueError(f"{str(path)!r} must be an intact training state; got {type(state).__name__}")
     missing = [name for name in _FIELDS if name not in state]

@@ -748,7 +748,7 @@ def state_with(path, value):
 
 
 for title, wanted, content in [
-    ("nothing", TORCH, lambda: b""),
+    ("nothing", "must be an intact training state; got: File is not a zip", lambda: b""),
     ("a list", "must be an intact training state; got list", lambda: [1, 2]),
     ("no fields", "must be an intact training state; missing: experiment", dict),
     ("weights alone", "must be an intact training state; missing: experiment", network_tensors),

@@ -98,12 +98,8 @@ def test_an_empty_batch_stays_empty():
     ("images", "error", "text"),
     [
         (torch.full((1, 1, 4, 4), 2.0), ValueError, r"in \[-1, 1\]; got values from 2.0 to 2.0"),
-        (torch.full((1, 1, 4, 4), float("nan")), ValueError, "finite; got NaN or infinite values in picture 0"),
-        (
-            torch.tensor([0.0, float("inf")]).repeat(8).reshape(1, 1, 4, 4),
-            ValueError,
-            "finite; got NaN or infinite values in picture 0",
-        ),
+        (torch.full((1, 1, 4, 4), float("nan")), ValueError, "must be finite .*nan"),
+        (torch.tensor([0.0, float("inf")]).repeat(8).reshape(1, 1, 4, 4), ValueError, "must be finite .*inf"),
         (torch.zeros(2, 4, 4), ValueError, r"floating-point images must be \[N, C, H, W\].*got \[2, 4, 4\]"),
         (torch.zeros(2, 2, 4, 4), ValueError, r"C = 1 or 3; got \[2, 2, 4, 4\]"),
         (torch.zeros(2, 3, 0, 4), ValueError, "H, W >= 1"),
