@@ -8,6 +8,7 @@ import numbers
 import reprlib
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, Literal
 
 MOST_ENTRIES = 2**16  # of a list
@@ -23,6 +24,13 @@ def shown(value: object) -> str:
         return _REPR.repr(value)
     except ValueError:  # a whole number of more digits than Python prints
         return f"a {type(value).__name__} of too many digits"
+
+
+def shown_names(names: Iterable[object], limit: int) -> str:
+    """Return names from a file for a message, separated by commas: the first few, each on one short line."""
+    texts = [str(name) for name in names]
+    listed = [text if text.isprintable() and len(text) <= _REPR.maxstring else shown(text) for text in texts[:limit]]
+    return ", ".join(listed) + (", ..." if len(texts) > limit else "")
 
 
 def require(is_met: bool, name: str, wanted: str, got: object) -> None:

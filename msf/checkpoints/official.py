@@ -30,6 +30,7 @@ from msf.config import (
 from msf.files.tensors import read_safetensors, require_matching_tensors, require_sound_weights
 from msf.files.torch_file import read_torch_file
 from msf.network.unet import UNet
+from msf.plain_values import shown
 
 PUBLISHED_HEAD_CHANNELS = 64
 PIXEL_SIZE = 32
@@ -182,11 +183,11 @@ def _choose_prefix(tensors: Mapping[str, Tensor], wanted: str | None, where: str
     if not found:
         raise ValueError(f"{where} must hold a U-Net of the ADM layout; it has no tensor {_FIRST_TENSOR}")
     if wanted is None and len(found) > 1:
-        raise ValueError(f"prefix must be given, since {where} holds several networks; one of {found}")
+        raise ValueError(f"prefix must be given, since {where} holds several networks; one of {shown(found)}")
     if wanted is None:
         return found[0]
     if wanted not in found:
-        raise ValueError(f"prefix must be one of {found} in {where}; got {wanted!r}")
+        raise ValueError(f"prefix must be one of {shown(found)} in {where}; got {wanted!r}")
     return wanted
 
 

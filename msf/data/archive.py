@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msf.files.damage import DAMAGE, first_line
 from msf.files.npy import NpyHeader, read_npy_header
+from msf.plain_values import shown_names
 
 SPLITS = ("train", "val", "test")
 KEYS = tuple(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))
@@ -20,6 +21,8 @@ KEYS = tuple(f"{split}_{part}" for split in SPLITS for part in ("images", "label
 # and this many for every byte of the file.
 FREE_BYTES = 2**31
 BYTES_PER_BYTE = 20
+_N_LISTED = 12
+_CHUNK_BYTES = 2**20
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -46,7 +49,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     if missing:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}: a data set must have the arrays {', '.join(KEYS)}; "
-            f"found {', '.join(sorted(arrays)) or 'none'}"
+            f"found {shown_names(sorted(arrays), _N_LISTED) or 'none'}"
         )
     tensors = {}
     for split in SPLITS:
@@ -125,7 +128,7 @@ def _read(archive: zipfile.ZipFile, member: _Member, name: str) -> np.ndarray[An
         file = cast(Any, opened)
         file.read(header.offset)
         left = memoryview(values.data)
-        while left and (n_read := file.readinto(left)):
+        while left and (n_read := file.readinto(left[:_CHUNK_BYTES])):
             left = left[n_read:]
         if left or file.read(1):  # the last read verifies the checksum
             raise ValueError(f"{name} is cut off")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from msf.files.damage import DAMAGE, first_line
+from msf.plain_values import shown_names
 from msf_kernels.checks import FLOATING
 
 N_LISTED = 4  # tensors named per kind of mismatch
@@ -55,16 +56,12 @@ def require_matching_tensors(expected: Mapping[str, Tensor], found: Mapping[str,
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
         "of another shape": [
-            f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
+            f"{shown_names([name], 1)} {list(found[name].shape)} instead of {list(tensor.shape)}"
             for name, tensor in expected.items()
             if name in found and found[name].shape != tensor.shape
         ],
     }
-    parts = [
-        f"{len(names)} {kind}: {', '.join(names[:N_LISTED])}{', ...' if len(names) > N_LISTED else ''}"
-        for kind, names in different.items()
-        if names
-    ]
+    parts = [f"{len(names)} {kind}: {shown_names(names, N_LISTED)}" for kind, names in different.items() if names]
     if parts:
         raise ValueError(f"{where} must hold the tensors of the network; got {'; '.join(parts)}")
 
@@ -82,14 +79,14 @@ def require_sound_weights(tensors: Mapping[str, Tensor], where: str) -> None:
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATING:
-            raise TypeError(f"{where} must hold floating-point weights; got {name} of {tensor.dtype}")
+            raise TypeError(f"{where} must hold floating-point weights; got {shown_names([name], 1)} of {tensor.dtype}")
         if not tensor.numel():
             continue
         low, high = (float(value) for value in torch.aminmax(tensor.detach()))  # both NaN if any value is
         if not (low >= -LARGEST_WEIGHT and high <= LARGEST_WEIGHT):
             raise ValueError(
-                f"{where} must hold finite weights of at most {LARGEST_WEIGHT:g}; got {name} with values from {low:g} "
-                f"to {high:g}"
+                f"{where} must hold finite weights of at most {LARGEST_WEIGHT:g}; got {shown_names([name], 1)} with "
+                f"values from {low:g} to {high:g}"
             )
 
 

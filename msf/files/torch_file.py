@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from msf.files.damage import DAMAGE, first_line
+from msf.plain_values import shown, shown_names
 
 _PLAIN = (type(None), bool, int, float, str)
 _MAX_DEPTH = 32
@@ -86,7 +87,7 @@ class _Checked:
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, _PLAIN):
-                    raise ValueError(f"{self.where} must have plain keys; got {type(key).__name__} in {name!r}")
+                    raise ValueError(f"{self.where} must have plain keys; got {type(key).__name__} in {shown(name)}")
             return {
                 key: self.value(part, f"{name}.{key}" if name else str(key), depth + 1) for key, part in value.items()
             }
@@ -98,15 +99,16 @@ class _Checked:
         return None  # such as a dtype or a device: of no use here
 
     def tensor(self, tensor: Tensor, name: str) -> Tensor:
+        shown_as = shown_names([name or "a tensor"], 1)
         is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not is_dense or tensor.is_complex() or type(tensor) not in (Tensor, nn.Parameter):
             kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
-            raise TypeError(f"{self.where} must hold dense tensors of real numbers; got {name or 'a tensor'} ({kind})")
+            raise TypeError(f"{self.where} must hold dense tensors of real numbers; got {shown_as} ({kind})")
         n_bytes = tensor.numel() * tensor.element_size()
         self.bytes_left -= n_bytes
         if n_bytes > tensor.untyped_storage().nbytes() or self.bytes_left < 0:
             raise ValueError(
-                f"{self.where} must hold every value of its tensors; got {name or 'a tensor'} {list(tensor.shape)}, "
+                f"{self.where} must hold every value of its tensors; got {shown_as} {list(tensor.shape)}, "
                 "which is larger than what the file has for it"
             )
         return tensor.detach()

@@ -541,6 +541,8 @@ for title, wanted, change in [
     ),
     ("8-bit floats as weights", f"floating-point weights; got {FIRST} of", convert(FIRST, torch.float8_e4m3fn)),
     ("a weight of another shape", "1 of another shape", lambda tensors: tensors.update({FIRST: torch.zeros(3)})),
+    ("a name of two lines", r"1 unexpected: 'a\\nb'", lambda tensors: tensors.update({"a\nb": torch.zeros(3)})),
+    ("a name of 100,000 letters", "1 unexpected: 'xxx", lambda tensors: tensors.update({"x" * 10**5: torch.zeros(3)})),
     ("a tensor too many", "1 unexpected: more", lambda tensors: tensors.update(more=torch.zeros(3))),
 ]:
     add("checkpoint", f"{title}, without digests", wanted, weights_of(change, keep_config=False))
@@ -708,6 +710,7 @@ for title, wanted, content in [
     ("a list", "it has no tensor input_blocks", lambda: [torch.zeros(3)]),
     ("dictionaries of 100 levels", "nested deeper than", nested_dictionaries),
     ("a dictionary that holds itself", "nested deeper than", circular),
+    ("a sparse tensor of a long name", "got 'xxx", lambda: {"x" * 10**5: torch.zeros(3).to_sparse()}),
     ("keys that are tuples", "plain keys", lambda: {(1, 2): torch.zeros(3)}),
     ("a sparse tensor", DENSE, with_tensor(FIRST, lambda: torch.zeros(SHAPE).to_sparse())),
     ("a tensor on meta", DENSE, with_tensor(FIRST, lambda: torch.zeros(SHAPE, device="meta"))),
