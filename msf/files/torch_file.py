@@ -86,7 +86,7 @@ class _Checked:
             return self.tensor(value, name)
         if isinstance(value, dict):
             for key in value:
-                if not isinstance(key, _PLAIN):
+                if not isinstance(key, _PLAIN) or (isinstance(key, int) and abs(key) >= 2**63):
                     raise ValueError(f"{self.where} must have plain keys; got {type(key).__name__} in {shown(name)}")
             return {
                 key: self.value(part, f"{name}.{key}" if name else str(key), depth + 1) for key, part in value.items()
@@ -101,6 +101,7 @@ class _Checked:
     def tensor(self, tensor: Tensor, name: str) -> Tensor:
         shown_as = shown_names([name or "a tensor"], 1)
         is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        is_dense = is_dense and not tensor.is_nested
         if not is_dense or tensor.is_complex() or type(tensor) not in (Tensor, nn.Parameter):
             kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
             raise TypeError(f"{self.where} must hold dense tensors of real numbers; got {shown_as} ({kind})")

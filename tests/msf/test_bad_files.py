@@ -13,7 +13,7 @@ from msf.checkpoints.official import load_official
 from msf.data import load_dataset, load_pictures, read_image
 from msf.files.npy import map_npy
 from msf.training.state import read_training_state, require_state_of_run
-from tests.msf.bad_files import BAD_FILES, N_STEPS, run_parts, sound
+from tests.msf.bad_files import BAD_FILES, N_STEPS, network_tensors, run_parts, sound
 
 KINDS = ("npz", "npy", "checkpoint", "autoencoder", "official", "training_state", "picture")
 KNOWN = (ValueError, TypeError, FileNotFoundError)
@@ -186,3 +186,17 @@ def test_a_bad_picture_does_not_cost_the_others(tmp_path):
         loaded = load_pictures([good, bad.make(folder), good], 8, 3)
         assert loaded.rows == [0, 2]
         assert list(loaded.failures) == [1]
+
+
+def test_weights_that_require_gradients_share_storage_or_are_parts_of_larger_ones_are_read(tmp_path):
+    tensors = {name: torch.nn.Parameter(tensor) for name, tensor in network_tensors().items()}
+    first, *_ = tensors
+    larger = torch.cat([tensors[first].detach().flatten(), torch.zeros(50)])
+    tensors[first] = larger[:-50].view(tensors[first].shape).requires_grad_()
+    torch.save({"model": tensors, "ema": tensors}, tmp_path / "official.pt")
+    read = load_official(tmp_path / "official.pt", n_classes=8, head_channels=32, prefix="ema.")[2]
+    assert all(torch.equal(tensor, network_tensors()[name]) for name, tensor in read.items())
+    assert not any(tensor.requires_grad for tensor in read.values())
+    # Copies, whatever becomes of the file.
+    (tmp_path / "official.pt").write_bytes(b"")
+    assert torch.equal(read[first], network_tensors()[first])
