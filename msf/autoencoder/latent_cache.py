@@ -18,6 +18,7 @@ from msf.autoencoder import Autoencoder, LatentPosterior
 from msf.autoencoder.batches import encode_in_parts
 from msf.autoencoder.latent_store import Array, LatentStore
 from msf.config import PosteriorUse
+from msf.data.arrays import listed, rows_not_finite
 from msf.data.dataset import ImageDataset
 from msf.data.images import N_FLIPS, apply_flips, prepare_images
 from msf.interruption import Interrupted
@@ -152,7 +153,7 @@ def open_latent_cache(
                     pictures = prepare_images(images[chunk.rows], image_size, dataset.n_channels)
                     flips_of_variant = torch.tensor([chunk.variant % 2 == 1, chunk.variant >= 2])
                     mirrored = apply_flips(pictures, flips_of_variant.expand(len(pictures), 2))
-                    put(chunk, _finite(encode_in_parts(autoencoder, mirrored, torch.device(device))))
+                    put(chunk, _finite(encode_in_parts(autoencoder, mirrored, torch.device(device)), chunk.rows.start))
                     n_done += len(pictures)
                     if progress is not None:
                         progress(n_done, n_total)
@@ -184,10 +185,13 @@ def default_cache_folder(dataset: ImageDataset) -> Path:
     return folder
 
 
-def _finite(posterior: LatentPosterior) -> LatentPosterior:
+def _finite(posterior: LatentPosterior, first_row: int) -> LatentPosterior:
     posterior = LatentPosterior(*(part.cpu() for part in posterior))
-    if not all(part.isfinite().all() for part in posterior):
-        raise FloatingPointError("the autoencoder gives latents that are not finite; nothing of them was kept")
+    rows = sorted({first_row + row for part in posterior for row in rows_not_finite(part)})
+    if rows:
+        raise FloatingPointError(
+            f"the autoencoder gives latents that are not finite for {listed('picture', rows)}; none of them was kept"
+        )
     return posterior
 
 

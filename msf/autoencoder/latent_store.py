@@ -23,7 +23,10 @@ import numpy as np
 from torch import Tensor
 
 from msf.files.atomic import write_atomically
+from msf.files.json_text import parse_json
+from msf.files.npy import map_npy
 from msf.interruption import undisturbed
+from msf.plain_values import shown
 
 FORMAT = 1
 META_FILE = "meta.json"
@@ -83,7 +86,7 @@ class LatentStore:
 
     def arrays(self) -> tuple[Array, Array | None]:
         """Return the means and the standard deviations (None where they are not kept), mapped for reading."""
-        mapped = [np.load(path, mmap_mode="r") for path in self._paths]
+        mapped = self._checked_arrays()
         return mapped[0], mapped[1] if len(mapped) == 2 else None
 
     def restore(self) -> None:
@@ -100,7 +103,8 @@ class LatentStore:
             return
         n_damaged = 0
         for chunk, recorded in zip(self._chunks, checksums, strict=True):
-            if recorded is not None and recorded == _checksum(array[chunk.variant, chunk.rows] for array in arrays):
+            parts = [array[chunk.variant, chunk.rows] for array in arrays]
+            if recorded is not None and recorded == _checksum(parts) and all(np.isfinite(part).all() for part in parts):
                 self._checksums[chunk.number] = recorded
             elif recorded is not None:
                 n_damaged += 1
@@ -159,27 +163,28 @@ class LatentStore:
 
     def _read_meta(self) -> list[str | None]:
         """Return the checksums; raise ValueError where the files are of something else."""
-        try:
-            meta = json.loads((self.folder / META_FILE).read_bytes())
-            found = {name: meta[name] for name in self.identity}
-            checksums = list(meta["checksums"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{META_FILE} is damaged or of another version ({error!r})") from error
+        meta = parse_json((self.folder / META_FILE).read_bytes(), META_FILE, "the description of a cache in JSON")
+        if not isinstance(meta, dict) or not isinstance(meta.get("checksums"), list):
+            raise ValueError(f"{META_FILE} is damaged or of another version")
+        found = {name: meta.get(name) for name in self.identity}
+        checksums: list[Any] = meta["checksums"]
         for name, value in self.identity.items():
             if found[name] != value:
-                raise ValueError(f"{name} was {found[name]!r}, is now {value!r}")
+                raise ValueError(f"{name} was {shown(found[name])}, is now {shown(value)}")
         if len(checksums) != len(self._chunks):
             raise ValueError(f"{META_FILE} must have {len(self._chunks)} checksums; it has {len(checksums)}")
+        if not all(isinstance(checksum, str | None) for checksum in checksums):
+            raise ValueError(f"{META_FILE} must have texts as checksums")
         return checksums
 
     def _checked_arrays(self) -> list[Array]:
         arrays = []
         for path in self._paths:
             try:
-                array = np.load(path, mmap_mode="r")
-            except (ValueError, EOFError) as error:  # truncated, or not an array
+                array = map_npy(path)
+            except ValueError as error:  # truncated, or not an array
                 raise ValueError(f"{path.name} is damaged ({error})") from error
-            if array.shape != self.shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+            if array.shape != self.shape or array.dtype != np.float32:
                 raise ValueError(
                     f"{path.name} must be float32 {list(self.shape)}; got {array.dtype} {list(array.shape)}"
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from msf.autoencoder.kl import require_diffusers
 from msf.autoencoder.losses import autoencoder_loss
 from msf.autoencoder.settings import AutoencoderProgress, AutoencoderTraining, Stage
 from msf.data import ImageDataset, apply_flips, draw_flips, epoch_batches, prepare_images, seeded_generator
+from msf.files.damage import first_line
 from msf.files.state import StateFile
+from msf.files.tensors import require_matching_tensors
 from msf.interruption import Interrupted, disturbed, undisturbed
 
 # A loss is read from the device only this often, so that a step does not wait for it; sooner where steps are slow.
@@ -73,14 +75,23 @@ class AutoencoderRun:
         sources = {"data_fingerprint": (dataset.fingerprint, "on other data")}
         self.state = StateFile(folder, "settings", asdict(settings), sources)
         fields = ("model", "colours", "pictures", "history", "losses", "seconds")
-        state = self.state.restore(device, fields, resume=resume)
+        state = self.state.restore(fields, resume=resume)
         if state is not None:
+            self._take_over(state)
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        where = repr(str(self.state.path))
+        try:
+            require_matching_tensors(self.model.state_dict(), state["model"], f"model of {where}")
             self.model.load_state_dict(state["model"])
             self._colours.load_state_dict(state["colours"])
             self._pictures.load_state_dict(state["pictures"])
-            self.history, self._losses = state["history"], list(state["losses"])
-            self._started -= state["seconds"]
-            self.state.saved_step = self._n_done
+            self.history, self._losses = list(state["history"]), [loss.to(self._device) for loss in state["losses"]]
+            self._started -= float(state["seconds"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = first_line(error)
+            raise ValueError(f"{where} must be the state of a training of autoencoders; got: {reason}") from error
+        self.state.saved_step = self._n_done
 
     @property
     def n_steps(self) -> int:

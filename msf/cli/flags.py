@@ -18,15 +18,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from msf.config import (
-    RECIPES,
-    SHORT_NAMES,
-    ClassifySettings,
-    ExperimentConfig,
-    GenerateSettings,
-    InferenceConfig,
-    optional_base,
-)
+from msf.config import RECIPES, SHORT_NAMES, ClassifySettings, ExperimentConfig, GenerateSettings, InferenceConfig
+from msf.plain_values import optional_base
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

@@ -21,6 +21,7 @@ from msf_kernels import class_distance
 from msf_kernels.shapes import ClassDistances, Codes, Labels, SemanticBatch
 
 PALETTE_LEVELS = (0, 75, 150, 225)
+_FAR = 2.0**10
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,11 +256,14 @@ def project_on_simplex(weights: Tensor) -> Tensor:
         Same shape and dtype; rows are >= 0 and sum to 1. A row that is a distribution already stays what it is.
 
     Numerics:
-        Sorting, O(n_classes log n_classes) per row; rows are independent of each other.
+        Sorting, O(n_classes log n_classes) per row; rows are independent of each other. Rows far from the simplex are
+        shifted first, which changes no projection: their sums could not hold the 1 that is taken off.
 
     Source:
         Held, Wolfe and Crowder (1974); Duchi et al. (ICML 2008), figure 1.
     """
+    largest = weights.amax(dim=1, keepdim=True)
+    weights = weights - torch.where(largest.abs() > _FAR, largest, 0)
     descending = weights.sort(dim=1, descending=True).values
     excess = descending.cumsum(dim=1) - 1
     rank = torch.arange(1, weights.shape[1] + 1, device=weights.device, dtype=weights.dtype)

@@ -1,6 +1,5 @@
 """Configurations: of an experiment, of what is made with its checkpoint, and the named recipes."""
 
-from msf.config.checked import optional_base
 from msf.config.experiment import (
     AutoencoderConfig,
     CodeConfig,
@@ -18,6 +17,7 @@ from msf.config.experiment import (
     TimeSampling,
     TrainConfig,
     UNetConfig,
+    ValueRange,
 )
 from msf.config.recipes import RECIPES
 from msf.config.settings import (
@@ -58,6 +58,6 @@ __all__ = [
     "TimeSampling",
     "TrainConfig",
     "UNetConfig",
-    "optional_base",
+    "ValueRange",
     "settings_for",
 ]

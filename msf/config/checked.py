@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
+
+from msf.plain_values import checked_value, require
 
 
 def described(default: Any, help_text: str | None, flag: str | None = None, *, is_stored: bool = True) -> Any:
@@ -24,27 +23,17 @@ def described(default: Any, help_text: str | None, flag: str | None = None, *, i
     return field(default=default, metadata={"help": help_text, "flag": flag, "is_stored": is_stored})
 
 
-def require(is_met: bool, name: str, wanted: str, got: object) -> None:
-    """Raise ValueError in the project's form unless the condition is met."""
-    if not is_met:
-        raise ValueError(f"{name} must be {wanted}; got {got!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Base of the configuration classes: literal fields hold a known name, numbers are finite.
-
-    numpy's scalars are taken as the numbers that they are.
-    """
+    """Base of the configuration classes: every field holds a value of its type, numbers are finite."""
 
     def __post_init__(self) -> None:
         """Check every field by its type, then what belongs together."""
         hints = typing.get_type_hints(type(self))
         for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            hint = hints[entry.name]
-            if value is not None or optional_base(hint) is hint:
-                object.__setattr__(self, entry.name, _checked(entry.name, value, optional_base(hint)))
+            if hints[entry.name] is not Any:
+                value = checked_value(entry.name, getattr(self, entry.name), hints[entry.name])
+                object.__setattr__(self, entry.name, value)
         self._check()
 
     def _check(self) -> None:
@@ -74,36 +63,22 @@ class Checked:
             raise TypeError(f"{where} must be a mapping of fields; got {type(values).__name__}")
         hints = typing.get_type_hints(cls)
         known = {entry.name for entry in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(map(str, set(values) - known))
         require(not unknown, where, "made of " + ", ".join(sorted(known)), unknown)
+        absent = [
+            entry.name
+            for entry in dataclasses.fields(cls)
+            if entry.name not in values
+            and entry.default is dataclasses.MISSING
+            and entry.default_factory is dataclasses.MISSING
+            and entry.init
+        ]
+        if absent and cls.__dataclass_params__.init:  # type: ignore[attr-defined]
+            raise TypeError(f"{where} must have the fields {', '.join(absent)}")
         return cls(**{name: _read(name, value, hints[name]) for name, value in values.items()})
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    if typing.get_origin(hint) is Literal:
-        known = typing.get_args(hint)
-        require(value in known, name, "one of " + ", ".join(known), value)
-    elif hint is bool:
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be a bool; got {value!r}")
-    elif hint in (int, float):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number; got {value!r}")
-        if hint is int and not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} must be a whole number; got {value!r}")
-        require(math.isfinite(value), name, "finite", value)
-        return int(value) if isinstance(value, numbers.Integral) else float(value)
-    return value
 
 
 def _read(name: str, value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Checked):
         return hint.from_dict(value, name)
     return tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
-
-
-def optional_base(hint: Any) -> Any:
-    """Return `X` for the type hint `X | None`, and the hint itself otherwise."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-    return hint

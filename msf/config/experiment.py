@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from msf.config.checked import Checked, described, require
+from msf.config.checked import Checked, described
 from msf.config.settings import InferenceConfig
+from msf.plain_values import require
 
 CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
 TimeCoupling = Literal["shared", "independent"]
@@ -21,6 +22,13 @@ Precision = Literal["fp32", "bf16"]
 Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
 PosteriorUse = Literal["mode", "sample"]
 FitName = Literal["stretch", "crop"]
+ValueRange = Literal["signed", "unit"]
+
+# No network or picture is larger; what is would be built, or filled, for minutes before memory ends.
+_MOST_CHANNELS = 2**14
+_MOST_LEVELS = 12
+_MOST_BLOCKS = 64
+_MOST_PIXELS = 2**14  # along a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,7 @@ class CodeConfig(Checked):
 
     def _check(self) -> None:
         require(self.beta >= 0, "beta", ">= 0", self.beta)
+        require(self.beta <= 1e6, "beta", "<= 1e6", self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +97,17 @@ class UNetConfig(Checked):
             len(multipliers) > 0 and all(m >= 1 for m in multipliers),
             "channel_multipliers", "one whole number >= 1 per level", multipliers,
         )  # fmt: skip
+        require(len(multipliers) <= _MOST_LEVELS, "channel_multipliers", f"at most {_MOST_LEVELS}", multipliers)
+        widest = self.base_channels * max(multipliers)
+        require(
+            widest <= _MOST_CHANNELS,
+            "base_channels times the largest of channel_multipliers", f"at most {_MOST_CHANNELS}", widest,
+        )  # fmt: skip
         require(self.n_res_blocks >= 1, "n_res_blocks", ">= 1", self.n_res_blocks)
+        require(self.n_res_blocks <= _MOST_BLOCKS, "n_res_blocks", f"<= {_MOST_BLOCKS}", self.n_res_blocks)
+        for name in ("head_channels", "n_heads"):
+            heads = getattr(self, name)
+            require(heads is None or heads >= 1, name, ">= 1", heads)
         known = tuple(2**level for level in range(len(multipliers)))
         require(
             all(rate in known for rate in self.attention_down_rates),
@@ -122,6 +141,7 @@ class DataConfig(Checked):
 
     def _check(self) -> None:
         require(self.image_size > 0, "image_size", "positive", self.image_size)
+        require(self.image_size <= _MOST_PIXELS, "image_size", f"<= {_MOST_PIXELS}", self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +209,7 @@ class TaskConfig(Checked):
         require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
         size = self.original_size
         require(size is None or size >= 1, "original_size", ">= 1", size)
+        require(size is None or size <= _MOST_PIXELS, "original_size", f"<= {_MOST_PIXELS}", size)
         require(
             len(self.class_names) in (0, self.n_classes),
             "class_names", f"empty or one per class ({self.n_classes})", self.class_names,

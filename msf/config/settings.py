@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
-from msf.config.checked import Checked, described, require
+from msf.config.checked import Checked, described
+from msf.plain_values import require
 
 FlowName = Literal["joint", "conditional"]
 MethodName = Literal[
@@ -169,8 +170,8 @@ class InferenceConfig(Checked):
     ) -> None:
         """Put fields given by their short names into the records."""
         records: dict[str, Any] = {
-            "classify": classify or ClassifySettings(),
-            "generate": generate or GenerateSettings(),
+            "classify": ClassifySettings() if classify is None else classify,
+            "generate": GenerateSettings() if generate is None else generate,
         }
         unknown = sorted(set(short) - set(SHORT_NAMES))
         if unknown:

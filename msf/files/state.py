@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from msf.files.atomic import write_atomically
+from msf.files.torch_file import read_torch_file
+from msf.plain_values import shown
 
 STATE_FILE = "training_state.pt"
 
@@ -26,12 +27,21 @@ class StateFile:
         configuration: Plain values; the state of another configuration is refused.
         sources: `{name: (fingerprint, difference)}` of what else must be the same, with the words for where it is not:
             `on other data`.
+        upgrade: Turns a saved configuration, perhaps of an older version, into one of today; raises ValueError or
+            TypeError where it is none.
     """
 
     def __init__(
-        self, folder: Path, kind: str, configuration: Mapping[str, Any], sources: Mapping[str, tuple[str, str]]
+        self,
+        folder: Path,
+        kind: str,
+        configuration: Mapping[str, Any],
+        sources: Mapping[str, tuple[str, str]],
+        *,
+        upgrade: Callable[[Any], Any] = lambda saved: saved,
     ) -> None:
         """Read and write nothing yet."""
+        self._upgrade = upgrade
         self.path = folder / STATE_FILE
         self.saved_step: int | None = None
         self._kind = kind
@@ -53,11 +63,10 @@ class StateFile:
         write_state(self.path, {**identity, **content})
         self.saved_step = step
 
-    def restore(self, device: torch.device, fields: Sequence[str], *, resume: bool) -> dict[str, Any] | None:
+    def restore(self, fields: Sequence[str], *, resume: bool) -> dict[str, Any] | None:
         """Return what was saved; None where there is no state. The caller then sets `saved_step`.
 
         Args:
-            device: Where the tensors go.
             fields: What the state must have.
             resume: Whether the training is to go on.
 
@@ -68,7 +77,7 @@ class StateFile:
         folder = str(self.path.parent)
         if not self.path.exists():
             return None
-        state = read_state(self.path, device)
+        state = read_state(self.path)
         missing = [name for name in (self._kind, *fields) if name not in state]
         if missing:
             raise ValueError(
@@ -81,7 +90,10 @@ class StateFile:
                 "folder"
             )
         # Through JSON, which turns the tuples of both into lists.
-        saved, wanted = json.loads(json.dumps([state[self._kind], self._configuration]))
+        try:
+            saved, wanted = json.loads(json.dumps([self._upgrade(state[self._kind]), self._configuration]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{str(self.path)!r} must hold a configuration of plain values; got: {error}") from error
         if saved != wanted:
             differences = "; ".join(_differences(saved, wanted))
             raise ValueError(
@@ -120,28 +132,25 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
-def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `write_state` wrote, with its tensors on a device.
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what `write_state` wrote, on the CPU.
 
     Raises:
         ValueError: The file is damaged, or of another kind.
+        TypeError: It holds tensors that no training saves.
     """
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{str(path)!r} must be an intact training state; got: {reason}") from error
+    state = read_torch_file(path, "an intact training state")
     if not isinstance(state, dict):
-        raise ValueError(f"{str(path)!r} must be a training state; got: {type(state).__name__}")
+        raise ValueError(f"{str(path)!r} must be an intact training state; got {type(state).__name__}")
     return state
 
 
 def _differences(saved: Any, wanted: Any, name: str = "") -> Iterator[str]:
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        for key in sorted({*saved, *wanted}):
+        for key in sorted({*saved, *wanted}, key=str):
             yield from _differences(saved.get(key), wanted.get(key), f"{name}.{key}" if name else key)
     elif saved != wanted:
-        yield f"{name} was {saved!r}, now {wanted!r}"
+        yield f"{name} was {shown(saved)}, now {wanted!r}"
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

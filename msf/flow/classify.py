@@ -208,6 +208,6 @@ def content_key(prepared: ImageBatch) -> Tensor:
 
     Two different pictures share a key, and then their noise, with probability 2^-31.
     """
-    pictures = prepared.cpu().contiguous().numpy()
+    pictures = prepared.detach().cpu().contiguous().numpy()
     digests = [hashlib.blake2b(picture.tobytes(), digest_size=4).digest() for picture in pictures]
     return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)

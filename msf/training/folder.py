@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from msf.checkpoints.folder import WEIGHTS_FILE
+from msf.config import ExperimentConfig
 from msf.files.atomic import write_atomically
 from msf.files.state import StateFile
 from msf.training.progress import Position
+from msf.training.state import require_state_fields
 
 HISTORY_FILE = "history.json"
 _FIELDS = ("network", "average", "optimizer", "position")
@@ -39,7 +39,9 @@ class RunFolder:
             "data_fingerprint": (data_fingerprint, "on other data"),
             "autoencoder_fingerprint": (autoencoder_fingerprint, "with another autoencoder"),
         }
-        self._state = StateFile(path, "experiment", experiment, sources)
+        self._state = StateFile(
+            path, "experiment", experiment, sources, upgrade=lambda saved: ExperimentConfig.from_dict(saved).to_dict()
+        )
 
     def save(self, tensors: Mapping[str, Any], position: Position) -> None:
         """Replace the training state, then the history.
@@ -57,18 +59,20 @@ class RunFolder:
         history = json.dumps(position.history, indent=2) + "\n"
         write_atomically(self.path / HISTORY_FILE, lambda path: path.write_text(history))
 
-    def restore(self, device: torch.device, *, resume: bool) -> tuple[dict[str, Any], Position] | None:
+    def restore(
+        self, check: Callable[[Mapping[str, Any], Path], None], *, resume: bool
+    ) -> tuple[dict[str, Any], Position] | None:
         """Return the saved tensors and where the run stood; None where there is no state.
 
         Args:
-            device: Where the tensors go.
+            check: Refuses tensors and positions that are not of this run; called with the state and its file.
             resume: Whether the run is to go on.
 
         Raises:
             ValueError: The folder holds a run or a checkpoint and `resume` is false; or a damaged state; or the state
                 of another configuration, of other data or with another autoencoder.
         """
-        state = self._state.restore(device, _FIELDS, resume=resume)
+        state = self._state.restore(_FIELDS, resume=resume)
         if state is None:
             if not resume and (self.path / WEIGHTS_FILE).exists():
                 raise ValueError(
@@ -76,6 +80,8 @@ class RunFolder:
                     "folder, or allow it with --resume (resume=True)"
                 )
             return None
+        require_state_fields(state, self._state.path)
+        check(state, self._state.path)
         position = Position(**state["position"])
         self._state.saved_step, self._has_best = position.step, position.best_epoch >= 0
         return state, position

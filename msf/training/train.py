@@ -10,11 +10,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from msf.training.folder import HISTORY_FILE, RunFolder
 from msf.training.images import TrainingImages, validation_latents
 from msf.training.losses import symmetric_loss
 from msf.training.progress import Position, TrainingProgress, TrainingResult
+from msf.training.state import require_state_of_run
 from msf_kernels import symmetric_path
 
 if TYPE_CHECKING:
@@ -377,10 +378,15 @@ class TrainingRun:
                 interruption.add_note(f"step {self.position.step} could not be saved ({error})")
 
     def _restore(self, resume: bool) -> None:
-        restored = self.folder.restore(self.device, resume=resume)
+        network = self.accelerator.unwrap_model(self.network)
+
+        def check(state: Mapping[str, Any], path: Path) -> None:
+            require_state_of_run(state, path, network, self.average, self.optimizer, self.n_steps)
+
+        restored = self.folder.restore(check, resume=resume)
         if restored is not None:
             state, self.position = restored
-            self.accelerator.unwrap_model(self.network).load_state_dict(state["network"])
+            network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
         self._loss_sum = torch.tensor(self.position.epoch_loss, dtype=torch.float64, device=self.device)

@@ -245,6 +245,64 @@ def test_an_array_of_another_shape_is_encoded_anew(tmp_path, caplog):
     assert "mean.npy must be float32 [1, 37, 2, 8, 8]" in caplog.text
 
 
+def npy_header(text):
+    content = text.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content
+
+
+def changed_meta(**fields):
+    return lambda folder: (folder / "meta.json").write_text(
+        json.dumps({**json.loads((folder / "meta.json").read_text()), **fields})
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "meta.json").write_text("[" * 200_000),
+        lambda folder: (folder / "meta.json").write_text("[]"),
+        lambda folder: (folder / "meta.json").write_bytes(b"\xff\xfe\xfd"),
+        changed_meta(checksums=3),
+        changed_meta(checksums=[]),
+        changed_meta(checksums=[3, [], {}]),
+        changed_meta(shape=None),
+        changed_meta(shape=[[1]]),
+        changed_meta(pictures=["x" * 10**5]),
+        lambda folder: (folder / "mean.npy").write_bytes(b""),
+        lambda folder: (folder / "mean.npy").write_bytes(npy_header("{'descr': '<f4', 'fortran_order': False}")),
+        lambda folder: (folder / "mean.npy").write_bytes(
+            npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**40},), }}")
+        ),
+        lambda folder: (folder / "mean.npy").write_bytes(npy_header("{" + "(" * 9000 + "}")),
+        lambda folder: np.save(folder / "mean.npy", np.array([{}]), allow_pickle=True),
+        lambda folder: np.save(folder / "mean.npy", np.zeros((1, N, 2, 8, 8), ">f4")),
+        lambda folder: np.save(folder / "mean.npy", np.zeros((8, 8, 2, N, 1), np.float32).T),
+    ],
+)
+def test_whatever_stands_in_the_files_they_are_used_or_made_anew(tmp_path, damage, caplog):
+    opened(tmp_path)
+    damage(files(tmp_path))
+    n_encoded, cache = n_encoded_by_opening(tmp_path)
+    assert n_encoded == N
+    assert torch.equal(cache.batch(torch.arange(N)), on_the_fly(dataset(), torch.arange(N)).mean)
+    assert "encoded anew" in caplog.text
+    assert "allow_pickle" not in caplog.text
+    assert all(len(record.getMessage()) < 1000 for record in caplog.records)
+
+
+def test_latents_that_are_not_finite_are_encoded_anew_whatever_vouches_for_them(tmp_path):
+    opened(tmp_path)
+    array = np.load(files(tmp_path) / "mean.npy", mmap_mode="r+")
+    array[0, CHUNK, 0, 0, 0] = np.nan
+    array.flush()
+    meta = json.loads((files(tmp_path) / "meta.json").read_text())
+    meta["checksums"][1] = latent_store._checksum([array[0, CHUNK : 2 * CHUNK]])
+    changed_meta(**meta)(files(tmp_path))
+    n_encoded, cache = n_encoded_by_opening(tmp_path)
+    assert n_encoded == CHUNK
+    assert cache.batch(torch.arange(N)).isfinite().all()
+
+
 def test_an_error_on_the_way_keeps_what_was_encoded(tmp_path):
     class Failing(SmallAutoencoder):
         def encode(self, images):

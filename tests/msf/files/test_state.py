@@ -7,8 +7,6 @@ import torch
 
 from msf.files.state import StateFile, read_state, write_state
 
-CPU = torch.device("cpu")
-
 
 def state_file(folder, *, configuration=None, data="d"):
     configuration = {"train": {"rate": 0.1, "sizes": (1, 2)}} if configuration is None else configuration
@@ -17,11 +15,11 @@ def state_file(folder, *, configuration=None, data="d"):
 
 def test_what_was_saved_comes_back(tmp_path):
     file = state_file(tmp_path)
-    assert file.restore(CPU, (), resume=False) is None
+    assert file.restore((), resume=False) is None
     assert file.kept(9) == "nothing of the training is saved"
     file.save({"network": {"w": torch.ones(2)}, "n": 3}, step=4)
     assert "up to step 4 of 9" in file.kept(9)
-    state = state_file(tmp_path).restore(CPU, ("network", "n"), resume=True)
+    state = state_file(tmp_path).restore(("network", "n"), resume=True)
     assert state["n"] == 3
     assert torch.equal(state["network"]["w"], torch.ones(2))
     file.path.unlink()
@@ -35,7 +33,7 @@ def test_what_is_not_finite_is_not_saved_and_named(tmp_path, bad):
     with pytest.raises(FloatingPointError, match=r"optimizer\.state\.0\.v holds"):
         file.save({"optimizer": {"state": {0: {"v": torch.tensor([1, bad])}}}}, step=2)
     assert "step 1 of 2" in file.kept(2)
-    assert "w" in read_state(file.path, CPU)
+    assert "w" in read_state(file.path)
 
 
 @pytest.mark.parametrize("where", ["open", "write", "fsync", "replace"])
@@ -68,7 +66,7 @@ def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, mon
 def test_a_state_without_resume_names_the_flag(tmp_path):
     state_file(tmp_path).save({}, step=1)
     with pytest.raises(ValueError, match=r"resume it with --resume \(resume=True\)"):
-        state_file(tmp_path).restore(CPU, (), resume=False)
+        state_file(tmp_path).restore((), resume=False)
 
 
 @pytest.mark.parametrize(
@@ -83,32 +81,32 @@ def test_a_state_without_resume_names_the_flag(tmp_path):
 def test_another_configuration_names_what_differs(tmp_path, configuration, words):
     state_file(tmp_path).save({}, step=1)
     with pytest.raises(ValueError, match=f"another configuration: {words}"):
-        state_file(tmp_path, configuration=configuration).restore(CPU, (), resume=True)
+        state_file(tmp_path, configuration=configuration).restore((), resume=True)
 
 
 def test_other_sources_and_other_kinds_are_refused(tmp_path):
     state_file(tmp_path).save({}, step=1)
     with pytest.raises(ValueError, match="holds a run on other data than now"):
-        state_file(tmp_path, data="e").restore(CPU, (), resume=True)
+        state_file(tmp_path, data="e").restore((), resume=True)
     with pytest.raises(ValueError, match="it has no network"):
-        state_file(tmp_path).restore(CPU, ("network",), resume=True)
+        state_file(tmp_path).restore(("network",), resume=True)
     other = StateFile(tmp_path, "settings", {}, {})
     with pytest.raises(ValueError, match="of a training of this kind; it has no settings"):
-        other.restore(CPU, (), resume=True)
+        other.restore((), resume=True)
 
 
 def test_equal_configurations_may_be_tuples_or_lists(tmp_path):
     state_file(tmp_path).save({}, step=1)
     same = {"train": {"rate": 0.1, "sizes": [1, 2]}}
-    assert state_file(tmp_path, configuration=same).restore(CPU, (), resume=True) is not None
+    assert state_file(tmp_path, configuration=same).restore((), resume=True) is not None
 
 
 def test_something_else_than_a_dictionary(tmp_path):
     path = tmp_path / "training_state.pt"
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="must be a training state; got: list"):
-        read_state(path, CPU)
+    with pytest.raises(ValueError, match="must be an intact training state; got list"):
+        read_state(path)
     write_state(path, {"a": 1})
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="intact training state"):
-        read_state(path, CPU)
+        read_state(path)
