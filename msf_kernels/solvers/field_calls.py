@@ -86,12 +86,19 @@ def extent_of(tensor: Tensor) -> int:
     return span * tensor.element_size()
 
 
+def is_overwritten(slopes: Sequence[Tensor], versions: Sequence[int]) -> bool:
+    """Say the same as `are_overwritten` of any slopes, given `version_of` all of them when they were returned."""
+    if any(version_of(slope) != version for slope, version in zip(slopes, versions, strict=True)):
+        return True
+    return are_overwritten(slopes, (), max(map(extent_of, slopes)))
+
+
 def are_overwritten(slopes: Sequence[Tensor], versions: Sequence[int], extent: int) -> bool:
-    """Say whether an earlier slope may have been written over by a later evaluation.
+    """Say whether an earlier slope of a step may have been written over by a later evaluation.
 
     Args:
         slopes: In the order in which the field returned them.
-        versions: `version_of` the first ones when they were returned.
+        versions: `_version` of the first ones when they were returned; none for inference tensors, which have no such.
         extent: `extent_of` the slopes.
 
     Returns:

@@ -194,15 +194,16 @@ class _FixedStep:
         dt_number, dt_items = (1.0, dt) if isinstance(dt, Tensor) else (dt, None)
         last = len(self.buffers)
         for i, (sources, weights) in enumerate(self.updates):
+            time = times[i]
             if not self.counts_edits:
-                velocity = self.velocity_field(z, times[i])
-            elif dt_items is None:
+                velocity = self.velocity_field(z, time)
+            elif not isinstance(time, Tensor):
                 version = z._version
-                velocity = self.velocity_field(z, times[i])
+                velocity = self.velocity_field(z, time)
                 if z._version != version:
                     raise ValueError(edited_text("velocity_field", "z"))
             else:
-                velocity = evaluate_guarded(self.velocity_field, z, times[i])
+                velocity = evaluate_guarded(self.velocity_field, z, time)
             self.nfe += 1
             if (
                 not isinstance(velocity, Tensor)
