@@ -113,7 +113,7 @@ def check_time_grid(time_grid: TimeGridLike) -> tuple[float, ...] | Tensor:
         )
     if not time_grid.is_floating_point():
         raise TypeError(f"time_grid must be floating when it is per sample; got {time_grid.dtype}")
-    if _has_readable_values(time_grid):
+    if has_readable_values(time_grid):
         _check_per_sample(time_grid)
     return time_grid
 
@@ -148,7 +148,8 @@ def _check_per_sample(time_grid: Tensor) -> None:
         )
 
 
-def _has_readable_values(tensor: Tensor) -> bool:
+def has_readable_values(tensor: Tensor) -> bool:
+    """Say whether reading a tensor's values costs no wait for a device and breaks no trace."""
     is_plain = type(tensor) in (Tensor, torch.nn.Parameter)
     return is_plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
