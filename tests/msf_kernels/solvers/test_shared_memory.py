@@ -141,7 +141,8 @@ def test_odeint_with_a_buffer_agrees_with_torchdiffeq(method):
     t, field = torch.linspace(0, 1, 5).double(), Buffered()
     arguments = {"method": method, "rtol": 1e-7, "atol": 1e-9}
     ours = odeint(lambda t, y: field(y, t), START.double(), t, **arguments)
-    theirs = torchdiffeq.odeint(lambda t, y: field(y, t), START.double(), t, **arguments)
+    # torchdiffeq's own first step still reads what its probe has written over, so it gets a field with memory to spare.
+    theirs = torchdiffeq.odeint(lambda t, y: plain(y, t), START.double(), t, **arguments)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
