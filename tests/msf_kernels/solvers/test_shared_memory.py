@@ -135,7 +135,7 @@ def test_odeint_does_not_depend_on_where_func_writes(method, options, field):
     assert torch.equal(odeint(lambda t, y: field(y, t), START, t, **arguments), expected)
 
 
-@pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun"])
+@pytest.mark.parametrize("method", ["dopri5", "adaptive_heun"])  # bosh3 is interpolated otherwise there
 def test_odeint_with_a_buffer_agrees_with_torchdiffeq(method):
     torchdiffeq = pytest.importorskip("torchdiffeq")
     t, field = torch.linspace(0, 1, 5).double(), Buffered()
