@@ -26,6 +26,7 @@ from msf.config import (
     settings_for,
 )
 from msf.data import resize_images, seeded_generator
+from msf.data.arrays import as_tensor
 from msf.files.tensors import require_matching_tensors
 from msf.flow.classify import ClassifyRequest, classify
 from msf.flow.generate import GenerateRequest, generate
@@ -296,8 +297,8 @@ class MedSymmFlow:
         encoded once, whatever the number of draws.
 
         Args:
-            images: Pictures; uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W] in [-1, 1]; resized to the
-                working size.
+            images: Pictures, tensor or NumPy array; uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W] in [-1, 1]
+                (in [0, 1] with `value_range="unit"`); resized to the working size.
             settings: How they are classified; None: as the checkpoint says, `config.inference.classify`.
             seed: Seed of the noise, in [0, 2^63).
             noise: Noise to use instead of the seed's; [N, n_samples, K, h, w] (see `semantic_shape`), float.
@@ -314,6 +315,8 @@ class MedSymmFlow:
         Raises:
             TypeError: A tensor of the wrong dtype, or a setting that does not exist.
             ValueError: A shape, range or name; or a conditional flow of a network with a shared time.
+            InvalidPredictionError: The network gives NaN or infinite values for some pictures; the error holds the
+                predictions of the others.
 
         Numerics:
             No gradients. Distances and statistics in float32 and float64, whatever the network's dtype. With a seed,
@@ -373,7 +376,7 @@ class MedSymmFlow:
         solver = self._solver(chosen)
         if len(labels) == 0:
             raise ValueError("labels must hold at least one label; got none")
-        labels = torch.as_tensor(labels)
+        labels = as_tensor("labels", labels if hasattr(labels, "shape") else torch.as_tensor(labels))
         generator = seeded_generator(seed, device=labels.device) if chosen.dequantise else None
         semantic = self.semantic_maps(labels, generator)
         request = GenerateRequest(semantic=semantic, settings=chosen, seed=seed, noise=noise, progress=progress)

@@ -82,7 +82,7 @@ def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_sec
     images = prepare_images(dataset.test.images, size, channels)
     started = time.monotonic()
     with console.progress_bar("classifying", lines=True) as advance:
-        prediction = flow.classify(images, seed=run.seed, progress=advance)
+        prediction = flow.classify(images, seed=run.seed, progress=advance, value_range="signed")
     rate = len(images) * classifying.n_samples / (time.monotonic() - started)
     metrics: dict[str, Any] = {
         "split": "test",

@@ -17,7 +17,6 @@ from msf.config.experiment import (
     TimeSampling,
     TrainConfig,
     UNetConfig,
-    ValueRange,
 )
 from msf.config.recipes import RECIPES
 from msf.config.settings import (
@@ -29,6 +28,7 @@ from msf.config.settings import (
     InferenceConfig,
     MethodName,
     ReadoutName,
+    ValueRange,
     settings_for,
 )
 

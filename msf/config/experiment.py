@@ -22,7 +22,6 @@ Precision = Literal["fp32", "bf16"]
 Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
 PosteriorUse = Literal["mode", "sample"]
 FitName = Literal["stretch", "crop"]
-ValueRange = Literal["signed", "unit"]
 
 # No network or picture is larger; what is would be built, or filled, for minutes before memory ends.
 _MOST_CHANNELS = 2**14

@@ -20,6 +20,7 @@ MethodName = Literal[
 ]
 ReadoutName = Literal["latent", "decoded"]
 Decision = Literal["distance", "pixel_votes", "probability"]
+ValueRange = Literal["signed", "unit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class ClassifySettings(Checked):
         micro_batch: Samples evaluated at once; None: chosen for the machine. Not stored with a checkpoint.
         stop: Rule that ends the sampling of settled pictures, such as `msf_kernels.sampling.SettledVote`. Not stored.
         keep_samples: Keep each draw's distances in `Prediction.sample_distance`. Not stored.
+        value_range: What floating-point pictures hold: `signed`, black is -1 and white 1; `unit`, black is 0 and white
+            1, as in the pictures of `MedSymmFlow.generate`. None: `signed`, with a warning where that looks wrong. Not
+            stored.
 
     Raises:
         TypeError: A value of the wrong type.
@@ -66,6 +70,7 @@ class ClassifySettings(Checked):
     )
     stop: Any = described(None, None, is_stored=False)
     keep_samples: bool = described(False, None, is_stored=False)
+    value_range: ValueRange | None = described(None, None, is_stored=False)
 
     def _check(self) -> None:
         _require_positive(self, "n_samples", "n_steps", "micro_batch")

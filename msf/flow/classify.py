@@ -6,18 +6,21 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from msf.config import ClassifySettings
-from msf.data import prepare_images
+from msf.data import prepare_images, settle_value_range
+from msf.data.arrays import as_tensor, listed, rows_not_finite
 from msf.flow.joint_space import JointSpace
 from msf.flow.readout import Readout
 from msf.flow.solver import FlowSolver, check_noise
-from msf.judge.uncertainty import Draws, Prediction, make_prediction
+from msf.judge.uncertainty import Draws, InvalidPredictionError, Prediction, make_prediction
 from msf_kernels.sampling import (
     CapturedTrajectory,
+    InvalidSamplesError,
     Mean,
     MeanEntropy,
     Moments,
@@ -85,18 +88,25 @@ class ClassifyRequest:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the network."""
+        for name in ("images", "noise", "latents"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_tensor(name, getattr(self, name)))
         if len(self.images) == 0:
             raise ValueError("images must hold at least one picture; got none")
         if self.latents is not None and len(self.latents) != len(self.images):
             raise ValueError(f"latents must be one per picture, N = {len(self.images)}; got {len(self.latents)}")
+        for name in ("noise", "latents"):
+            given = getattr(self, name)
+            if given is not None and given.is_floating_point() and (rows := rows_not_finite(given)):
+                raise ValueError(f"{name} must be finite; got NaN or infinite values for {listed('picture', rows)}")
 
-    def part(self, rows: slice, micro_batch: int | None) -> ClassifyRequest:
-        """Return the request for some of the pictures, with progress in terms of all."""
+    def part(self, rows: slice, **fields: Any) -> ClassifyRequest:
+        """Return the request for some of the pictures, with some settings, and progress in terms of all."""
         n_samples, progress = self.settings.n_samples, self.progress
         before, total = rows.start * n_samples, len(self.images) * n_samples
         return ClassifyRequest(
             images=self.images[rows],
-            settings=dataclasses.replace(self.settings, micro_batch=micro_batch),
+            settings=dataclasses.replace(self.settings, **fields),
             seed=self.seed,
             noise=None if self.noise is None else self.noise[rows],
             latents=None if self.latents is None else self.latents[rows],
@@ -124,6 +134,7 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
     Raises:
         TypeError: A tensor of the wrong dtype.
         ValueError: A shape or a number out of range; see `prepare_images` and `msf_kernels.sampling.draw`.
+        InvalidPredictionError: NaN or infinite values for some pictures; it holds the predictions of the others.
 
     Numerics:
         The noise of a picture is keyed by its own content, so its prediction does not depend on its position or on
@@ -145,9 +156,10 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
     if is_posterior_mean:
         statistics |= {"probability": Mean("probability"), "entropy": MeanEntropy("probability")}
     per_part = max(1, _PREPARED_BYTES // (4 * space.image_channels * space.image_size**2))
+    value_range = settle_value_range(images, space.image_channels, settings.value_range)
     micro_batch, parts = settings.micro_batch, []
     for first in range(0, len(images), per_part):
-        asked = request.part(slice(first, first + per_part), micro_batch)
+        asked = request.part(slice(first, first + per_part), micro_batch=micro_batch, value_range=value_range)
         part = _draw_part(asked, captured, statistics, space, device)
         # Where memory was short once it will be again.
         micro_batch = part.micro_batch
@@ -166,7 +178,7 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
         sample_distance=torch.cat([part.samples["distance"] for part in parts]) if settings.keep_samples else None,
     )
     n_samples = torch.cat([part.n_samples for part in parts]).to(images.device)
-    return make_prediction(
+    prediction = make_prediction(
         draws,
         decision=settings.decision,
         readout=readout.name,
@@ -174,6 +186,11 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
         nfe=trajectory.nfe,
         micro_batch=parts[-1].micro_batch,
     )
+    is_invalid = torch.cat([part.first_invalid >= 0 for part in parts])
+    if is_invalid.any():
+        label = prediction.label.masked_fill(is_invalid.to(images.device), -1)
+        raise InvalidPredictionError(dataclasses.replace(prediction, label=label), is_invalid.nonzero()[:, 0].tolist())
+    return prediction
 
 
 def _draw_part(
@@ -184,23 +201,26 @@ def _draw_part(
     device: torch.device,
 ) -> SamplingResult:
     settings = request.settings
-    prepared = prepare_images(request.images, space.image_size, space.image_channels)
-    return draw(
-        captured,
-        space.encode(prepared, device) if request.latents is None else request.latents,
-        settings.n_samples,
-        space.semantic_shape,
-        seed=request.seed,
-        input_key=None if request.noise is not None else content_key(prepared),
-        noise=request.noise,
-        antithetic=settings.antithetic,
-        statistics=statistics,
-        keep_samples=("distance",) if settings.keep_samples else False,
-        stop=settings.stop,
-        micro_batch=settings.micro_batch,
-        device=device,
-        progress=request.progress,
-    )
+    prepared = prepare_images(request.images, space.image_size, space.image_channels, value_range=settings.value_range)
+    try:
+        return draw(
+            captured,
+            space.encode(prepared, device) if request.latents is None else request.latents,
+            settings.n_samples,
+            space.semantic_shape,
+            seed=request.seed,
+            input_key=None if request.noise is not None else content_key(prepared),
+            noise=request.noise,
+            antithetic=settings.antithetic,
+            statistics=statistics,
+            keep_samples=("distance",) if settings.keep_samples else False,
+            stop=settings.stop,
+            micro_batch=settings.micro_batch,
+            device=device,
+            progress=request.progress,
+        )
+    except InvalidSamplesError as error:
+        return error.result
 
 
 def content_key(prepared: ImageBatch) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from msf.config import GenerateSettings
+from msf.data.arrays import as_tensor
 from msf.flow.joint_space import JointSpace
 from msf.flow.solver import FlowSolver, check_noise
 from msf_kernels.philox_normal import IMAGE_STREAM
-from msf_kernels.sampling import draw
+from msf_kernels.sampling import InvalidSamplesError, draw
 from msf_kernels.shapes import ImageBatch, SemanticBatch
 
 
@@ -49,29 +50,36 @@ def generate(request: GenerateRequest, solver: FlowSolver, space: JointSpace, de
 
     Raises:
         TypeError: Noise that is not floating point.
-        ValueError: No semantic map, or a shape or a number out of range.
+        ValueError: No semantic map, a shape or a number out of range, or a picture that is not finite.
 
     Numerics:
         The noise of a picture is keyed by its position, so equal labels give different pictures and the first
         pictures are the same whatever follows.
     """
-    semantic, noise, settings = request.semantic, request.noise, request.settings
+    semantic, settings = request.semantic, request.settings
+    noise = None if request.noise is None else as_tensor("noise", request.noise)
     if noise is not None:
         check_noise(noise, "[N, C, H, W]", (len(semantic), *space.image_shape))
-    result = draw(
-        lambda codes, sample_noise: solver.to_picture(sample_noise, codes),
-        semantic,
-        1,
-        space.image_shape,
-        seed=request.seed,
-        stream=IMAGE_STREAM,
-        noise=None if noise is None else noise[:, None],
-        statistics={},
-        keep_samples=True,
-        micro_batch=settings.micro_batch,
-        device=device,
-        progress=request.progress,
-    )
+    try:
+        result = draw(
+            lambda codes, sample_noise: solver.to_picture(sample_noise, codes),
+            semantic,
+            1,
+            space.image_shape,
+            seed=request.seed,
+            stream=IMAGE_STREAM,
+            noise=None if noise is None else noise[:, None],
+            statistics={},
+            keep_samples=True,
+            micro_batch=settings.micro_batch,
+            device=device,
+            progress=request.progress,
+        )
+    except InvalidSamplesError as error:
+        raise ValueError(
+            f"the network must give finite values; got others for picture {error.input_index}: its weights or its "
+            "dtype do not serve it"
+        ) from error
     (image,) = result.samples.values()
     pictures = space.decode(image[:, 0], device, memory_bytes=settings.memory_bytes)
     return (pictures / 2 + 0.5).clamp(0, 1)

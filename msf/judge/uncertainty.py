@@ -119,6 +119,28 @@ class Prediction:
         return rows
 
 
+class InvalidPredictionError(ValueError):
+    """The network gives values that are NaN or infinite for some pictures; the predictions of the others are kept.
+
+    Args:
+        prediction: Of all pictures; those of the invalid ones hold NaN, and their label is -1.
+        invalid: Numbers of the invalid pictures, ascending.
+
+    Attributes:
+        prediction: As given.
+        invalid: As given.
+    """
+
+    def __init__(self, prediction: Prediction, invalid: list[int]) -> None:
+        """Word the error by the first invalid picture."""
+        self.prediction = prediction
+        self.invalid = invalid
+        super().__init__(
+            f"the network must give finite values; got others for picture {invalid[0]} ({len(invalid)} of "
+            f"{len(prediction)} pictures): its weights or its dtype do not serve it"
+        )
+
+
 UNCERTAINTY_SCORES: dict[str, Callable[[Prediction], Tensor]] = {
     "nearest_distance": lambda prediction: prediction.nearest_distance,
     "margin": lambda prediction: -prediction.margin,

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 import msf.flow.classify
+from msf.config import ClassifySettings
+from msf.data.images import ValueRangeWarning
 from msf.flow.classify import content_key
-from msf.judge.uncertainty import entropy
+from msf.flow.solver import FlowSolver
+from msf.judge.uncertainty import InvalidPredictionError, entropy
 from msf_kernels.philox_normal import SEMANTIC_STREAM, philox_normal
 from msf_kernels.sampling import SettledVote
 
@@ -279,3 +282,64 @@ def test_votes_of_the_conditional_flow_match_the_posterior_and_those_of_the_join
     shortfall = (posterior - joint.probability).gather(1, likeliest)
     pooled_error = standard_error.gather(1, likeliest).square().sum().sqrt() / len(images)
     assert shortfall.mean() > 4 * pooled_error
+
+
+def test_generated_pictures_are_classified_in_their_own_range(make_flow):
+    flow = make_flow()
+    made = flow.generate([0, 1, 2], n_steps=2)
+    settings = ClassifySettings(n_samples=3, keep_samples=True)
+    expected = flow.classify(made * 2 - 1, settings, value_range="signed").sample_distance
+    assert torch.equal(flow.classify(made, settings, value_range="unit").sample_distance, expected)
+    with pytest.warns(ValueRangeWarning, match="nothing below 0.*say value_range='unit'"):
+        flow.classify(made, settings)
+    with pytest.raises(
+        ValueError, match=r"must be finite and in \[0, 1\].*outside in picture 1 \(value_range 'unit'\)"
+    ):
+        flow.classify(torch.stack([made[0], made[1] - 1]), settings, value_range="unit")
+
+
+def test_numpy_arrays_are_taken_as_tensors_are(make_flow, pictures):
+    flow, settings = make_flow(), ClassifySettings(n_samples=2, keep_samples=True)
+    noise = _noise(torch.arange(5), 2, 3, 7)
+    expected = flow.classify(pictures, settings, noise=noise).sample_distance
+    assert torch.equal(flow.classify(pictures.numpy(), settings, noise=noise.numpy()).sample_distance, expected)
+    levels = ((pictures + 1) * 127.5).round().byte()[:, 0]
+    assert torch.equal(
+        flow.classify(levels.numpy(), settings).class_distance, flow.classify(levels, settings).class_distance
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_named_and_the_predictions_of_the_others_are_kept(make_flow, pictures, bad, monkeypatch):
+    flow, settings = make_flow(), ClassifySettings(n_samples=4, micro_batch=4)
+    expected = flow.classify(pictures, settings)
+    noise = torch.zeros(5, 4, 3, 8, 8)
+    noise[3, 2, 1, 0, 0] = bad
+    with pytest.raises(ValueError, match="noise must be finite; got NaN or infinite values for picture 3"):
+        flow.classify(pictures, settings, noise=noise)
+    to_code = FlowSolver.to_code
+
+    def broken(solver, image, noise):
+        wrong = torch.isin(image.flatten(1).sum(1), pictures[[1, 3]].flatten(1).sum(1))
+        return torch.where(wrong[:, None, None, None], bad, to_code(solver, image, noise))
+
+    monkeypatch.setattr(FlowSolver, "to_code", broken)
+    with pytest.raises(InvalidPredictionError, match=r"got others for picture 1 \(2 of 5 pictures\)") as caught:
+        flow.classify(pictures, settings)
+    assert caught.value.invalid == [1, 3]
+    kept, good = caught.value.prediction, [0, 2, 4]
+    assert kept.label[[1, 3]].tolist() == [-1, -1]
+    assert torch.equal(kept.label[good], expected.label[good])
+    assert torch.equal(kept.class_distance[good], expected.class_distance[good])
+    assert torch.equal(kept.probability[good], expected.probability[good])
+    assert kept.class_distance[[1, 3]].isnan().all()
+
+
+def test_weights_that_are_not_finite_end_in_an_error_in_both_directions(make_flow, pictures):
+    flow = make_flow()
+    with torch.no_grad():
+        flow.network.out.conv.bias[0] = math.nan
+    with pytest.raises(InvalidPredictionError, match=r"picture 0 \(5 of 5 pictures\)"):
+        flow.classify(pictures, n_samples=2, n_steps=2)
+    with pytest.raises(ValueError, match="the network must give finite values; got others for picture 0"):
+        flow.generate([0, 1], n_steps=2)
