@@ -162,6 +162,14 @@ MSF_HOST_DEVICE void parameter_gradients(const GroupNormParameterArgs& args, int
   }
 }
 
+// y of u = x - centre.
+MSF_HOST_DEVICE float affine_of(float u, float slope, float offset) { return multiply_add(u, slope, offset); }
+
+// grad_h of g and u, in the terms of GradientMap.
+MSF_HOST_DEVICE float gradient_of(float g, float u, float slope, float of_u, float constant) {
+  return multiply_add(slope, g, multiply_add(of_u, u, constant));
+}
+
 // g, the gradient of y, from that of silu(y) or of y itself.
 template <bool kSilu>
 MSF_HOST_DEVICE float gradient_before_silu(float grad, float y) {
