@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from msf_kernels._measured import MeasuredTable
 from msf_kernels.errors import BackendUnavailableError
 
 BACKEND_ENV = "MSF_KERNELS_BACKEND"
@@ -69,7 +70,11 @@ class Operator:
     """A public operation with its backends, in the order in which `auto` tries them."""
 
     def __init__(
-        self, name: str, backends: Sequence[Backend], auto_order: Callable[..., Sequence[str]] | None = None
+        self,
+        name: str,
+        backends: Sequence[Backend],
+        auto_order: Callable[..., Sequence[str]] | None = None,
+        measured: MeasuredTable | None = None,
     ) -> None:
         """Register the operator under its name for `backends()`.
 
@@ -78,8 +83,10 @@ class Operator:
             backends: In the order in which `auto` tries them.
             auto_order: Where the order depends on the inputs: called with the operator's own arguments, returns the
                 names of the backends that `auto` tries.
+            measured: Where that order comes from, if from measurements; `msf_kernels.tune` writes it.
         """
         self.name = name
+        self.measured = measured
         self.backends = {backend.name: backend for backend in backends}
         self._auto_order = auto_order
         self._logged = False
@@ -128,6 +135,11 @@ class Operator:
         if not self._logged and not torch.compiler.is_compiling():
             self._logged = True
             _log.debug("%s: auto chose %s", self.name, chosen)
+
+
+def measured_tables() -> dict[str, MeasuredTable]:
+    """Return the tables of the operators whose backends are chosen by measurements."""
+    return {name: op.measured for name, op in sorted(_registry.items()) if op.measured is not None}
 
 
 def backends(device_type: str | None = None) -> dict[str, dict[str, list[str]]]:

@@ -133,7 +133,7 @@ void forward_task(const GroupNormArgs& args, int64_t item, int64_t first_group, 
   float* slope = centre + args.n_channels;
   float* offset = slope + args.n_channels;
   for (int64_t group = first_group; group < last_group; ++group) {
-    Moments moments{0, 0, 0};
+    CountedMoments moments{0, 0, 0};
     for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
       moments = merged(moments, {static_cast<double>(args.n_pixels), mean[c] + entry(args.affine.add, item, c, 0), m2[c]});
     }

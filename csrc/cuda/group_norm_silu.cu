@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(GroupNormArgs args
     const int64_t item = i / args.n_groups, first = i % args.n_groups * group_channels;
     const double* mean = args.moments + item * 2 * args.n_channels;
     const double* m2 = mean + args.n_channels;
-    Moments moments{0, 0, 0};
+    CountedMoments moments{0, 0, 0};
     for (int64_t c = first; c < first + group_channels; ++c) {
       moments = merged(moments, {static_cast<double>(args.n_pixels), mean[c] + entry(args.affine.add, item, c, 0), m2[c]});
     }

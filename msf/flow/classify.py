@@ -13,7 +13,7 @@ from msf.config import ReadoutName
 from msf.data import prepare_images
 from msf.flow.solver import FlowSolver, check_noise
 from msf.judge.uncertainty import Decision, Prediction, check_decision, make_prediction
-from msf_kernels.sampling import CapturedTrajectory, Mean, MeanEntropy, Moments, Statistic, StopRule, Votes, draw
+from msf_kernels.sampling import CapturedTrajectory, Mean, MeanEntropy, MeanVariance, Statistic, StopRule, Votes, draw
 from msf_kernels.shapes import ImageBatch, SemanticBatch
 
 # Prepared pictures that exist at once; a split of any size is worked off in parts of this many bytes.
@@ -134,7 +134,7 @@ def classify(
     is_posterior_mean = readout.probability is not None
     trajectory = ClassifyTrajectory(solver, readout)
     statistics: dict[str, Statistic] = {
-        "distance": Moments("distance"),
+        "distance": MeanVariance("distance"),
         "votes": Votes("distance"),
         "pixel_votes": Mean("pixel_votes"),
     }

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from msf_kernels._triton.machine import triton_backend
 from msf_kernels.attention_block._choice import auto_order
+from msf_kernels.attention_block._measured import TABLE
 from msf_kernels.attention_block._ops import attention_block_triton, triton_input_reasons
 from msf_kernels.attention_block._reference import attention_block_composed, attention_block_reference
 from msf_kernels.backend import Backend, Operator
@@ -28,6 +29,7 @@ _operator = Operator(
         Backend("reference", attention_block_reference),
     ],
     auto_order,
+    TABLE,
 )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from msf_kernels.conv3x3._formula import activated, convolved
-from msf_kernels.moments import map_moments
+from msf_kernels.partial_moments import map_moments
 
 
 def conv3x3_aten(

@@ -18,7 +18,7 @@ from msf_kernels._triton.machine import inference_reasons
 from msf_kernels._triton.registration import register
 from msf_kernels.conv3x3._formula import packed
 from msf_kernels.conv3x3._reference import conv3x3_reference, norm_affine_reference
-from msf_kernels.moments import empty_moments
+from msf_kernels.partial_moments import empty_moments
 
 MAX_BUNDLE = 32
 _MAX_WEIGHT = 2**31

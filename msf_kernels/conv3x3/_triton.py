@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msf_kernels._triton.aot_case import AotCase
 from msf_kernels._triton.implicit_gemm import launch_implicit_gemm
-from msf_kernels._triton.moments import launch_norm_affine
+from msf_kernels._triton.partial_moments import launch_norm_affine
 from msf_kernels._triton.recording import record_launches
 
 __all__ = ["aot_cases", "launch_conv3x3", "launch_norm_affine"]

@@ -21,6 +21,7 @@ from msf_kernels.checks import (
 from msf_kernels.conv3x3._aten import conv3x3_aten
 from msf_kernels.conv3x3._choice import auto_order
 from msf_kernels.conv3x3._formula import summed_weight
+from msf_kernels.conv3x3._measured import TABLE
 from msf_kernels.conv3x3._ops import (
     conv3x3_input_reasons,
     conv3x3_triton,
@@ -30,7 +31,7 @@ from msf_kernels.conv3x3._ops import (
 from msf_kernels.conv3x3._reference import conv3x3_reference, norm_affine_reference
 from msf_kernels.shapes import FeatureMap
 
-Moments = Annotated[Tensor, "float32 [N, chunks, bundles, 3]; count, mean, squared deviation"]
+PartialMoments = Annotated[Tensor, "float32 [N, chunks, bundles, 3]; count, mean, squared deviation"]
 
 _conv = Operator(
     "conv3x3",
@@ -40,6 +41,7 @@ _conv = Operator(
         Backend("reference", conv3x3_reference),
     ],
     auto_order,
+    TABLE,
 )
 _affine = Operator(
     "norm_affine",
@@ -83,7 +85,7 @@ def conv3x3(
     silu: bool = True,
     bundle: int,
     backend: str = "auto",
-) -> tuple[FeatureMap, Moments]: ...
+) -> tuple[FeatureMap, PartialMoments]: ...
 
 
 def conv3x3(
@@ -100,7 +102,7 @@ def conv3x3(
     silu: bool = True,
     bundle: int | None = None,
     backend: str = "auto",
-) -> FeatureMap | tuple[FeatureMap, Moments]:
+) -> FeatureMap | tuple[FeatureMap, PartialMoments]:
     """Convolve with 3x3 taps and one ring of zeros, with the steps around it in the same pass where the device allows.
 
         h = concatenate([x, skip], channels);   a = silu(h * norm_scale + norm_shift), or h without norm_scale
@@ -128,7 +130,7 @@ def conv3x3(
 
     Returns:
         [N, K, OH, OW] in the dtype and on the device of `x`, channels-last; with `bundle` also the moments of the
-        rounded result, [N, chunks, K / bundle, 3], float32, laid out as `msf_kernels.moments` says.
+        rounded result, [N, chunks, K / bundle, 3], float32, laid out as `msf_kernels.partial_moments` says.
 
     Raises:
         TypeError: An argument of another Python type or dtype.
@@ -223,12 +225,12 @@ def pack_weight(weight: Tensor, *, upsample: bool = False) -> Tensor:
 
 
 def norm_affine(
-    moments: Moments,
+    moments: PartialMoments,
     num_groups: int,
     weight: Tensor,
     bias: Tensor,
     *,
-    skip_moments: Moments | None = None,
+    skip_moments: PartialMoments | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     eps: float = 1e-5,

@@ -20,8 +20,8 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.rk_combine._native import native_reasons, rk_combine_native
-from msf_kernels.rk_combine._ops import rk_combine_triton, triton_operators
-from msf_kernels.rk_combine._reference import rk_combine_out_reference, rk_combine_reference
+from msf_kernels.rk_combine._ops import rk_combine_triton
+from msf_kernels.rk_combine._reference import rk_combine_reference
 
 
 def _triton_reasons(
@@ -155,58 +155,8 @@ def choose_rk_combine(
         ValueError: As for `rk_combine`.
         BackendUnavailableError: As for `rk_combine`.
     """
-    return _choose(backend, state, slopes, weights, dt, None, cast_to).run
-
-
-def choose_rk_combine_out(
-    state: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Sequence[float],
-    dt: float | Tensor,
-    *,
-    out: Tensor,
-    cast_to: torch.dtype | None = None,
-    backend: str = "auto",
-) -> Callable[..., None]:
-    """Check a call with `out` likewise and return the bare operator that fills it, with nothing around it.
-
-    For loops in which the cost of the call itself shows; what it serves is as for `choose_rk_combine`.
-
-    Args:
-        state: As for `rk_combine`.
-        slopes: Likewise.
-        weights: Likewise.
-        dt: Likewise.
-        out: Likewise.
-        cast_to: Likewise.
-        backend: Likewise.
-
-    Returns:
-        Callable `(state, slopes, weights, dt, dt_items, out, cast_out)`, all by position. A tensor of steps goes to
-        `dt_items`, else that is None; `cast_out` is a tensor of the given dtype in the layout of `out`, or None.
-
-    Raises:
-        TypeError: As for `rk_combine`.
-        ValueError: As for `rk_combine`.
-        BackendUnavailableError: As for `rk_combine`.
-    """
-    chosen = _choose(backend, state, slopes, weights, dt, out, cast_to).name
-    if chosen == "native":
-        return _ext.loaded_operator("rk_combine_out")
-    return triton_operators.out if chosen == "triton" else rk_combine_out_reference
-
-
-def _choose(
-    backend: str,
-    state: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Sequence[float],
-    dt: float | Tensor,
-    out: Tensor | None,
-    cast_to: torch.dtype | None,
-) -> Backend:
-    slopes, weights, dt = _require_call(state, slopes, weights, dt, out, cast_to)
-    return _operator.choose(backend, state, slopes, weights, dt, out=out, cast_to=cast_to)
+    slopes, weights, dt = _require_call(state, slopes, weights, dt, None, cast_to)
+    return _operator.choose(backend, state, slopes, weights, dt, out=None, cast_to=cast_to).run
 
 
 def _require_call(

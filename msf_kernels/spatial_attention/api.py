@@ -20,6 +20,7 @@ from msf_kernels.spatial_attention._libraries import (
     xformers_input_reasons,
     xformers_machine_reasons,
 )
+from msf_kernels.spatial_attention._measured import TABLE
 from msf_kernels.spatial_attention._native import native_reasons, spatial_attention_native
 from msf_kernels.spatial_attention._ops import spatial_attention_triton, triton_input_reasons
 from msf_kernels.spatial_attention._reference import spatial_attention_reference
@@ -35,6 +36,7 @@ _operator = Operator(
         Backend("reference", spatial_attention_reference),
     ],
     auto_order,
+    TABLE,
 )
 
 

@@ -7,18 +7,18 @@
 namespace msf {
 
 // Mean and sum of squared deviations of `count` values; merging never subtracts squares of means.
-struct Moments {
+struct CountedMoments {
   double count, mean, m2;
 };
 
-MSF_HOST_DEVICE Moments merged(const Moments& a, const Moments& b) {
+MSF_HOST_DEVICE CountedMoments merged(const CountedMoments& a, const CountedMoments& b) {
   const double count = a.count + b.count;
   if (count == 0) return a;
   const double delta = b.mean - a.mean;
   return {count, a.mean + delta * (b.count / count), a.m2 + b.m2 + delta * delta * (a.count * b.count / count)};
 }
 
-MSF_HOST_DEVICE double reciprocal_std(const Moments& moments, double eps) {
+MSF_HOST_DEVICE double reciprocal_std(const CountedMoments& moments, double eps) {
   return 1.0 / square_root((moments.count > 0 ? moments.m2 / moments.count : 0.0) + eps);
 }
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from msf_kernels import conv3x3, explain, norm_affine, pack_weight
-from msf_kernels.moments import map_moments
+from msf_kernels.partial_moments import map_moments
 from msf_kernels.testing import poison_empty
 from msf_kernels.testing.cases import fixed_cases, random_case
 from msf_kernels.testing.conformance import PASS, check, expectations

@@ -7,13 +7,22 @@ from torch import Tensor
 from msf.config import UNetConfig
 from msf.network.unet import UNet
 from msf_kernels import class_distance
-from msf_kernels.sampling import FlowTrajectory, Mean, MeanEntropy, Moments, SamplingResult, SettledVote, Votes, draw
+from msf_kernels.sampling import (
+    FlowTrajectory,
+    Mean,
+    MeanEntropy,
+    MeanVariance,
+    SamplingResult,
+    SettledVote,
+    Votes,
+    draw,
+)
 from msf_kernels.solvers import HEUN, uniform_grid
 
 SIZE, CHANNELS = 8, 3
 CODES = torch.tensor([[-1.0, -1.0, -1.0], [1.0, -1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, 1.0, -1.0]])
 STATISTICS = {
-    "distance": Moments("distance"),
+    "distance": MeanVariance("distance"),
     "votes": Votes("distance"),
     "probability": Mean("probability"),
     "entropy": MeanEntropy("probability"),
