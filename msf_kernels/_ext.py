@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from msf_kernels._derivatives import guard_transforms
 from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.backend import Backend
 
@@ -48,11 +49,9 @@ def loaded_operator(name: str) -> Callable[..., Any]:
     return loaded
 
 
-def native_backend(
-    run: Callable[..., Any], input_reasons: Callable[..., list[str]], device_type: str | None = None
-) -> Backend:
-    """Return the `native` entry of an operator's table; arguments as for `Backend`."""
-    return Backend("native", run, machine_reasons, input_reasons, device_type=device_type)
+def native_backend(run: Callable[..., Any], input_reasons: Callable[..., list[str]], **options: Any) -> Backend:
+    """Return the `native` entry of an operator's table; arguments and further options as for `Backend`."""
+    return Backend("native", run, machine_reasons, input_reasons, **options)
 
 
 def machine_reasons() -> list[str]:
@@ -110,6 +109,7 @@ def _has_cuda_kernel(name: str) -> bool:
 
 def _register(library: torch.library.Library, name: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    guard_transforms(library, name)
     # The families of operators share names and schemas, and so the FLOP formulas that FlopCounterMode looks up.
     twin = getattr(torch.ops.msf_triton, name, None)
     if twin in flop_registry:

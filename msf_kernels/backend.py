@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from msf_kernels._derivatives import NO_TRANSFORMS, Derivatives, any_requires_grad, any_transformed, tensors_in
 from msf_kernels._measured import MeasuredTable
-from msf_kernels.errors import BackendUnavailableError
+from msf_kernels.errors import BackendUnavailableError, DerivativeUnavailableError
 
 BACKEND_ENV = "MSF_KERNELS_BACKEND"
 
@@ -49,6 +50,10 @@ class Backend:
         in_auto: Whether `auto` may choose it now; by name it always serves (an interpreter for tests is right but
             slow).
         device_type: Type of the only device that it has kernels for, such as `cpu`; None: its `input_reasons` tell.
+        derivatives: Which derivatives it has. One that says nothing has none, and refuses a call of which one may be
+            taken.
+        gradient_reasons: Why it cannot serve these inputs while gradients are recorded; with reverse derivatives only,
+            and called as `input_reasons`.
     """
 
     name: str
@@ -57,6 +62,24 @@ class Backend:
     input_reasons: Callable[..., list[str]] = _no_reasons
     in_auto: Callable[[], bool] = _always
     device_type: str | None = None
+    derivatives: Derivatives = Derivatives.NONE
+    gradient_reasons: Callable[..., list[str]] = _no_reasons
+
+    def derivative_reasons(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Return why it cannot serve these inputs with the derivatives that may be taken; empty when it can."""
+        if self.derivatives is Derivatives.ALL:
+            return []
+        if any_transformed(tensors_in(args, kwargs)):
+            return [NO_TRANSFORMS]
+        if not torch.is_grad_enabled():
+            return []
+        if self.derivatives is Derivatives.NONE and any_requires_grad(tensors_in(args, kwargs)):
+            return ['has no gradient: use the other backends in training (backend="reference"), or torch.no_grad()']
+        return self.gradient_reasons(*args, **kwargs)
+
+    def call_reasons(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Return why it cannot serve these inputs here, with what may be done to them; empty when it can."""
+        return self.machine_reasons() or self.input_reasons(*args, **kwargs) or self.derivative_reasons(*args, **kwargs)
 
     def reasons_on(self, device_type: str) -> list[str]:
         """Return why it cannot serve tensors on such a device on this machine, whatever else they are."""
@@ -98,10 +121,7 @@ class Operator:
 
     def reasons(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         """Return, per backend, why it cannot serve these inputs here (empty: it can)."""
-        return {
-            name: backend.machine_reasons() or backend.input_reasons(*args, **kwargs)
-            for name, backend in self.backends.items()
-        }
+        return {name: backend.call_reasons(*args, **kwargs) for name, backend in self.backends.items()}
 
     def choose(self, backend: str, *args: Any, **kwargs: Any) -> Backend:
         """Return the backend that serves the call.
@@ -109,17 +129,15 @@ class Operator:
         Raises:
             ValueError: The name is not one of this operator's backends.
             BackendUnavailableError: The named backend, or every backend under `auto`, refuses.
+            DerivativeUnavailableError: The named backend has not the derivative that may be taken of this call.
         """
         wanted = _resolve(backend, self.backends)
+        error = BackendUnavailableError
         if wanted == "auto":
             order = self.backends if self._auto_order is None else self._auto_order(*args, **kwargs)
             for name in order:
                 candidate = self.backends[name]
-                if (
-                    candidate.in_auto()
-                    and not candidate.machine_reasons()
-                    and not candidate.input_reasons(*args, **kwargs)
-                ):
+                if candidate.in_auto() and not candidate.call_reasons(*args, **kwargs):
                     self._log_choice(candidate.name)
                     return candidate
         else:
@@ -128,8 +146,10 @@ class Operator:
                 raise ValueError(f"{self.name}: backend must be one of {known}; got {wanted!r}")
             named = self.backends[wanted]
             if not named.machine_reasons() and not named.input_reasons(*args, **kwargs):
-                return named
-        raise BackendUnavailableError(self.name, wanted, self.reasons(*args, **kwargs), _describe(args, kwargs))
+                if not named.derivative_reasons(*args, **kwargs):
+                    return named
+                error = DerivativeUnavailableError
+        raise error(self.name, wanted, self.reasons(*args, **kwargs), _describe(args, kwargs))
 
     def _log_choice(self, chosen: str) -> None:
         if not self._logged and not torch.compiler.is_compiling():

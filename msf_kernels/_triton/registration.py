@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from msf_kernels._derivatives import guard_transforms, is_differentiated, tensors_in
 from msf_kernels._triton.machine import is_interpreting
 
 NAMESPACE = "msf_triton"
@@ -31,11 +32,24 @@ def register(
     # Strides of the outputs follow from strides of the inputs, so a compiler must not change those.
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 
+    def refuse_derivatives(*args: Any) -> None:
+        if is_differentiated(*tensors_in(args, {})):
+            raise NotImplementedError(
+                f"{NAMESPACE}::{name} has no derivatives of its own: call the function of msf_kernels, with "
+                'backend="reference" for forward mode'
+            )
+
+    def run_kernel(*args: Any) -> Any:
+        refuse_derivatives(*args)
+        return kernel(*args)
+
     def run_on_cpu(*args: Any) -> Any:
+        refuse_derivatives(*args)
         return kernel(*args) if is_interpreting() else formula(*args)
 
-    _library.impl(name, kernel, "CUDA")
+    _library.impl(name, run_kernel, "CUDA")
     _library.impl(name, run_on_cpu, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    guard_transforms(_library, name)
     operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return operator

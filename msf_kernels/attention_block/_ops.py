@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from msf_kernels._triton.machine import inference_reasons
+from msf_kernels._triton.machine import tensor_reasons
 from msf_kernels._triton.registration import register
 from msf_kernels.attention_block._reference import normalised_qkv, projected_sum
 from msf_kernels.spatial_attention import spatial_attention
@@ -94,7 +94,7 @@ def triton_input_reasons(
     """Return why the Triton kernels cannot serve these inputs; empty when they can."""
     tensors = (x, norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias)
     given = [tensor for tensor in tensors if tensor is not None]
-    return inference_reasons(given)
+    return tensor_reasons(given)
 
 
 @register_flop_formula(torch.ops.msf_triton.attention_block_qkv)

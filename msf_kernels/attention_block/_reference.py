@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from msf_kernels.group_norm_silu import group_norm_silu
+from msf_kernels.memory_format import in_memory_format
 from msf_kernels.spatial_attention import spatial_attention
 
 
@@ -88,4 +89,4 @@ def _feature_map(tokens: Tensor, x: Tensor) -> Tensor:
     """Return tokens as a channels-last map of the size of x; [N, T, C] -> [N, C, H, W]."""
     n, channels, height, width = x.shape
     feature_map = tokens.reshape(n, height, width, channels).permute(0, 3, 1, 2)
-    return feature_map.contiguous(memory_format=torch.channels_last)
+    return in_memory_format(feature_map, torch.channels_last)

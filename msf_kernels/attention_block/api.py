@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives
 from msf_kernels._triton.machine import triton_backend
 from msf_kernels.attention_block._choice import auto_order
 from msf_kernels.attention_block._measured import TABLE
@@ -25,8 +26,8 @@ _operator = Operator(
     "attention_block",
     [
         triton_backend(attention_block_triton, triton_input_reasons),
-        Backend("composed", attention_block_composed),
-        Backend("reference", attention_block_reference),
+        Backend("composed", attention_block_composed, derivatives=Derivatives.ALL),
+        Backend("reference", attention_block_reference, derivatives=Derivatives.ALL),
     ],
     auto_order,
     TABLE,

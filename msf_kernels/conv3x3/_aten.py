@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from msf_kernels.conv3x3._formula import activated, convolved
+from msf_kernels.memory_format import in_memory_format
 from msf_kernels.partial_moments import map_moments
 
 
@@ -25,9 +26,9 @@ def conv3x3_aten(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run PyTorch's convolution between the steps that it does not fuse; [N, C, H, W] -> [N, K, OH, OW]."""
     with torch.autocast(x.device.type, enabled=False):
-        h = activated(x, skip, norm_scale, norm_shift, silu).contiguous(memory_format=torch.channels_last)
+        h = in_memory_format(activated(x, skip, norm_scale, norm_shift, silu), torch.channels_last)
         out = convolved(h, weight, None if bias is None else bias.to(x.dtype), stride, upsample)
         if residual is not None:
             out = out + residual
-    out = out.contiguous(memory_format=torch.channels_last)
+    out = in_memory_format(out, torch.channels_last)
     return out if bundle is None else (out, map_moments(out, bundle, upsample=upsample))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from msf_kernels._triton.machine import inference_reasons
+from msf_kernels._triton.machine import tensor_reasons
 from msf_kernels._triton.registration import register
 from msf_kernels.conv3x3._formula import packed
 from msf_kernels.conv3x3._reference import conv3x3_reference, norm_affine_reference
@@ -143,7 +143,7 @@ def conv3x3_input_reasons(
 ) -> list[str]:
     """Return why the Triton kernel cannot serve these inputs; empty when it can."""
     tensors = (x, weight, bias, residual, skip, norm_scale, norm_shift)
-    reasons = inference_reasons([tensor for tensor in tensors if tensor is not None])
+    reasons = tensor_reasons([tensor for tensor in tensors if tensor is not None])
     if weight.numel() >= _MAX_WEIGHT:
         reasons.append(f"takes weights of less than {_MAX_WEIGHT} elements; got {weight.numel()}")
     if bundle is not None and (bundle & (bundle - 1) or bundle > MAX_BUNDLE):
@@ -236,4 +236,4 @@ def norm_affine_input_reasons(
 ) -> list[str]:
     """Return why the Triton kernel cannot serve these inputs; empty when it can."""
     tensors = (moments, weight, bias, skip_moments, scale, shift)
-    return inference_reasons([tensor for tensor in tensors if tensor is not None])
+    return tensor_reasons([tensor for tensor in tensors if tensor is not None])

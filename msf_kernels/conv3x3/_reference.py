@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from msf_kernels.conv3x3._formula import activated, compute_dtype, convolved
+from msf_kernels.memory_format import in_memory_format
 from msf_kernels.partial_moments import map_moments
 
 
@@ -31,7 +32,7 @@ def conv3x3_reference(
         out = convolved(h, weight.to(dtype), None if bias is None else bias.to(dtype), stride, upsample)
         if residual is not None:
             out = out + residual.to(dtype)
-    out = out.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    out = in_memory_format(out.to(x.dtype), torch.channels_last)
     return out if bundle is None else (out, map_moments(out, bundle, upsample=upsample))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, overload
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives
 from msf_kernels._triton.machine import triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
@@ -29,6 +30,7 @@ from msf_kernels.conv3x3._ops import (
     norm_affine_triton,
 )
 from msf_kernels.conv3x3._reference import conv3x3_reference, norm_affine_reference
+from msf_kernels.memory_format import in_memory_format
 from msf_kernels.shapes import FeatureMap
 
 PartialMoments = Annotated[Tensor, "float32 [N, chunks, bundles, 3]; count, mean, squared deviation"]
@@ -37,8 +39,8 @@ _conv = Operator(
     "conv3x3",
     [
         triton_backend(conv3x3_triton, conv3x3_input_reasons),
-        Backend("aten", conv3x3_aten),
-        Backend("reference", conv3x3_reference),
+        Backend("aten", conv3x3_aten, derivatives=Derivatives.ALL),
+        Backend("reference", conv3x3_reference, derivatives=Derivatives.ALL),
     ],
     auto_order,
     TABLE,
@@ -47,7 +49,7 @@ _affine = Operator(
     "norm_affine",
     [
         triton_backend(norm_affine_triton, norm_affine_input_reasons),
-        Backend("reference", norm_affine_reference),
+        Backend("reference", norm_affine_reference, derivatives=Derivatives.ALL),
     ],
 )
 
@@ -221,7 +223,7 @@ def pack_weight(weight: Tensor, *, upsample: bool = False) -> Tensor:
     require_tensor("weight", weight, "[K, C, 3, 3]")
     require_shape("weight", weight, "[K, C, 3, 3]", (*weight.shape[:2], 3, 3))
     require_bool("upsample", upsample)
-    return summed_weight(weight) if upsample else weight.contiguous(memory_format=torch.channels_last)
+    return summed_weight(weight) if upsample else in_memory_format(weight, torch.channels_last)
 
 
 def norm_affine(

@@ -26,10 +26,9 @@ from msf_kernels.rk_combine._allocation import (
 from msf_kernels.rk_combine._autograd import RkCombineOperators, differentiable
 from msf_kernels.rk_combine._reference import (
     combine,
-    compute_dtype,
-    direction,
-    per_item,
     rk_combine_out_reference,
+    slope_gradients,
+    step_gradient,
 )
 
 _ARGUMENTS = "Tensor state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items"
@@ -82,11 +81,9 @@ def _bwd_kernel(
 def _bwd_formula(
     grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtype_codes: Sequence[int]
 ) -> list[Tensor]:
-    step = dt if dt_items is None else per_item(dt_items.to(compute_dtype(grad)), grad)
-    scaled = grad.to(compute_dtype(grad)) * step
     outputs = fake_rk_combine_bwd(grad, weights, dt, dt_items, dtype_codes)
-    for output, weight in zip(outputs, weights, strict=True):
-        output.copy_(scaled * weight)
+    for output, value in zip(outputs, slope_gradients(grad, weights, dt, dt_items, dtype_codes), strict=True):
+        output.copy_(value)
     return outputs
 
 
@@ -94,11 +91,6 @@ def _bwd_dt_kernel(*args: Any) -> Tensor:
     from msf_kernels.rk_combine._triton import launch_rk_combine_bwd_dt
 
     return launch_rk_combine_bwd_dt(*args)
-
-
-def _bwd_dt_formula(grad: Tensor, slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    product = grad.to(compute_dtype(grad)) * direction(slopes, weights, compute_dtype(grad))
-    return product.flatten(1).sum(1) if product.dim() > 1 else product
 
 
 triton_operators = RkCombineOperators(
@@ -126,7 +118,7 @@ triton_operators = RkCombineOperators(
     bwd_dt=register(
         "rk_combine_bwd_dt(Tensor grad, Tensor[] slopes, float[] weights) -> Tensor",
         kernel=_bwd_dt_kernel,
-        formula=_bwd_dt_formula,
+        formula=step_gradient,
         fake=fake_rk_combine_bwd_dt,
     ),
 )

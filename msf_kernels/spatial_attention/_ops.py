@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from msf_kernels._triton.machine import tensor_reasons
 from msf_kernels._triton.registration import register
 from msf_kernels.spatial_attention._allocation import empty_gradient, empty_outputs
+from msf_kernels.spatial_attention._autograd import differentiable
 from msf_kernels.spatial_attention._layout import join_heads, split_heads
 
 MAX_HEAD_DIM = 128
@@ -86,28 +86,7 @@ _bwd = register(
 )
 
 
-class _SpatialAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, num_heads: int, order: str) -> Tensor:
-        out: Tensor
-        out, lse = _fwd(qkv, num_heads, order)
-        ctx.save_for_backward(out, lse, qkv)
-        ctx.num_heads, ctx.order = num_heads, order
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
-        return _bwd(grad_out, *ctx.saved_tensors, ctx.num_heads, ctx.order), None, None
-
-
-def spatial_attention_triton(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
-    """Run the registered operator, with autograd where a gradient is wanted; [N, T, 3C] -> [N, T, C]."""
-    if torch.is_grad_enabled() and qkv.requires_grad:
-        out: Tensor = _SpatialAttention.apply(qkv, num_heads, order)  # type: ignore[no-untyped-call]
-    else:
-        out = _fwd(qkv, num_heads, order)[0]
-    return out
+spatial_attention_triton = differentiable(_fwd, _bwd)
 
 
 def triton_input_reasons(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> list[str]:

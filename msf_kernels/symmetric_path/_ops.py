@@ -21,7 +21,7 @@ from msf_kernels.symmetric_path._allocation import (
     fake_symmetric_path_fwd,
 )
 from msf_kernels.symmetric_path._autograd import SymmetricPathOperators, differentiable
-from msf_kernels.symmetric_path._reference import symmetric_path_reference, time_per_stream
+from msf_kernels.symmetric_path._reference import path_gradients, symmetric_path_reference
 
 
 def _fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
@@ -45,14 +45,10 @@ def _bwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
 def _bwd_formula(
     grad_z: Tensor, grad_dz: Tensor, t: Tensor, sigma_min: float, n_image_channels: int
 ) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if grad_z.dtype == torch.float64 else torch.float32
-    t_image, t_semantic = time_per_stream(t.to(dtype))
-    keep = 1 - sigma_min
-    grad_image, grad_semantic = empty_gradients(grad_z, n_image_channels)
-    z, dz = grad_z.to(dtype), grad_dz.to(dtype)
-    grad_image.copy_(t_image * z[:, :n_image_channels] + dz[:, :n_image_channels])
-    grad_semantic.copy_((1 - keep * t_semantic) * z[:, n_image_channels:] - keep * dz[:, n_image_channels:])
-    return grad_image, grad_semantic
+    grads = empty_gradients(grad_z, n_image_channels)
+    for grad, value in zip(grads, path_gradients(grad_z, grad_dz, t, sigma_min, n_image_channels), strict=True):
+        grad.copy_(value)
+    return grads
 
 
 symmetric_path_triton = differentiable(
