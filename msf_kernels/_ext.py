@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from msf_kernels._derivatives import guard_transforms
+from msf_kernels._schemas import NATIVE, SHARED
 from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.backend import Backend
 
@@ -96,10 +97,23 @@ def _load() -> str | None:
             except OSError as error:
                 _failure = f"the native extension {path.name} failed to load: {error}"
             else:
-                _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
-                for name, fake in _fakes.items():
-                    _register(_library, name, fake)
+                _failure = _other_sources(path.name)
+                if _failure is None:
+                    _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+                    for name, fake in _fakes.items():
+                        _register(_library, name, fake)
     return _failure
+
+
+def _other_sources(library: str) -> str | None:
+    """Return why the loaded library is not of these sources; None: its operators take what is passed to them."""
+    for name, schema in (SHARED | NATIVE).items():
+        packet = getattr(getattr(torch.ops, NAMESPACE), name, None)
+        wanted = str(torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}"))
+        found = "absent" if packet is None else str(packet.default._schema)
+        if found != wanted:
+            return f"the native extension {library} is of other sources ({wanted} is {found} there): reinstall"
+    return None
 
 
 @constant_while_tracing

@@ -20,21 +20,9 @@ from msf_kernels.attention_block._reference import normalised_qkv, projected_sum
 from msf_kernels.spatial_attention import spatial_attention
 
 
-def _qkv_kernel(*args: Any) -> Tensor:
-    from msf_kernels.attention_block._triton import launch_attention_block_qkv
-
-    return launch_attention_block_qkv(*args)
-
-
 def _qkv_fake(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, qkv_weight: Tensor, *_rest: Any) -> Tensor:
     n, _, height, width = x.shape
     return x.new_empty((n, height * width, qkv_weight.shape[0]))
-
-
-def _out_kernel(*args: Any) -> Tensor:
-    from msf_kernels.attention_block._triton import launch_attention_block_out
-
-    return launch_attention_block_out(*args)
 
 
 def _out_fake(mixed: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -44,13 +32,13 @@ def _out_fake(mixed: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> 
 _qkv = register(
     "attention_block_qkv(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor qkv_weight, Tensor? qkv_bias, "
     "int num_groups, float eps) -> Tensor",
-    kernel=_qkv_kernel,
+    kernel="msf_kernels.attention_block._triton:launch_attention_block_qkv",
     formula=normalised_qkv,
     fake=_qkv_fake,
 )
 _out = register(
     "attention_block_out(Tensor mixed, Tensor weight, Tensor? bias, Tensor x) -> Tensor",
-    kernel=_out_kernel,
+    kernel="msf_kernels.attention_block._triton:launch_attention_block_out",
     formula=projected_sum,
     fake=_out_fake,
 )

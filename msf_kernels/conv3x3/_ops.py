@@ -24,24 +24,6 @@ MAX_BUNDLE = 32
 _MAX_WEIGHT = 2**31
 
 
-def _conv_kernel(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    skip: Tensor | None,
-    norm_scale: Tensor | None,
-    norm_shift: Tensor | None,
-    stride: int,
-    upsample: bool,
-    silu: bool,
-    bundle: int,
-) -> tuple[Tensor, Tensor]:
-    from msf_kernels.conv3x3._triton import launch_conv3x3
-
-    return launch_conv3x3(x, weight, bias, residual, skip, norm_scale, norm_shift, stride, upsample, silu, bundle)
-
-
 def _conv_formula(
     x: Tensor,
     weight: Tensor,
@@ -99,7 +81,7 @@ def _conv_fake(
 _conv = register(
     "conv3x3_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? skip, Tensor? norm_scale, "
     "Tensor? norm_shift, int stride, bool upsample, bool silu, int bundle) -> (Tensor out, Tensor moments)",
-    kernel=_conv_kernel,
+    kernel="msf_kernels.conv3x3._triton:launch_conv3x3",
     formula=_conv_formula,
     fake=_conv_fake,
 )
@@ -169,12 +151,6 @@ def _conv_flops(
     return 2 * n * -(-height // stride) * -(-width // stride) * math.prod(weight_shape)
 
 
-def _affine_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.conv3x3._triton import launch_norm_affine
-
-    return launch_norm_affine(*args)
-
-
 def _affine_formula(
     moments: Tensor,
     num_groups: int,
@@ -198,7 +174,7 @@ def _affine_fake(moments: Tensor, num_groups: int, weight: Tensor, *_rest: Any) 
 _affine = register(
     "norm_affine_fwd(Tensor moments, int num_groups, Tensor weight, Tensor bias, Tensor? skip_moments, Tensor? scale, "
     "Tensor? shift, float eps) -> (Tensor norm_scale, Tensor norm_shift)",
-    kernel=_affine_kernel,
+    kernel="msf_kernels.conv3x3._triton:launch_norm_affine",
     formula=_affine_formula,
     fake=_affine_fake,
 )

@@ -23,12 +23,6 @@ from msf_kernels.spatial_attention._layout import join_heads, split_heads
 MAX_HEAD_DIM = 128
 
 
-def _fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.spatial_attention._triton import launch_spatial_attention_fwd
-
-    return launch_spatial_attention_fwd(*args)
-
-
 def _fwd_formula(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tensor]:
     with torch.autocast("cpu", enabled=False):
         q, k, v = (part.to(_compute_dtype(qkv)) for part in split_heads(qkv, num_heads, order))  # [N, T, H, D]
@@ -40,12 +34,6 @@ def _fwd_formula(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tenso
 
 def _fwd_fake(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tensor]:
     return empty_outputs(qkv, num_heads)
-
-
-def _bwd_kernel(*args: Any) -> Tensor:
-    from msf_kernels.spatial_attention._triton import launch_spatial_attention_bwd
-
-    return launch_spatial_attention_bwd(*args)
 
 
 def _bwd_formula(grad_out: Tensor, out: Tensor, lse: Tensor, qkv: Tensor, num_heads: int, order: str) -> Tensor:
@@ -74,13 +62,13 @@ def _compute_dtype(qkv: Tensor) -> torch.dtype:
 
 _fwd = register(
     "spatial_attention_fwd(Tensor qkv, int num_heads, str order) -> (Tensor out, Tensor lse)",
-    kernel=_fwd_kernel,
+    kernel="msf_kernels.spatial_attention._triton:launch_spatial_attention_fwd",
     formula=_fwd_formula,
     fake=_fwd_fake,
 )
 _bwd = register(
     "spatial_attention_bwd(Tensor grad_out, Tensor out, Tensor lse, Tensor qkv, int num_heads, str order) -> Tensor",
-    kernel=_bwd_kernel,
+    kernel="msf_kernels.spatial_attention._triton:launch_spatial_attention_bwd",
     formula=_bwd_formula,
     fake=_bwd_fake,
 )

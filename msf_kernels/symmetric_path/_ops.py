@@ -24,22 +24,10 @@ from msf_kernels.symmetric_path._autograd import SymmetricPathOperators, differe
 from msf_kernels.symmetric_path._reference import path_gradients, symmetric_path_reference
 
 
-def _fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.symmetric_path._triton import launch_symmetric_path_fwd
-
-    return launch_symmetric_path_fwd(*args)
-
-
 def _fwd_formula(
     image: Tensor, semantic: Tensor, t: Tensor, sample_index: Tensor, seed: int, sigma_min: float
 ) -> tuple[Tensor, Tensor]:
     return symmetric_path_reference(image, semantic, t, sample_index=sample_index, seed=seed, sigma_min=sigma_min)
-
-
-def _bwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.symmetric_path._triton import launch_symmetric_path_bwd
-
-    return launch_symmetric_path_bwd(*args)
 
 
 def _bwd_formula(
@@ -54,16 +42,14 @@ def _bwd_formula(
 symmetric_path_triton = differentiable(
     SymmetricPathOperators(
         fwd=register(
-            "symmetric_path_fwd(Tensor image, Tensor semantic, Tensor t, Tensor sample_index, SymInt seed, "
-            "float sigma_min) -> (Tensor, Tensor)",
-            kernel=_fwd_kernel,
+            "symmetric_path_fwd",
+            kernel="msf_kernels.symmetric_path._triton:launch_symmetric_path_fwd",
             formula=_fwd_formula,
             fake=fake_symmetric_path_fwd,
         ),
         bwd=register(
-            "symmetric_path_bwd(Tensor grad_z, Tensor grad_dz, Tensor t, float sigma_min, SymInt n_image_channels) "
-            "-> (Tensor, Tensor)",
-            kernel=_bwd_kernel,
+            "symmetric_path_bwd",
+            kernel="msf_kernels.symmetric_path._triton:launch_symmetric_path_bwd",
             formula=_bwd_formula,
             fake=fake_symmetric_path_bwd,
         ),
