@@ -28,6 +28,14 @@ ORDER = {
     ),
 }  # fmt: skip
 
+# An operator needs a place only if others import it.
+OPERATORS = sorted(path.parent.name for path in ROOT.glob("msf_kernels/*/_reference.py"))
+ORDER["msf_kernels"] = tuple(
+    name
+    for part in ORDER["msf_kernels"]
+    for name in ([*(op for op in OPERATORS if op not in ORDER["msf_kernels"]), part] if part == "__init__" else [part])
+)
+
 
 def module_files():
     """Return `{module: file}` of the three packages."""

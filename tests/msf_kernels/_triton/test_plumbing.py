@@ -89,6 +89,7 @@ def test_every_kernel_compiles_for_three_architectures_without_a_gpu(run_fresh, 
     assert f"_{operator}_fwd_kernel" in printed.split()
 
 
+@pytest.mark.slow
 def test_configurations_are_few_and_named_apart(run_fresh):
     pytest.importorskip("triton", reason="triton is not installed")
     run_fresh(

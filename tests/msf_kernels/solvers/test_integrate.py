@@ -6,24 +6,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from msf_kernels import solvers
 from msf_kernels.solvers import (
-    BOSH3,
     DOPRI5,
     EULER,
-    FEHLBERG2,
     HEUN,
-    HEUN3,
-    HEUN_EULER,
-    MIDPOINT,
     RK4,
-    RK4_38,
     SolveStatus,
     Tableau,
     grid_from_step_size,
     integrate,
     uniform_grid,
 )
+from msf_kernels.solvers.tableau import _BUILT_IN
 
-TABLEAUX = [EULER, MIDPOINT, HEUN, HEUN3, RK4, RK4_38, HEUN_EULER, FEHLBERG2, BOSH3, DOPRI5]
+TABLEAUX = list(_BUILT_IN.values())
 RALSTON = Tableau("ralston", nodes=(0, 2 / 3), matrix=((), (2 / 3,)), weights=(1 / 4, 3 / 4), order=2)
 
 
