@@ -98,6 +98,7 @@ class Operator:
         backends: Sequence[Backend],
         auto_order: Callable[..., Sequence[str]] | None = None,
         measured: MeasuredTable | None = None,
+        record: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
         """Register the operator under its name for `backends()`.
 
@@ -107,20 +108,25 @@ class Operator:
             auto_order: Where the order depends on the inputs: called with the operator's own arguments, returns the
                 names of the backends that `auto` tries.
             measured: Where that order comes from, if from measurements; `msf_kernels.tune` writes it.
+            record: Of an operator with many arguments: the named tuple of them, which the backends and `auto_order`
+                take in their place.
         """
         self.name = name
         self.measured = measured
         self.backends = {backend.name: backend for backend in backends}
         self._auto_order = auto_order
+        self._record = record
         self._logged = False
         _registry[name] = self
 
     def __call__(self, backend: str, *args: Any, **kwargs: Any) -> Any:
         """Run on the chosen backend; `args` and `kwargs` are already validated."""
-        return self.choose(backend, *args, **kwargs).run(*args, **kwargs)
+        args, kwargs = self._recorded(args, kwargs)
+        return self._choose(backend, args, kwargs).run(*args, **kwargs)
 
     def reasons(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         """Return, per backend, why it cannot serve these inputs here (empty: it can)."""
+        args, kwargs = self._recorded(args, kwargs)
         return {name: backend.call_reasons(*args, **kwargs) for name, backend in self.backends.items()}
 
     def choose(self, backend: str, *args: Any, **kwargs: Any) -> Backend:
@@ -131,6 +137,13 @@ class Operator:
             BackendUnavailableError: The named backend, or every backend under `auto`, refuses.
             DerivativeUnavailableError: The named backend has not the derivative that may be taken of this call.
         """
+        return self._choose(backend, *self._recorded(args, kwargs))
+
+    def _recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments as the backends take them."""
+        return (args, kwargs) if self._record is None else ((self._record(*args, **kwargs),), {})
+
+    def _choose(self, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
         wanted = _resolve(backend, self.backends)
         error = BackendUnavailableError
         if wanted == "auto":
@@ -149,7 +162,8 @@ class Operator:
                 if not named.derivative_reasons(*args, **kwargs):
                     return named
                 error = DerivativeUnavailableError
-        raise error(self.name, wanted, self.reasons(*args, **kwargs), _describe(args, kwargs))
+        reasons = {name: served.call_reasons(*args, **kwargs) for name, served in self.backends.items()}
+        raise error(self.name, wanted, reasons, _describe(args, kwargs))
 
     def _log_choice(self, chosen: str) -> None:
         if not self._logged and not torch.compiler.is_compiling():
@@ -242,6 +256,8 @@ def _describe(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
 def _describe_one(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} {list(value.shape)} on {value.device} with strides {value.stride()}"
+    if hasattr(value, "_asdict"):
+        return _describe((), value._asdict())
     if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
         return "[" + "; ".join(_describe_one(v) for v in value) + "]"
     return repr(value)

@@ -20,6 +20,7 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.conv3x3._aten import conv3x3_aten
+from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._choice import auto_order
 from msf_kernels.conv3x3._formula import summed_weight
 from msf_kernels.conv3x3._measured import TABLE
@@ -44,6 +45,7 @@ _conv = Operator(
     ],
     auto_order,
     TABLE,
+    record=ConvCall,
 )
 _affine = Operator(
     "norm_affine",
