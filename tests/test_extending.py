@@ -101,8 +101,9 @@ def copy_with(tmp_path):
     """Return a function that adds a toy to a copy of the sources and returns the copy."""
 
     def add(kind):
-        toy, copy = TOYS[kind], tmp_path / "copy"
-        shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
+        toy, copy, before = TOYS[kind], tmp_path / "copy", tmp_path / "before"
+        shutil.copytree(ROOT, before, ignore=LEFT_OUT)
+        shutil.copytree(before, copy)
         new = Path(__file__).with_name("extending") / kind
         if new.exists():
             shutil.copytree(new, copy, dirs_exist_ok=True, ignore=LEFT_OUT)
@@ -154,7 +155,6 @@ def digests(folder):
 @pytest.mark.parametrize("kind", TOYS)
 def test_an_extension_touches_the_files_that_the_page_lists_and_passes_its_tests(copy_with, tmp_path, kind):
     toy, copy = TOYS[kind], copy_with(kind)
-    shutil.copytree(ROOT, tmp_path / "before", ignore=LEFT_OUT)
     before, after = digests(tmp_path / "before"), digests(copy)
     touched = {file for file in before | after if before.get(file) != after.get(file)}
     assert touched == set(listed_on_the_page(toy))
