@@ -6,6 +6,7 @@ from torch import Tensor
 
 from msf_kernels._derivatives import Derivatives
 from msf_kernels._triton.machine import triton_backend
+from msf_kernels.attention_block._call import BlockCall
 from msf_kernels.attention_block._choice import auto_order
 from msf_kernels.attention_block._measured import TABLE
 from msf_kernels.attention_block._ops import attention_block_triton, triton_input_reasons
@@ -31,6 +32,7 @@ _operator = Operator(
     ],
     auto_order,
     TABLE,
+    record=BlockCall,
 )
 
 

@@ -62,12 +62,13 @@ def test_the_operators_pass_opcheck(dtype):
 
 
 def test_without_a_gpu_and_an_interpreter_the_operators_compute_the_definition(monkeypatch):
+    from msf_kernels.attention_block._call import BlockCall
     from msf_kernels.attention_block._ops import attention_block_triton
 
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     x = seeded(2, 8, 3, 4, dtype=torch.float64)
     arguments = (x, *parameters(8, torch.float64), 2, 2)
-    got, expected = attention_block_triton(*arguments), attention_block(*arguments, backend="reference")
+    got, expected = attention_block_triton(BlockCall(*arguments)), attention_block(*arguments, backend="reference")
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     assert got.stride() == expected.stride()
 
@@ -105,7 +106,7 @@ def test_the_reference_and_the_composition_are_differentiable():
 def test_the_kernels_refuse_gradients_and_what_they_were_not_made_for():
     x = seeded(1, 4, 2, 2)
     reasons = explain("attention_block", x.requires_grad_(), *parameters(4), 2, 2)["triton"]
-    assert reasons == ["has no gradient: use the other backends in training, or torch.no_grad()"]
+    assert reasons == ['has no gradient: use the other backends in training (backend="reference"), or torch.no_grad()']
     with pytest.raises(RuntimeError, match="float64 is left to the other backends"):
         attention_block(x.detach().double(), *parameters(4, torch.float64), 2, 2, backend="triton")
 
