@@ -34,6 +34,12 @@ def name_of(dtype):
     return str(dtype).removeprefix("torch.")
 
 
+def marks_of(case, backend):
+    """A map of the network's size takes the interpreter more than ten seconds."""
+    is_long = backend == "triton" and DEVICE.type == "cpu" and case.label.startswith("network")
+    return [pytest.mark.slow] if is_long else []
+
+
 def calls():
     for operator, backends in BACKENDS.items():
         for case in fixed_cases(operator):
@@ -41,7 +47,7 @@ def calls():
                 for backend in backends:
                     if dtype in dtypes_of(case, backend):
                         name = f"{operator}-{backend}-{name_of(dtype)}-{case.label.replace(' ', '_')}"
-                        yield pytest.param(case, backend, dtype, id=name)
+                        yield pytest.param(case, backend, dtype, id=name, marks=marks_of(case, backend))
 
 
 @functools.lru_cache(maxsize=4)
