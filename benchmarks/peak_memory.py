@@ -59,7 +59,7 @@ def _kernel_figure(name: str) -> int:
 
 def engine(options: argparse.Namespace) -> Callable[[], object]:
     """The many-sample engine around a small network."""
-    from msf_kernels.sampling import Mean, MeanEntropy, Moments, Statistic, Votes, draw
+    from msf_kernels.sampling import Mean, MeanEntropy, MeanVariance, Statistic, Votes, draw
 
     torch.manual_seed(0)
     net = torch.nn.Sequential(
@@ -76,7 +76,7 @@ def engine(options: argparse.Namespace) -> Callable[[], object]:
         return {"distance": distance, "probability": torch.softmax(-distance, dim=1)}
 
     statistics: dict[str, Statistic] = {
-        "distance": Moments("distance"),
+        "distance": MeanVariance("distance"),
         "votes": Votes("distance"),
         "probability": Mean("probability"),
         "entropy": MeanEntropy("probability"),

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 
 import torch
@@ -20,7 +21,7 @@ from benchmarks.context import QUICK
 from benchmarks.peers import Unavailable, solvers
 from benchmarks.rows import OURS
 from benchmarks.timing import CLOCKS, Plan, interleaved
-from msf_kernels.solvers import EULER, HEUN, Tableau, Workspace, integrate, uniform_grid
+from msf_kernels.solvers import EULER, HEUN, Tableau, integrate, uniform_grid
 
 SHAPE = (64, 8, 32, 32)
 QUICK_SHAPE = (4, 8, 8, 8)
@@ -56,10 +57,9 @@ class Method:
     n_evaluations_of: Mapping[str, int] = field(default_factory=dict)
 
 
-def _ours(linear: LinearField, tableau: Tableau, *, keeps_workspace: bool) -> Run:
-    workspace = Workspace() if keeps_workspace else None
+def _ours(linear: LinearField, tableau: Tableau) -> Run:
     grid = uniform_grid(N_STEPS)
-    return lambda z: integrate(lambda z, t: linear(z), z, grid, tableau, workspace=workspace).state
+    return lambda z: integrate(lambda z, t: linear(z), z, grid, tableau).state
 
 
 def _method(
@@ -68,11 +68,7 @@ def _method(
     peers: Mapping[str, Callable[[LinearField, int], Run]],
     n_evaluations_of: Mapping[str, int] | None = None,
 ) -> Method:
-    # `ours` keeps its states in a workspace from step to step and run to run, as a loop over many batches does.
-    runs: dict[str, Callable[[LinearField], Run]] = {
-        OURS: lambda linear: _ours(linear, tableau, keeps_workspace=True),
-        "ours-allocating": lambda linear: _ours(linear, tableau, keeps_workspace=False),
-    }
+    runs: dict[str, Callable[[LinearField], Run]] = {OURS: lambda linear: _ours(linear, tableau)}
     for name, make in peers.items():
         runs[name] = lambda linear, make=make: make(linear, N_STEPS)  # type: ignore[misc]
     return Method(runs, n_evaluations, n_evaluations_of or {})
@@ -126,7 +122,7 @@ def checked(method: Method, z: Tensor) -> tuple[dict[str, Callable[[], Tensor]],
         wanted = method.n_evaluations_of.get(name, method.n_evaluations)
         if linear.n_calls != wanted:
             raise AssertionError(f"{name} made {linear.n_calls} evaluations, wanted {wanted}")
-        exact = z * torch.tensor(RATE).exp()
+        exact = z * math.exp(RATE)
         torch.testing.assert_close(end, exact, rtol=1e-2, atol=1e-2, msg=f"{name} is far off")
         calls[name] = lambda run=run: run(z)  # type: ignore[misc]
     ours = calls[OURS]()
@@ -135,29 +131,46 @@ def checked(method: Method, z: Tensor) -> tuple[dict[str, Callable[[], Tensor]],
     return calls, reasons
 
 
-def overheads(method: Method, z: Tensor, plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
-    """Return each solver's median seconds beyond its evaluations, and why others cannot run.
+@dataclass(frozen=True)
+class Overheads:
+    """What a process found.
+
+    Args:
+        seconds: Each solver's median seconds beyond its evaluations.
+        reasons: Why others cannot run.
+    """
+
+    seconds: dict[str, float]
+    reasons: dict[str, str]
+
+
+def overheads(method: Method, z: Tensor, plan: Plan) -> Overheads:
+    """Time the solvers in turn.
 
     Raises:
         AssertionError: As for `checked`.
     """
     calls, reasons = checked(method, z)
     linear = LinearField()
-    velocity_field = lambda z, t: linear(z)  # noqa: E731 - what every solver is given in one form or another
 
-    def evaluations() -> None:
+    def velocity_field(z: Tensor, t: float) -> Tensor:  # what every solver is given in one form or another
+        return linear(z)
+
+    def evaluations() -> Tensor:
         state = z
         for _ in range(method.n_evaluations):
             state = velocity_field(state, 0.0)
+        return state
 
     seconds = interleaved({"evaluations": evaluations} | calls, plan, z.device)
     network = seconds.pop("evaluations")
     # A difference of two times can come out near zero on a busy machine; its ratio would mean nothing.
     least = 1e-3 * min(network)
-    return {
+    beyond = {
         name: max(least, median(sample - part for sample, part in zip(samples, network, strict=True)))
         for name, samples in seconds.items()
-    }, reasons
+    }
+    return Overheads(beyond, reasons)
 
 
 def main() -> None:
@@ -175,8 +188,8 @@ def main() -> None:
         plan = replace(plan, **QUICK)
     with torch.inference_mode():
         z = start(torch.device(options.device), quick=options.quick)
-        seconds, reasons = overheads(METHODS[options.method], z, plan)
-    print(json.dumps({"seconds": seconds, "reasons": reasons}))
+        found = overheads(METHODS[options.method], z, plan)
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 For those whose tools read that format; `python -m benchmarks run --suite ops` compares variants in turn instead.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
 from benchmarks.context import Context
 from benchmarks.peers import Unavailable
-from benchmarks.registry import Subject
+from benchmarks.registry import Comparison, Subject
 from benchmarks.rows import RowWriter
 from benchmarks.suites import ops
 
@@ -19,7 +21,7 @@ VARIANTS = [(job, variant) for job in ops.jobs() for variant in job.variants]
 
 
 @pytest.mark.parametrize(("job", "variant"), VARIANTS, ids=[f"{job.name}-{variant}" for job, variant in VARIANTS])
-def test_operator(job, variant, benchmark):
+def test_operator(job: Comparison, variant: str, benchmark: Any) -> None:
     try:
         built = job.variants[variant](Context(CPU, RowWriter("ops", CPU)))
     except Unavailable as reason:

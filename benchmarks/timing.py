@@ -103,7 +103,7 @@ def _sample(call: Callable[[], object], repeats: int, plan: Plan, device: torch.
 
 def _device_seconds(call: Callable[[], object], repeats: int) -> float:
     """Time between two events on the current stream, so that the host's clock and its wake-up do not count."""
-    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     started.record()
     for _ in range(repeats):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from msf_kernels._derivatives import guard_transforms
+from msf_kernels._schemas import NATIVE, SHARED
 from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.backend import Backend
 
@@ -48,11 +50,9 @@ def loaded_operator(name: str) -> Callable[..., Any]:
     return loaded
 
 
-def native_backend(
-    run: Callable[..., Any], input_reasons: Callable[..., list[str]], device_type: str | None = None
-) -> Backend:
-    """Return the `native` entry of an operator's table; arguments as for `Backend`."""
-    return Backend("native", run, machine_reasons, input_reasons, device_type=device_type)
+def native_backend(run: Callable[..., Any], input_reasons: Callable[..., list[str]], **options: Any) -> Backend:
+    """Return the `native` entry of an operator's table; arguments and further options as for `Backend`."""
+    return Backend("native", run, machine_reasons, input_reasons, **options)
 
 
 def machine_reasons() -> list[str]:
@@ -97,10 +97,23 @@ def _load() -> str | None:
             except OSError as error:
                 _failure = f"the native extension {path.name} failed to load: {error}"
             else:
-                _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
-                for name, fake in _fakes.items():
-                    _register(_library, name, fake)
+                _failure = _other_sources(path.name)
+                if _failure is None:
+                    _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+                    for name, fake in _fakes.items():
+                        _register(_library, name, fake)
     return _failure
+
+
+def _other_sources(library: str) -> str | None:
+    """Return why the loaded library is not of these sources; None: its operators take what is passed to them."""
+    for name, schema in (SHARED | NATIVE).items():
+        packet = getattr(getattr(torch.ops, NAMESPACE), name, None)
+        wanted = str(torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}"))
+        found = "absent" if packet is None else str(packet.default._schema)
+        if found != wanted:
+            return f"the native extension {library} is of other sources ({wanted} is {found} there): reinstall"
+    return None
 
 
 @constant_while_tracing
@@ -110,6 +123,7 @@ def _has_cuda_kernel(name: str) -> bool:
 
 def _register(library: torch.library.Library, name: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    guard_transforms(library, name)
     # The families of operators share names and schemas, and so the FLOP formulas that FlopCounterMode looks up.
     twin = getattr(torch.ops.msf_triton, name, None)
     if twin in flop_registry:

@@ -121,7 +121,7 @@ def _document(rows: Sequence[tuple[str, ...]], n_compilations: int, archs: Seque
 
     python -m msf_kernels.aot {" ".join(f"--arch {arch}" for arch in archs)} --markdown docs/aot.md
 
-One line per kernel and architecture, over all dtypes, shapes and tuning configurations that the launchers use: the
+One line per kernel and architecture, over all dtypes, shapes and configurations that the launchers use: the
 ranges of registers per thread, of bytes spilled and of local memory per thread (spilled, or arrays of CUDA kernels that
 are indexed at run time), of shared memory per block, and the tensor-core instructions found in the PTX. `ok`:
 everything compiles, nothing spills, shared memory fits, and kernels that multiply matrices do so with the

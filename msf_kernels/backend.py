@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from msf_kernels.errors import BackendUnavailableError
+from msf_kernels._derivatives import NO_TRANSFORMS, Derivatives, any_requires_grad, any_transformed, tensors_in
+from msf_kernels._measured import MeasuredTable
+from msf_kernels.errors import BackendUnavailableError, DerivativeUnavailableError
 
 BACKEND_ENV = "MSF_KERNELS_BACKEND"
 
@@ -48,6 +50,10 @@ class Backend:
         in_auto: Whether `auto` may choose it now; by name it always serves (an interpreter for tests is right but
             slow).
         device_type: Type of the only device that it has kernels for, such as `cpu`; None: its `input_reasons` tell.
+        derivatives: Which derivatives it has. One that says nothing has none, and refuses a call of which one may be
+            taken.
+        gradient_reasons: Why it cannot serve these inputs while gradients are recorded; with reverse derivatives only,
+            and called as `input_reasons`.
     """
 
     name: str
@@ -56,6 +62,24 @@ class Backend:
     input_reasons: Callable[..., list[str]] = _no_reasons
     in_auto: Callable[[], bool] = _always
     device_type: str | None = None
+    derivatives: Derivatives = Derivatives.NONE
+    gradient_reasons: Callable[..., list[str]] = _no_reasons
+
+    def derivative_reasons(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Return why it cannot serve these inputs with the derivatives that may be taken; empty when it can."""
+        if self.derivatives is Derivatives.ALL:
+            return []
+        if any_transformed(tensors_in(args, kwargs)):
+            return [NO_TRANSFORMS]
+        if not torch.is_grad_enabled():
+            return []
+        if self.derivatives is Derivatives.NONE and any_requires_grad(tensors_in(args, kwargs)):
+            return ['has no gradient: use the other backends in training (backend="reference"), or torch.no_grad()']
+        return self.gradient_reasons(*args, **kwargs)
+
+    def call_reasons(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Return why it cannot serve these inputs here, with what may be done to them; empty when it can."""
+        return self.machine_reasons() or self.input_reasons(*args, **kwargs) or self.derivative_reasons(*args, **kwargs)
 
     def reasons_on(self, device_type: str) -> list[str]:
         """Return why it cannot serve tensors on such a device on this machine, whatever else they are."""
@@ -69,7 +93,12 @@ class Operator:
     """A public operation with its backends, in the order in which `auto` tries them."""
 
     def __init__(
-        self, name: str, backends: Sequence[Backend], auto_order: Callable[..., Sequence[str]] | None = None
+        self,
+        name: str,
+        backends: Sequence[Backend],
+        auto_order: Callable[..., Sequence[str]] | None = None,
+        measured: MeasuredTable | None = None,
+        record: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
         """Register the operator under its name for `backends()`.
 
@@ -78,23 +107,27 @@ class Operator:
             backends: In the order in which `auto` tries them.
             auto_order: Where the order depends on the inputs: called with the operator's own arguments, returns the
                 names of the backends that `auto` tries.
+            measured: Where that order comes from, if from measurements; `msf_kernels.tune` writes it.
+            record: Of an operator with many arguments: the named tuple of them, which the backends and `auto_order`
+                take in their place.
         """
         self.name = name
+        self.measured = measured
         self.backends = {backend.name: backend for backend in backends}
         self._auto_order = auto_order
+        self._record = record
         self._logged = False
         _registry[name] = self
 
     def __call__(self, backend: str, *args: Any, **kwargs: Any) -> Any:
         """Run on the chosen backend; `args` and `kwargs` are already validated."""
-        return self.choose(backend, *args, **kwargs).run(*args, **kwargs)
+        args, kwargs = self._recorded(args, kwargs)
+        return self._choose(backend, args, kwargs).run(*args, **kwargs)
 
     def reasons(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         """Return, per backend, why it cannot serve these inputs here (empty: it can)."""
-        return {
-            name: backend.machine_reasons() or backend.input_reasons(*args, **kwargs)
-            for name, backend in self.backends.items()
-        }
+        args, kwargs = self._recorded(args, kwargs)
+        return {name: backend.call_reasons(*args, **kwargs) for name, backend in self.backends.items()}
 
     def choose(self, backend: str, *args: Any, **kwargs: Any) -> Backend:
         """Return the backend that serves the call.
@@ -102,17 +135,22 @@ class Operator:
         Raises:
             ValueError: The name is not one of this operator's backends.
             BackendUnavailableError: The named backend, or every backend under `auto`, refuses.
+            DerivativeUnavailableError: The named backend has not the derivative that may be taken of this call.
         """
+        return self._choose(backend, *self._recorded(args, kwargs))
+
+    def _recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments as the backends take them."""
+        return (args, kwargs) if self._record is None else ((self._record(*args, **kwargs),), {})
+
+    def _choose(self, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
         wanted = _resolve(backend, self.backends)
+        error = BackendUnavailableError
         if wanted == "auto":
             order = self.backends if self._auto_order is None else self._auto_order(*args, **kwargs)
             for name in order:
                 candidate = self.backends[name]
-                if (
-                    candidate.in_auto()
-                    and not candidate.machine_reasons()
-                    and not candidate.input_reasons(*args, **kwargs)
-                ):
+                if candidate.in_auto() and not candidate.call_reasons(*args, **kwargs):
                     self._log_choice(candidate.name)
                     return candidate
         else:
@@ -121,13 +159,21 @@ class Operator:
                 raise ValueError(f"{self.name}: backend must be one of {known}; got {wanted!r}")
             named = self.backends[wanted]
             if not named.machine_reasons() and not named.input_reasons(*args, **kwargs):
-                return named
-        raise BackendUnavailableError(self.name, wanted, self.reasons(*args, **kwargs), _describe(args, kwargs))
+                if not named.derivative_reasons(*args, **kwargs):
+                    return named
+                error = DerivativeUnavailableError
+        reasons = {name: served.call_reasons(*args, **kwargs) for name, served in self.backends.items()}
+        raise error(self.name, wanted, reasons, _describe(args, kwargs))
 
     def _log_choice(self, chosen: str) -> None:
         if not self._logged and not torch.compiler.is_compiling():
             self._logged = True
             _log.debug("%s: auto chose %s", self.name, chosen)
+
+
+def measured_tables() -> dict[str, MeasuredTable]:
+    """Return the tables of the operators whose backends are chosen by measurements."""
+    return {name: op.measured for name, op in sorted(_registry.items()) if op.measured is not None}
 
 
 def backends(device_type: str | None = None) -> dict[str, dict[str, list[str]]]:
@@ -210,6 +256,8 @@ def _describe(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
 def _describe_one(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} {list(value.shape)} on {value.device} with strides {value.stride()}"
+    if hasattr(value, "_asdict"):
+        return _describe((), value._asdict())
     if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
         return "[" + "; ".join(_describe_one(v) for v in value) + "]"
     return repr(value)

@@ -26,3 +26,7 @@ class BackendUnavailableError(RuntimeError):
         super().__init__(
             f"{operator}: backend {wanted!r} cannot serve{given}. Reasons per backend:\n" + "\n".join(lines)
         )
+
+
+class DerivativeUnavailableError(BackendUnavailableError, NotImplementedError):
+    """The backend that was asked for serves the call, but not the derivative that is taken of it."""

@@ -24,12 +24,9 @@ from torch import Tensor
 
 from msf_kernels._measured import FORMAT, MeasuredTable
 from msf_kernels.attention_block import attention_block
-from msf_kernels.attention_block._measured import TABLE as ATTENTION_BLOCK
-from msf_kernels.backend import explain
+from msf_kernels.backend import explain, measured_tables
 from msf_kernels.conv3x3 import conv3x3, pack_weight
-from msf_kernels.conv3x3._measured import TABLE as CONV3X3
 from msf_kernels.spatial_attention import spatial_attention
-from msf_kernels.spatial_attention._measured import TABLE as SPATIAL_ATTENTION
 
 Key = dict[str, str | int | bool]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -252,10 +249,11 @@ def _block_call(key: Key, n_items: int, device: torch.device) -> Call:
     return Call("attention_block", (x, *parameters, num_groups, int(key["num_heads"])), {})
 
 
+_TABLES = measured_tables()
 TUNABLES = {
-    "attention_block": Tunable(ATTENTION_BLOCK, _block_keys, _block_call),
-    "conv3x3": Tunable(CONV3X3, _conv_keys, _conv_call),
-    "spatial_attention": Tunable(SPATIAL_ATTENTION, _attention_keys, _attention_call),
+    "attention_block": Tunable(_TABLES["attention_block"], _block_keys, _block_call),
+    "conv3x3": Tunable(_TABLES["conv3x3"], _conv_keys, _conv_call),
+    "spatial_attention": Tunable(_TABLES["spatial_attention"], _attention_keys, _attention_call),
 }
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ ORDER = {
         "flow", "checkpoints", "medsymmflow", "evaluate", "training", "report", "_moved", "__init__", "cli",
     ),
     "msf_kernels": (
-        "errors", "shapes", "distinct", "memory_format", "moments", "_tracing", "_measured", "checks", "backend",
-        "_ext", "_triton", "philox_normal", "rk_combine", "symmetric_path", "class_distance", "group_norm_silu",
-        "spatial_attention", "conv3x3", "attention_block", "__init__", "fp8", "solvers", "sampling", "environment",
-        "testing", "selftest", "tune", "_aot", "aot",
+        "errors", "shapes", "distinct", "_schemas", "_tracing", "_derivatives", "_overlap", "memory_format",
+        "partial_moments", "moments", "_measured", "checks", "backend", "_ext", "_triton", "philox_normal",
+        "rk_combine", "symmetric_path", "class_distance", "group_norm_silu", "spatial_attention", "conv3x3",
+        "attention_block", "__init__", "fp8", "solvers", "sampling", "environment", "testing", "selftest", "tune",
+        "_aot", "aot",
     ),
     "benchmarks": (
         "__init__", "rows", "timing", "context", "agreement", "figures", "peers", "energy", "limits", "registry",
@@ -26,6 +27,14 @@ ORDER = {
         "gpu_operators", "gpu_bench", "gpu_check", "compare", "readme", "report", "run", "__main__",
     ),
 }  # fmt: skip
+
+# An operator needs a place only if others import it.
+OPERATORS = sorted(path.parent.name for path in ROOT.glob("msf_kernels/*/_reference.py"))
+ORDER["msf_kernels"] = tuple(
+    name
+    for part in ORDER["msf_kernels"]
+    for name in ([*(op for op in OPERATORS if op not in ORDER["msf_kernels"]), part] if part == "__init__" else [part])
+)
 
 
 def module_files():

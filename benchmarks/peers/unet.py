@@ -111,7 +111,8 @@ def _compiled(peer: nn.Module, first_call: Any = None) -> Callable[..., Tensor]:
     def call(*arguments: Tensor) -> Tensor:
         nonlocal is_compiled
         if is_compiled:
-            return function(*arguments)
+            out: Tensor = function(*arguments)
+            return out
         try:
             with torch.no_grad():
                 if first_call is None:

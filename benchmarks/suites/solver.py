@@ -17,7 +17,7 @@ from benchmarks.context import Context
 from benchmarks.peers import solvers
 from benchmarks.registry import Comparison, Job
 from benchmarks.rows import OURS, ROOT
-from benchmarks.solver_overhead import METHODS, LinearField, checked, start
+from benchmarks.solver_overhead import METHODS, LinearField, Overheads, checked, start
 from benchmarks.timing import CLOCKS, Plan
 from msf_kernels.solvers import odeint
 
@@ -72,7 +72,8 @@ def jobs() -> Iterator[Job]:
 def _ours_dopri5(linear: LinearField) -> Callable[[Tensor], Tensor]:
     def run(z: Tensor) -> Tensor:
         ends = torch.tensor([0.0, 1.0], device=z.device)
-        return odeint(lambda t, z: linear(z), z, ends, method="dopri5", rtol=1e-5, atol=1e-6)[-1]
+        trajectory: Tensor = odeint(lambda t, z: linear(z), z, ends, method="dopri5", rtol=1e-5, atol=1e-6)
+        return trajectory[-1]
 
     return run
 
@@ -112,12 +113,12 @@ class SolverOverhead(Job):
         samples: dict[str, list[float]] = {}
         for _ in range(n_processes):
             found = self._run(context)
-            for name, seconds in found["seconds"].items():
+            for name, seconds in found.seconds.items():
                 samples.setdefault(name, []).append(seconds)
-        for name, reason in found["reasons"].items():
+        for name, reason in found.reasons.items():
             context.writer.add(self.name, name, "overhead", "ms", [], reason)
-        for name, seconds in samples.items():
-            context.writer.add(self.name, name, "overhead", "ms", [1e3 * sample for sample in seconds], self.note)
+        for name, of_processes in samples.items():
+            context.writer.add(self.name, name, "overhead", "ms", [1e3 * sample for sample in of_processes], self.note)
         context.writer.add_speedups(self.name, samples, dict.fromkeys(samples, self.note))
 
     def check(self, context: Context) -> None:
@@ -125,7 +126,7 @@ class SolverOverhead(Job):
         with torch.inference_mode():
             checked(METHODS[self.method], start(context.device, quick=context.quick))
 
-    def _run(self, context: Context) -> dict[str, dict[str, float]]:
+    def _run(self, context: Context) -> Overheads:
         command = [sys.executable, "-m", "benchmarks.solver_overhead", self.method]
         command += ["--device", context.device.type, "--threads", str(torch.get_num_threads())]
         command += ["--clock", next(name for name, clock in CLOCKS.items() if clock is context.clock)]
@@ -134,5 +135,4 @@ class SolverOverhead(Job):
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise AssertionError(f"{self.name}: {last}")
-        found: dict[str, dict[str, float]] = json.loads(done.stdout)
-        return found
+        return Overheads(**json.loads(done.stdout))

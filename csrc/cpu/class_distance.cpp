@@ -30,7 +30,6 @@ struct Planes {
       for (int64_t i = 0; i < n; ++i) assign(to[i], from[i * strides.pixel]);
     }
   }
-
 };
 
 // Calls f(i, lane, d) with the distance d of pixel i to the code; kChannels is 0 where it is not known.
@@ -40,10 +39,7 @@ inline __attribute__((always_inline)) void for_each_distance_to(const Planes<C>&
   if constexpr (kChannels > 0) {
     for_each_lane(n, [&](int64_t i, int lane) {
       C squared = 0;
-      for (int k = 0; k < kChannels; ++k) {
-        const C difference = planes.channel(k)[i] - code[k];
-        squared = multiply_add(difference, difference, squared);
-      }
+      for (int k = 0; k < kChannels; ++k) squared = with_channel(squared, planes.channel(k)[i], code[k]);
       f(i, lane, square_root(squared));
     });
   } else {
@@ -52,10 +48,7 @@ inline __attribute__((always_inline)) void for_each_distance_to(const Planes<C>&
     for (int64_t k = 0; k < n_channels; ++k) {
       const C* value = planes.channel(k);
       const C target = code[k];
-      for (int64_t i = 0; i < n; ++i) {
-        const C difference = value[i] - target;
-        squared[i] = multiply_add(difference, difference, squared[i]);
-      }
+      for (int64_t i = 0; i < n; ++i) squared[i] = with_channel(squared[i], value[i], target);
     }
     for_each_lane(n, [&](int64_t i, int lane) { f(i, lane, square_root(squared[i])); });
   }
@@ -80,10 +73,7 @@ inline __attribute__((always_inline)) void for_each_distance(const Planes<C>& pl
 
 template <typename C, typename T>
 void forward_chunk(const ClassDistanceArgs& args, int64_t task) {
-  const int64_t chunks = pixel_chunks(args.n_pixels);
-  const int64_t item = task / chunks;
-  const int64_t begin = (task % chunks) * kPixelChunk;
-  const int64_t end = begin + kPixelChunk < args.n_pixels ? begin + kPixelChunk : args.n_pixels;
+  const auto [item, begin, end] = pixels_of(task, args.n_pixels);
   const T* map = static_cast<const T*>(args.semantic) + item * args.strides.item;
   const C* codes = static_cast<const C*>(args.codes);
   double* sums = args.chunk_sums + task * args.n_classes;
@@ -108,9 +98,7 @@ void forward_chunk(const ClassDistanceArgs& args, int64_t task) {
       C lanes[kLanes] = {};
       for_each_distance(planes, codes + c * args.n_channels, args.n_channels, n, [&](int64_t i, int lane, C distance) {
         lanes[lane] += distance;
-        const bool is_nearer = distance < smallest[i];
-        smallest[i] = is_nearer ? distance : smallest[i];
-        nearest[i] = is_nearer ? static_cast<int32_t>(c) : nearest[i];
+        compare(distance, static_cast<int32_t>(c), smallest[i], nearest[i]);
       });
       sums[c] += sum_of_lanes(lanes);
     }
@@ -124,10 +112,7 @@ void forward_chunk(const ClassDistanceArgs& args, int64_t task) {
 
 template <typename C, typename T>
 void backward_chunk(const ClassDistanceBwdArgs& args, int64_t task) {
-  const int64_t chunks = pixel_chunks(args.n_pixels);
-  const int64_t item = task / chunks;
-  const int64_t begin = (task % chunks) * kPixelChunk;
-  const int64_t end = begin + kPixelChunk < args.n_pixels ? begin + kPixelChunk : args.n_pixels;
+  const auto [item, begin, end] = pixels_of(task, args.n_pixels);
   const T* map = static_cast<const T*>(args.semantic) + item * args.strides.item;
   T* grad_map = static_cast<T*>(args.grad_semantic) + item * args.grad_strides.item;
   const C* codes = static_cast<const C*>(args.codes);
@@ -149,15 +134,16 @@ void backward_chunk(const ClassDistanceBwdArgs& args, int64_t task) {
       const C* code = codes + c * args.n_channels;
       const C mean_grad = grad_distance[c] / static_cast<C>(args.n_pixels);
       for_each_distance(planes, code, args.n_channels, n, [&](int64_t i, int, C distance) {
-        factor[i] = distance > 0 ? mean_grad / distance : 0;
+        factor[i] = gradient_factor(mean_grad, distance);
       });
       for (int64_t k = 0; k < args.n_channels; ++k) {
         const C* value = planes.channel(k);
         C* grad = grads.values + k * grads.stride;
         const C target = code[k];
-        for (int64_t i = 0; i < n; ++i) grad[i] = multiply_add(factor[i], value[i] - target, grad[i]);
+        for (int64_t i = 0; i < n; ++i) grad[i] = with_class(grad[i], factor[i], value[i], target);
         if (grad_codes != nullptr) {
-          grad_codes[c * args.n_channels + k] -= sum<C>(n, [&](int64_t i) { return factor[i] * (value[i] - target); });
+          grad_codes[c * args.n_channels + k] -=
+              sum<C>(n, [&](int64_t i) { return code_share(factor[i], value[i], target); });
         }
       }
     }
@@ -181,22 +167,9 @@ void class_distance(const ClassDistanceArgs& args, int64_t begin, int64_t end) {
 }
 
 void class_distance_merge(const ClassDistanceArgs& args, int64_t begin, int64_t end) {
-  const int64_t chunks = pixel_chunks(args.n_pixels);
-  const double n_pixels = static_cast<double>(args.n_pixels);
   dispatch(args.semantic_type, [&](auto types) {
     using C = typename decltype(types)::Compute;
-    for (int64_t entry = begin * args.n_classes; entry < end * args.n_classes; ++entry) {
-      const int64_t item = entry / args.n_classes;
-      const int64_t c = entry % args.n_classes;
-      double distance = 0, votes = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const int64_t at = (item * chunks + chunk) * args.n_classes + c;
-        distance += args.chunk_sums[at];
-        votes += args.chunk_votes[at];
-      }
-      static_cast<C*>(args.distance)[entry] = static_cast<C>(distance / n_pixels);
-      static_cast<C*>(args.votes)[entry] = static_cast<C>(votes / n_pixels);
-    }
+    for (int64_t entry = begin * args.n_classes; entry < end * args.n_classes; ++entry) merge_chunks<C>(args, entry);
   });
 }
 
@@ -210,15 +183,9 @@ void class_distance_bwd(const ClassDistanceBwdArgs& args, int64_t begin, int64_t
 }
 
 void class_distance_bwd_merge(const ClassDistanceBwdArgs& args, int64_t begin, int64_t end) {
-  const int64_t parts = args.n_items * pixel_chunks(args.n_pixels);
-  const int64_t entries = args.n_classes * args.n_channels;
   dispatch(args.semantic_type, [&](auto types) {
     using C = typename decltype(types)::Compute;
-    for (int64_t entry = begin; entry < end; ++entry) {
-      double total = 0;
-      for (int64_t part = 0; part < parts; ++part) total += args.chunk_grad_codes[part * entries + entry];
-      static_cast<C*>(args.grad_codes)[entry] = static_cast<C>(total);
-    }
+    for (int64_t entry = begin; entry < end; ++entry) merge_code_gradients<C>(args, entry);
   });
 }
 

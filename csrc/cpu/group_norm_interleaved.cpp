@@ -115,7 +115,7 @@ void write_pixels(const T* from, int64_t stride, T* to, int64_t to_stride, int64
     const T* __restrict row = from + p * stride;
     T* __restrict to_row = to + p * to_stride;
     for (int64_t c = 0; c < channels; ++c) {
-      assign(to_row[c], activated<kSilu>(multiply_add(value_of(row[c]) - centre[c], slope[c], offset[c])));
+      assign(to_row[c], activated<kSilu>(affine_of(value_of(row[c]) - centre[c], slope[c], offset[c])));
     }
   }
 }
@@ -133,7 +133,7 @@ void forward_task(const GroupNormArgs& args, int64_t item, int64_t first_group, 
   float* slope = centre + args.n_channels;
   float* offset = slope + args.n_channels;
   for (int64_t group = first_group; group < last_group; ++group) {
-    Moments moments{0, 0, 0};
+    CountedMoments moments{0, 0, 0};
     for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
       moments = merged(moments, {static_cast<double>(args.n_pixels), mean[c] + entry(args.affine.add, item, c, 0), m2[c]});
     }
@@ -173,7 +173,7 @@ void add_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_st
                    float* __restrict g_sum, float* __restrict g_u_sum, float* __restrict u_sum) {
   const auto gradient_of = [&](const T* x, const T* grad_y, int64_t c, float& u) __attribute__((always_inline)) {
     u = value_of(x[c]) - centre[c];
-    return gradient_before_silu<kSilu>(value_of(grad_y[c]), multiply_add(u, slope[c], offset[c]));
+    return gradient_before_silu<kSilu>(value_of(grad_y[c]), affine_of(u, slope[c], offset[c]));
   };
   int64_t p = 0;
   for (; p + 2 <= n; p += 2) {
@@ -210,8 +210,8 @@ void write_gradients(const T* from, int64_t stride, const T* grad, int64_t grad_
     T* __restrict to_row = to + p * to_stride;
     for (int64_t c = 0; c < channels; ++c) {
       const float u = value_of(row[c]) - centre[c];
-      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), multiply_add(u, slope[c], offset[c]));
-      assign(to_row[c], multiply_add(slope[c], g, multiply_add(of_u[c], u, constant[c])));
+      const float g = gradient_before_silu<kSilu>(value_of(grad_row[c]), affine_of(u, slope[c], offset[c]));
+      assign(to_row[c], gradient_of(g, u, slope[c], of_u[c], constant[c]));
     }
   }
 }

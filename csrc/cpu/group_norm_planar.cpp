@@ -10,8 +10,8 @@ constexpr int64_t kRun = 2048;          // values whose moments are taken at onc
 constexpr int64_t kKeptValues = 16384;  // gradients of a group that are kept between the passes of the backward
 
 template <typename T>
-Moments row_moments(const T* row, int64_t n_pixels) {
-  Moments total{0, 0, 0};
+CountedMoments row_moments(const T* row, int64_t n_pixels) {
+  CountedMoments total{0, 0, 0};
   for (int64_t start = 0; start < n_pixels; start += kRun) {
     const int64_t n = start + kRun < n_pixels ? kRun : n_pixels - start;
     const T* from = row + start;
@@ -34,7 +34,7 @@ template <bool kSilu, typename T>
 void forward_row(const T* row, T* out, int64_t n_pixels, const ChannelMap& map) {
   const float centre = map.centre, slope = map.slope, offset = map.offset;
   for (int64_t i = 0; i < n_pixels; ++i) {
-    assign(out[i], activated<kSilu>(multiply_add(value_of(row[i]) - centre, slope, offset)));
+    assign(out[i], activated<kSilu>(affine_of(value_of(row[i]) - centre, slope, offset)));
   }
 }
 
@@ -42,9 +42,9 @@ template <bool kSilu, typename T>
 void forward_group(const GroupNormArgs& args, int64_t item, int64_t group) {
   const int64_t group_channels = args.n_channels / args.n_groups;
   const int64_t first = group * group_channels;
-  Moments moments{0, 0, 0};
+  CountedMoments moments{0, 0, 0};
   for (int64_t c = first; c < first + group_channels; ++c) {
-    Moments row = row_moments(channel_data<const T>(args.x, args.skip, item, c), args.n_pixels);
+    CountedMoments row = row_moments(channel_data<const T>(args.x, args.skip, item, c), args.n_pixels);
     row.mean += entry(args.affine.add, item, c, 0);
     moments = merged(moments, row);
   }
@@ -63,7 +63,7 @@ template <bool kSilu, typename T>
 void gradients_before_silu(const T* row, const T* grad, int64_t n, const ChannelMap& map, float* g) {
   const float centre = map.centre, slope = map.slope, offset = map.offset;
   for (int64_t i = 0; i < n; ++i) {
-    const float y = multiply_add(value_of(row[i]) - centre, slope, offset);
+    const float y = affine_of(value_of(row[i]) - centre, slope, offset);
     g[i] = gradient_before_silu<kSilu>(value_of(grad[i]), y);
   }
 }
@@ -131,7 +131,7 @@ void backward_group(const GroupNormBwdArgs& args, int64_t item, int64_t group) {
       const float centre = map.centre, slope = map.slope, of_u = gradient.of_u, constant = gradient.constant;
       for (int64_t i = 0; i < n; ++i) {
         const float u = value_of(row[start + i]) - centre;
-        assign(to[start + i], multiply_add(slope, g[i], multiply_add(of_u, u, constant)));
+        assign(to[start + i], gradient_of(g[i], u, slope, of_u, constant));
       }
     }
   }

@@ -23,7 +23,7 @@ void add_slope(C* sum, const S* slope, C coefficient, bool is_first, int64_t n) 
     for (int64_t i = 0; i < n; ++i) {
       C value;
       assign(value, slope[i]);
-      sum[i] = multiply_add(coefficient, value, sum[i]);
+      sum[i] = with_slope(sum[i], coefficient, value);
     }
   }
 }
@@ -33,7 +33,7 @@ void add_state(C* sum, const S* state, S* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     C value;
     assign(value, state[i]);
-    sum[i] += value;
+    sum[i] = with_state(sum[i], value);
     assign(out[i], sum[i]);
   }
 }
@@ -51,7 +51,7 @@ void for_each_block(const Args& args, int64_t begin, int64_t end, int64_t max_si
     n = n < max_size ? n : max_size;
     if (item != coefficients_of) {
       const double dt = item_step(args, item);
-      for (int i = 0; i < args.n_slopes; ++i) coefficients[i] = static_cast<C>(dt * args.weights[i]);
+      for (int i = 0; i < args.n_slopes; ++i) coefficients[i] = coefficient_of<C>(args, dt, i);
       coefficients_of = item;
     }
     f(stop - n, n, coefficients);
@@ -83,8 +83,8 @@ void add_all(const RkCombineArgs& args, const C* coefficients, int64_t start, in
 #endif
   for (int64_t i = 0; i < n; ++i) {
     C sum = coefficients[0] * slopes[0][i];
-    for (int k = 1; k < kSlopes; ++k) sum = multiply_add(coefficients[k], slopes[k][i], sum);
-    out[i] = sum + state[i];
+    for (int k = 1; k < kSlopes; ++k) sum = with_slope(sum, coefficients[k], slopes[k][i]);
+    out[i] = with_state(sum, state[i]);
   }
 }
 
@@ -145,7 +145,7 @@ void combine_bwd(const RkCombineBwdArgs& args, int64_t begin, int64_t end) {
 template <typename C, typename S>
 void combine_bwd_dt(const RkCombineBwdDtArgs& args, int64_t item) {
   C weights[kMaxSlopes];
-  for (int i = 0; i < args.n_slopes; ++i) weights[i] = static_cast<C>(args.weights[i]);
+  for (int i = 0; i < args.n_slopes; ++i) weights[i] = coefficient_of<C>(args, 1.0, i);
   double total = 0;
   for (int64_t start = item * args.item_size; start < (item + 1) * args.item_size; start += kBlock) {
     const int64_t left = (item + 1) * args.item_size - start;

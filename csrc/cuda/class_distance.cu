@@ -7,25 +7,13 @@ namespace {
 constexpr int kPixelsPerThread = kPixelChunk / kThreads;
 constexpr int kChannelTile = 16;  // channels whose gradients a thread holds at once
 
-// One block's work: a chunk of the pixels of one item.
-struct Chunk {
-  int64_t item, begin, end;
-};
-
-__device__ Chunk chunk_of(int64_t task, int64_t n_pixels) {
-  const int64_t chunks = pixel_chunks(n_pixels);
-  const int64_t begin = task % chunks * kPixelChunk;
-  return {task / chunks, begin, begin + kPixelChunk < n_pixels ? begin + kPixelChunk : n_pixels};
-}
-
 template <typename C, typename T>
 __device__ C distance_to(const T* pixel, int64_t channel_stride, const C* code, int64_t n_channels) {
   C squared = 0;
   for (int64_t k = 0; k < n_channels; ++k) {
     C value;
     assign(value, pixel[k * channel_stride]);
-    const C difference = value - code[k];
-    squared = multiply_add(difference, difference, squared);
+    squared = with_channel(squared, value, code[k]);
   }
   return square_root(squared);
 }
@@ -35,11 +23,13 @@ __global__ void __launch_bounds__(kThreads) distance_kernel(ClassDistanceArgs ar
   __shared__ double shared[kThreads / 32];
   const C* codes = static_cast<const C*>(args.codes);
   for (int64_t task = blockIdx.x; task < args.n_items * pixel_chunks(args.n_pixels); task += gridDim.x) {
-    const Chunk chunk = chunk_of(task, args.n_pixels);
+    const PixelRange chunk = pixels_of(task, args.n_pixels);
     const T* map = static_cast<const T*>(args.semantic) + chunk.item * args.strides.item;
     int32_t* votes = args.chunk_votes + task * args.n_classes;
     C smallest[kPixelsPerThread];
-    int32_t nearest[kPixelsPerThread];
+    int32_t nearest[kPixelsPerThread] = {};
+    MSF_UNROLL
+    for (int j = 0; j < kPixelsPerThread; ++j) smallest[j] = static_cast<C>(__builtin_huge_valf());
     for (int64_t c = 0; c < args.n_classes; ++c) {
       double total = 0;
       MSF_UNROLL
@@ -50,10 +40,7 @@ __global__ void __launch_bounds__(kThreads) distance_kernel(ClassDistanceArgs ar
               distance_to(map + pixel * args.strides.pixel, args.strides.channel, codes + c * args.n_channels,
                           args.n_channels);
           total += distance;
-          if (c == 0 || distance < smallest[j]) {
-            smallest[j] = distance;
-            nearest[j] = static_cast<int32_t>(c);
-          }
+          compare(distance, static_cast<int32_t>(c), smallest[j], nearest[j]);
         }
       }
       total = block_sum(total, shared);
@@ -74,24 +61,9 @@ __global__ void __launch_bounds__(kThreads) distance_kernel(ClassDistanceArgs ar
 
 template <typename C>
 __global__ void __launch_bounds__(kThreads) merge_kernel(ClassDistanceArgs args) {
-  const int64_t chunks = pixel_chunks(args.n_pixels);
   for (int64_t entry = first_piece(); entry < args.n_items * args.n_classes; entry += piece_stride()) {
-    const int64_t item = entry / args.n_classes, c = entry % args.n_classes;
-    double distance = 0, votes = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t at = (item * chunks + chunk) * args.n_classes + c;
-      distance += args.chunk_sums[at];
-      votes += args.chunk_votes[at];
-    }
-    static_cast<C*>(args.distance)[entry] = static_cast<C>(distance / static_cast<double>(args.n_pixels));
-    static_cast<C*>(args.votes)[entry] = static_cast<C>(votes / static_cast<double>(args.n_pixels));
+    merge_chunks<C>(args, entry);
   }
-}
-
-// The gradient of the mean distance to one class, over the distance: what a difference is multiplied with.
-template <typename C>
-__device__ C gradient_factor(C grad, int64_t n_pixels, C distance) {
-  return distance > 0 ? grad / static_cast<C>(n_pixels) / distance : C(0);
 }
 
 // One thread per pixel.
@@ -112,10 +84,10 @@ __global__ void __launch_bounds__(kThreads, 1) grad_semantic_kernel(ClassDistanc
       for (int64_t c = 0; c < args.n_classes; ++c) {
         const C* code = codes + c * args.n_channels;
         const C distance = distance_to(from, args.strides.channel, code, args.n_channels);
-        const C factor = gradient_factor(grad_distance[c], args.n_pixels, distance);
+        const C factor = gradient_factor(grad_distance[c] / static_cast<C>(args.n_pixels), distance);
         MSF_UNROLL
         for (int k = 0; k < kChannelTile; ++k) {
-          if (tile + k < args.n_channels) grads[k] = multiply_add(factor, values[k] - code[tile + k], grads[k]);
+          if (tile + k < args.n_channels) grads[k] = with_class(grads[k], factor, values[k], code[tile + k]);
         }
       }
       MSF_UNROLL
@@ -133,22 +105,23 @@ __global__ void __launch_bounds__(kThreads) grad_codes_kernel(ClassDistanceBwdAr
   const int64_t tasks = args.n_items * pixel_chunks(args.n_pixels);
   for (int64_t block = blockIdx.x; block < tasks * args.n_classes; block += gridDim.x) {
     const int64_t task = block / args.n_classes, c = block % args.n_classes;
-    const Chunk chunk = chunk_of(task, args.n_pixels);
+    const PixelRange chunk = pixels_of(task, args.n_pixels);
     const T* map = static_cast<const T*>(args.semantic) + chunk.item * args.strides.item;
     const C* code = static_cast<const C*>(args.codes) + c * args.n_channels;
-    const C grad = static_cast<const C*>(args.grad_distance)[chunk.item * args.n_classes + c];
+    const C mean_grad = static_cast<const C*>(args.grad_distance)[chunk.item * args.n_classes + c] /
+                        static_cast<C>(args.n_pixels);
     for (int64_t tile = 0; tile < args.n_channels; tile += kChannelTile) {
       double totals[kChannelTile] = {};
       for (int64_t pixel = chunk.begin + threadIdx.x; pixel < chunk.end; pixel += kThreads) {
         const T* from = map + pixel * args.strides.pixel;
         const C distance = distance_to(from, args.strides.channel, code, args.n_channels);
-        const C factor = gradient_factor(grad, args.n_pixels, distance);
+        const C factor = gradient_factor(mean_grad, distance);
         MSF_UNROLL
         for (int k = 0; k < kChannelTile; ++k) {
           if (tile + k < args.n_channels) {
             C value;
             assign(value, from[(tile + k) * args.strides.channel]);
-            totals[k] -= factor * (value - code[tile + k]);
+            totals[k] -= code_share(factor, value, code[tile + k]);
           }
         }
       }
@@ -167,13 +140,8 @@ __global__ void __launch_bounds__(kThreads) grad_codes_kernel(ClassDistanceBwdAr
 
 template <typename C>
 __global__ void __launch_bounds__(kThreads) merge_grad_codes_kernel(ClassDistanceBwdArgs args) {
-  const int64_t parts = args.n_items * pixel_chunks(args.n_pixels);
   const int64_t entries = args.n_classes * args.n_channels;
-  for (int64_t entry = first_piece(); entry < entries; entry += piece_stride()) {
-    double total = 0;
-    for (int64_t part = 0; part < parts; ++part) total += args.chunk_grad_codes[part * entries + entry];
-    static_cast<C*>(args.grad_codes)[entry] = static_cast<C>(total);
-  }
+  for (int64_t entry = first_piece(); entry < entries; entry += piece_stride()) merge_code_gradients<C>(args, entry);
 }
 
 unsigned one_block_each(int64_t tasks) { return static_cast<unsigned>(tasks < kMaxBlocks ? tasks : kMaxBlocks); }

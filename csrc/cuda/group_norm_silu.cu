@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(GroupNormArgs args
     const int64_t item = i / args.n_groups, first = i % args.n_groups * group_channels;
     const double* mean = args.moments + item * 2 * args.n_channels;
     const double* m2 = mean + args.n_channels;
-    Moments moments{0, 0, 0};
+    CountedMoments moments{0, 0, 0};
     for (int64_t c = first; c < first + group_channels; ++c) {
       moments = merged(moments, {static_cast<double>(args.n_pixels), mean[c] + entry(args.affine.add, item, c, 0), m2[c]});
     }
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(GroupNormArgs args) {
     MSF_UNROLL
     for (int j = 0; j < n; ++j) {
       const int c = kInterleaved ? j : 0;
-      const float y = multiply_add(value_of(x.values[j]) - centre[c], slope[c], offset[c]);
+      const float y = affine_of(value_of(x.values[j]) - centre[c], slope[c], offset[c]);
       assign(out.values[j], args.silu ? silu(y) : y);
     }
     store_pack<T, n>(static_cast<T*>(args.out.data) + piece.item * args.out.strides.item +
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) gradient_sums_kernel(GroupNormBwdArg
                       lane.channel * args.grad_out.strides.channel;
       for (int64_t p = lane.first_pixel; p < args.n_pixels; p += lane.pixel_step) {
         const float u = value_of(from[p * stride]) - map.centre;
-        const float y = multiply_add(u, map.slope, map.offset);
+        const float y = affine_of(u, map.slope, map.offset);
         const float g = before_silu(args.silu, value_of(grad[p * args.grad_out.strides.pixel]), y);
         sums.g += g;
         sums.g_u += static_cast<double>(g * u);
@@ -249,8 +249,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(GroupNormBwdArgs arg
     for (int j = 0; j < n; ++j) {
       const int c = kInterleaved ? j : 0;
       const float u = value_of(x.values[j]) - centre[c];
-      const float g = before_silu(args.silu, value_of(grad.values[j]), multiply_add(u, slope[c], offset[c]));
-      assign(grad_x.values[j], multiply_add(slope[c], g, multiply_add(of_u[c], u, constant[c])));
+      const float g = before_silu(args.silu, value_of(grad.values[j]), affine_of(u, slope[c], offset[c]));
+      assign(grad_x.values[j], gradient_of(g, u, slope[c], of_u[c], constant[c]));
     }
     store_pack<T, n>(channel_data<T>(args.grad_x, args.grad_skip, piece.item, piece.channel) +
                          piece.pixel * pixel_stride(args.grad_x, args.grad_skip, piece.channel),

@@ -6,15 +6,21 @@ namespace {
 
 constexpr int kPack = 8;
 
-template <int n, typename C, typename T>
-__device__ void add_pack(const void* slopes, int64_t i, C coefficient, C* sum) {
-  const Pack<T, n> pack = load_pack<T, n>(static_cast<const T*>(slopes) + i);
+// Calls f(j, value) for the n elements from element i on.
+template <int n, typename C, typename T, typename F>
+__device__ void for_pack(const void* from, int64_t i, F&& f) {
+  const Pack<T, n> pack = load_pack<T, n>(static_cast<const T*>(from) + i);
   MSF_UNROLL
   for (int j = 0; j < n; ++j) {
     C value;
     assign(value, pack.values[j]);
-    sum[j] = multiply_add(coefficient, value, sum[j]);
+    f(j, value);
   }
+}
+
+template <int n, typename C, typename T>
+__device__ void add_pack(const void* slopes, int64_t i, C coefficient, C* sum) {
+  for_pack<n, C, T>(slopes, i, [&](int j, C slope) { sum[j] = with_slope(sum[j], coefficient, slope); });
 }
 
 template <int n, typename C, typename T>
@@ -61,9 +67,9 @@ __global__ void __launch_bounds__(kThreads, 4) combine_kernel(RkCombineArgs args
     const double dt = item_step(args, i / args.item_size);
     C sum[n] = {};
     for (int k = 0; k < args.n_slopes; ++k) {
-      add_any<n>(args.slope_types[k], args.slopes[k], i, static_cast<C>(dt * args.weights[k]), sum);
+      add_any<n>(args.slope_types[k], args.slopes[k], i, coefficient_of<C>(args, dt, k), sum);
     }
-    add_pack<n, C, S>(args.state, i, C(1), sum);
+    for_pack<n, C, S>(args.state, i, [&](int j, C state) { sum[j] = with_state(sum[j], state); });
     write_pack<n, C, S>(args.out, i, sum);
     if (args.cast_out != nullptr) write_any<n>(args.cast_type, args.cast_out, i, sum);
   }
@@ -73,10 +79,10 @@ template <int n, typename C, typename S>
 __global__ void __launch_bounds__(kThreads) combine_bwd_kernel(RkCombineBwdArgs args, int64_t begin, int64_t end) {
   for (int64_t i = begin + n * first_piece(); i < end; i += n * piece_stride()) {
     const double dt = item_step(args, i / args.item_size);
-    C grad[n] = {};
-    add_pack<n, C, S>(args.grad, i, C(1), grad);
+    C grad[n];
+    for_pack<n, C, S>(args.grad, i, [&](int j, C value) { grad[j] = value; });
     for (int k = 0; k < args.n_slopes; ++k) {
-      const C coefficient = static_cast<C>(dt * args.weights[k]);
+      const C coefficient = coefficient_of<C>(args, dt, k);
       C scaled[n];
       MSF_UNROLL
       for (int j = 0; j < n; ++j) scaled[j] = coefficient * grad[j];
@@ -95,10 +101,10 @@ __global__ void __launch_bounds__(kThreads) combine_bwd_dt_kernel(RkCombineBwdDt
       const int64_t i = item * args.item_size + j;
       C direction = 0;
       for (int k = 0; k < args.n_slopes; ++k) {
-        add_any<1>(args.slope_types[k], args.slopes[k], i, static_cast<C>(args.weights[k]), &direction);
+        add_any<1>(args.slope_types[k], args.slopes[k], i, coefficient_of<C>(args, 1.0, k), &direction);
       }
-      C grad = 0;
-      add_pack<1, C, S>(args.grad, i, C(1), &grad);
+      C grad;
+      assign(grad, static_cast<const S*>(args.grad)[i]);
       total += static_cast<double>(grad * direction);
     }
     total = block_sum(total, shared);

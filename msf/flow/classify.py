@@ -23,7 +23,7 @@ from msf_kernels.sampling import (
     InvalidSamplesError,
     Mean,
     MeanEntropy,
-    Moments,
+    MeanVariance,
     SamplingResult,
     Statistic,
     Votes,
@@ -149,7 +149,7 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
     trajectory = ClassifyTrajectory(solver, readout)
     captured = CapturedTrajectory(trajectory)
     statistics: dict[str, Statistic] = {
-        "distance": Moments("distance"),
+        "distance": MeanVariance("distance"),
         "votes": Votes("distance"),
         "pixel_votes": Mean("pixel_votes"),
     }

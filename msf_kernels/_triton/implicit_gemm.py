@@ -26,7 +26,7 @@ from torch import Tensor
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
 from msf_kernels._triton.rows import dense, row_stride
-from msf_kernels.moments import CHUNK_PIXELS, empty_moments
+from msf_kernels.partial_moments import CHUNK_PIXELS, empty_moments
 
 MAX_BLOCK_M = 128
 
@@ -231,7 +231,7 @@ def launch_implicit_gemm(
         _implicit_gemm_kernel,
         _configs(x.dtype, n_out, min(channels_x, channels_skip or channels_x), n_pixels, scale is not None, bundle),
         grid,
-        tuning_key=(x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride, scale is None, bundle),
+        configuration_key=(x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride, scale is None, bundle),
         is_matmul=x.dtype != torch.float32,
         out_ptr=out,
         moments_ptr=moments if bundle else None,
@@ -277,7 +277,7 @@ def _strides(name: str, x: Tensor | None) -> dict[str, int]:
     return {f"stride_{name}_{axis}": stride for axis, stride in zip("nhwc", strides, strict=True)}
 
 
-# Not measured on a GPU yet: the first is what runs unless tuning is switched on. All of a list have one block of
+# Not measured on a GPU yet: the first is what runs unless all are tried. All of a list have one block of
 # channels, so that a value is summed in one order; the last bits of the moments may follow the layout of a tile.
 def _configs(
     dtype: torch.dtype, n_out: int, n_channels: int, n_pixels: int, has_affine: bool, bundle: int

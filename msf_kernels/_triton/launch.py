@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from msf_kernels._triton.aot_case import FLOAT_OPTIONS
 from msf_kernels._triton.machine import is_interpreting
 from msf_kernels._triton.recording import is_recording, record
 
-TUNE_ENV = "MSF_KERNELS_TUNE"
+TRY_ENV = "MSF_KERNELS_TRY_CONFIGURATIONS"
+_OLD_TRY_ENV = "MSF_KERNELS_TUNE"
 
 _fastest: dict[Hashable, KernelConfig] = {}
 
@@ -40,26 +42,26 @@ def launch(
     configs: Sequence[KernelConfig],
     grid: Callable[[Mapping[str, int]], tuple[int, ...]],
     *,
-    tuning_key: Hashable | None = None,
+    configuration_key: Hashable | None = None,
     is_matmul: bool = False,
     **arguments: Any,
 ) -> None:
-    """Run a kernel, in its first configuration unless tuning is switched on.
+    """Run a kernel, in its first configuration unless all are to be tried.
 
-    With the environment variable `MSF_KERNELS_TUNE=1`, the first call for a `tuning_key` times every configuration and
-    the process keeps the fastest. That is never done while a CUDA graph is captured.
+    With the environment variable `MSF_KERNELS_TRY_CONFIGURATIONS=1`, the first call for a `configuration_key` times
+    every configuration and the process keeps the fastest. That is never done while a CUDA graph is captured.
 
     Args:
         kernel: `triton.jit` function.
         configs: At most six; the first is valid everywhere. All must give the same bits.
         grid: Number of programs per axis, from the configuration's block sizes. No program: nothing is launched.
-        tuning_key: What the best configuration depends on (dtypes, sizes). None where a second run of the kernel would
-            change its result: then the first configuration is used.
+        configuration_key: What the best configuration depends on (dtypes, sizes). None where a second run of the
+            kernel would change its result: then the first configuration is used.
         is_matmul: Whether compilations ahead of time must show tensor-core instructions.
         **arguments: The kernel's arguments by name, without block sizes.
     """
     if is_recording():
-        for config in configs if tuning_key is not None else configs[:1]:
+        for config in configs if configuration_key is not None else configs[:1]:
             record(kernel, arguments, config.blocks, config.num_warps, config.num_stages, is_matmul)
         return
 
@@ -75,13 +77,19 @@ def launch(
             )
 
     config = configs[0]
-    if tuning_key is not None and len(configs) > 1 and _is_tuning():
-        key = (kernel, torch.cuda.current_device(), tuning_key)
+    if configuration_key is not None and len(configs) > 1 and _tries_all():
+        key = (kernel, torch.cuda.current_device(), configuration_key)
         if key not in _fastest and not torch.cuda.is_current_stream_capturing():
             _fastest[key] = min(configs, key=lambda candidate: triton.testing.do_bench(lambda: run(candidate)))
         config = _fastest.get(key, config)
     run(config)
 
 
-def _is_tuning() -> bool:
-    return os.environ.get(TUNE_ENV) == "1" and not is_interpreting()
+def _tries_all() -> bool:
+    if os.environ.get(_OLD_TRY_ENV):
+        warnings.warn(
+            f"{_OLD_TRY_ENV} is now {TRY_ENV}; the old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return os.environ.get(TRY_ENV, os.environ.get(_OLD_TRY_ENV)) == "1" and not is_interpreting()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -53,22 +53,15 @@ def tensor_reasons(tensors: Iterable[Tensor], dtypes: Iterable[torch.dtype] = ()
     return reasons
 
 
-def inference_reasons(tensors: Sequence[Tensor]) -> list[str]:
-    """Return why Triton kernels without a backward cannot serve these tensors; empty when they can."""
-    reasons = tensor_reasons(tensors)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        reasons.append("has no gradient: use the other backends in training, or torch.no_grad()")
-    return reasons
-
-
-def triton_backend(run: Callable[..., Any], input_reasons: Callable[..., list[str]]) -> Backend:
+def triton_backend(run: Callable[..., Any], input_reasons: Callable[..., list[str]], **options: Any) -> Backend:
     """Return the `triton` entry of an operator's table.
 
     Args:
         run: As for `Backend`; imports Triton when called, not before.
         input_reasons: As for `Backend`; usually ends in `tensor_reasons`.
+        **options: Further ones of `Backend`.
     """
-    return Backend("triton", run, machine_reasons, input_reasons, in_auto=_is_compiled)
+    return Backend("triton", run, machine_reasons, input_reasons, in_auto=_is_compiled, **options)
 
 
 def _is_compiled() -> bool:

@@ -14,27 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from msf_kernels._triton.machine import inference_reasons
+from msf_kernels._triton.machine import tensor_reasons
 from msf_kernels._triton.registration import register
+from msf_kernels.attention_block._call import BlockCall
 from msf_kernels.attention_block._reference import normalised_qkv, projected_sum
 from msf_kernels.spatial_attention import spatial_attention
-
-
-def _qkv_kernel(*args: Any) -> Tensor:
-    from msf_kernels.attention_block._triton import launch_attention_block_qkv
-
-    return launch_attention_block_qkv(*args)
 
 
 def _qkv_fake(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, qkv_weight: Tensor, *_rest: Any) -> Tensor:
     n, _, height, width = x.shape
     return x.new_empty((n, height * width, qkv_weight.shape[0]))
-
-
-def _out_kernel(*args: Any) -> Tensor:
-    from msf_kernels.attention_block._triton import launch_attention_block_out
-
-    return launch_attention_block_out(*args)
 
 
 def _out_fake(mixed: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -44,57 +33,29 @@ def _out_fake(mixed: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> 
 _qkv = register(
     "attention_block_qkv(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor qkv_weight, Tensor? qkv_bias, "
     "int num_groups, float eps) -> Tensor",
-    kernel=_qkv_kernel,
+    kernel="msf_kernels.attention_block._triton:launch_attention_block_qkv",
     formula=normalised_qkv,
     fake=_qkv_fake,
 )
 _out = register(
     "attention_block_out(Tensor mixed, Tensor weight, Tensor? bias, Tensor x) -> Tensor",
-    kernel=_out_kernel,
+    kernel="msf_kernels.attention_block._triton:launch_attention_block_out",
     formula=projected_sum,
     fake=_out_fake,
 )
 
 
-def attention_block_triton(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor | None,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
-    num_groups: int,
-    num_heads: int,
-    *,
-    order: str = "legacy",
-    eps: float = 1e-5,
-) -> Tensor:
+def attention_block_triton(call: BlockCall) -> Tensor:
     """Run the registered operators, and between them the attention that serves best; [N, C, H, W] -> [N, C, H, W]."""
-    qkv = _qkv(x, norm_weight, norm_bias, qkv_weight, qkv_bias, num_groups, eps)
-    mixed = spatial_attention(qkv, num_heads, order=order)
-    out: Tensor = _out(mixed, proj_weight, proj_bias, x)
+    qkv = _qkv(call.x, call.norm_weight, call.norm_bias, call.qkv_weight, call.qkv_bias, call.num_groups, call.eps)
+    mixed = spatial_attention(qkv, call.num_heads, order=call.order)
+    out: Tensor = _out(mixed, call.proj_weight, call.proj_bias, call.x)
     return out
 
 
-def triton_input_reasons(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor | None,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
-    num_groups: int,
-    num_heads: int,
-    *,
-    order: str = "legacy",
-    eps: float = 1e-5,
-) -> list[str]:
+def triton_input_reasons(call: BlockCall) -> list[str]:
     """Return why the Triton kernels cannot serve these inputs; empty when they can."""
-    tensors = (x, norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias)
-    given = [tensor for tensor in tensors if tensor is not None]
-    return inference_reasons(given)
+    return tensor_reasons(call.tensors)
 
 
 @register_flop_formula(torch.ops.msf_triton.attention_block_qkv)

@@ -6,51 +6,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msf_kernels.attention_block._call import BlockCall
 from msf_kernels.group_norm_silu import group_norm_silu
+from msf_kernels.memory_format import in_memory_format
 from msf_kernels.spatial_attention import spatial_attention
 
 
-def attention_block_reference(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor | None,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
-    num_groups: int,
-    num_heads: int,
-    *,
-    order: str = "legacy",
-    eps: float = 1e-5,
-) -> Tensor:
+def attention_block_reference(call: BlockCall) -> Tensor:
     """Compute what `msf_kernels.attention_block` documents; [N, C, H, W] -> [N, C, H, W]."""
-    with torch.autocast(x.device.type, enabled=False):
-        qkv = normalised_qkv(x, norm_weight, norm_bias, qkv_weight, qkv_bias, num_groups, eps)
-        mixed = spatial_attention(qkv, num_heads, order=order, backend="reference")
-        return projected_sum(mixed, proj_weight, proj_bias, x)
+    with torch.autocast(call.x.device.type, enabled=False):
+        qkv = normalised_qkv(
+            call.x, call.norm_weight, call.norm_bias, call.qkv_weight, call.qkv_bias, call.num_groups, call.eps
+        )
+        mixed = spatial_attention(qkv, call.num_heads, order=call.order, backend="reference")
+        return projected_sum(mixed, call.proj_weight, call.proj_bias, call.x)
 
 
-def attention_block_composed(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor | None,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
-    num_groups: int,
-    num_heads: int,
-    *,
-    order: str = "legacy",
-    eps: float = 1e-5,
-) -> Tensor:
+def attention_block_composed(call: BlockCall) -> Tensor:
     """Run the norm, the attention (each on its own choice of backend) and PyTorch's matrix products one by one."""
+    x = call.x
+    qkv_bias, proj_bias = (None if bias is None else bias.to(x.dtype) for bias in (call.qkv_bias, call.proj_bias))
     with torch.autocast(x.device.type, enabled=False):
-        h = group_norm_silu(x, num_groups, norm_weight, norm_bias, eps=eps, silu=False)
-        qkv = functional.linear(_tokens(h), qkv_weight, None if qkv_bias is None else qkv_bias.to(x.dtype))
-        mixed = spatial_attention(qkv, num_heads, order=order)
-        h = functional.linear(mixed, proj_weight, None if proj_bias is None else proj_bias.to(x.dtype))
+        h = group_norm_silu(x, call.num_groups, call.norm_weight, call.norm_bias, eps=call.eps, silu=False)
+        qkv = functional.linear(_tokens(h), call.qkv_weight, qkv_bias)
+        mixed = spatial_attention(qkv, call.num_heads, order=call.order)
+        h = functional.linear(mixed, call.proj_weight, proj_bias)
         return _feature_map(_tokens(x) + h, x)
 
 
@@ -88,4 +68,4 @@ def _feature_map(tokens: Tensor, x: Tensor) -> Tensor:
     """Return tokens as a channels-last map of the size of x; [N, T, C] -> [N, C, H, W]."""
     n, channels, height, width = x.shape
     feature_map = tokens.reshape(n, height, width, channels).permute(0, 3, 1, 2)
-    return feature_map.contiguous(memory_format=torch.channels_last)
+    return in_memory_format(feature_map, torch.channels_last)

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """The fused halves of the attention block in Triton, on the implicit matrix product with one tap.
 
-    qkv = qkv_weight (x * scale + shift) + qkv_bias,   scale and shift from the moments of x (`_triton.moments`)
+    qkv = qkv_weight (x * scale + shift) + qkv_bias,   scale and shift from the moments of x (`_triton.partial_moments`)
     out = x + proj_weight mixed + proj_bias
 
 x is read once for its moments and once as an operand (where blocks of output channels follow each other, from the
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msf_kernels._triton.aot_case import AotCase
 from msf_kernels._triton.implicit_gemm import launch_implicit_gemm
-from msf_kernels._triton.moments import launch_map_moments, launch_norm_affine
+from msf_kernels._triton.partial_moments import launch_map_moments, launch_norm_affine
 from msf_kernels._triton.recording import record_launches
 
 __all__ = ["aot_cases", "launch_attention_block_out", "launch_attention_block_qkv"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives
 from msf_kernels._triton.machine import triton_backend
+from msf_kernels.attention_block._call import BlockCall
 from msf_kernels.attention_block._choice import auto_order
+from msf_kernels.attention_block._measured import TABLE
 from msf_kernels.attention_block._ops import attention_block_triton, triton_input_reasons
 from msf_kernels.attention_block._reference import attention_block_composed, attention_block_reference
 from msf_kernels.backend import Backend, Operator
@@ -24,10 +27,12 @@ _operator = Operator(
     "attention_block",
     [
         triton_backend(attention_block_triton, triton_input_reasons),
-        Backend("composed", attention_block_composed),
-        Backend("reference", attention_block_reference),
+        Backend("composed", attention_block_composed, derivatives=Derivatives.ALL),
+        Backend("reference", attention_block_reference, derivatives=Derivatives.ALL),
     ],
     auto_order,
+    TABLE,
+    record=BlockCall,
 )
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from msf_kernels._derivatives import composed_gradients, must_compose
+from msf_kernels.class_distance._reference import class_distance_reference
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,14 @@ def differentiable(operators: ClassDistanceOperators) -> Callable[..., tuple[Ten
             return distance, votes
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, grad: Tensor, _grad_votes: Tensor) -> tuple[Tensor | None, Tensor | None]:
             semantic, codes = ctx.saved_tensors
             needs_semantic, needs_codes = ctx.needs_input_grad
+            if must_compose(grad):
+                composed = composed_gradients(
+                    class_distance_reference, (semantic, codes), ctx.needs_input_grad, (grad, None)
+                )
+                return composed[0], composed[1]
             grad_semantic, grad_codes = operators.bwd(grad, semantic, codes, needs_codes)
             return grad_semantic if needs_semantic else None, grad_codes if needs_codes else None
 

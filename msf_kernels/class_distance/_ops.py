@@ -20,18 +20,6 @@ from msf_kernels.class_distance._autograd import ClassDistanceOperators, differe
 from msf_kernels.class_distance._reference import class_distance_reference
 
 
-def _fwd_kernel(semantic: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    from msf_kernels.class_distance._triton import launch_class_distance_fwd
-
-    return launch_class_distance_fwd(semantic, codes)
-
-
-def _bwd_kernel(grad: Tensor, semantic: Tensor, codes: Tensor, needs_codes: bool) -> tuple[Tensor, Tensor]:
-    from msf_kernels.class_distance._triton import launch_class_distance_bwd
-
-    return launch_class_distance_bwd(grad, semantic, codes, needs_codes)
-
-
 def _bwd_formula(grad: Tensor, semantic: Tensor, codes: Tensor, needs_codes: bool) -> tuple[Tensor, Tensor]:
     pixels = semantic.to(grad.dtype).flatten(2)  # [N, K, P]
     difference = pixels[:, None] - codes.to(grad.dtype)[:, :, None]  # [N, n_classes, K, P]
@@ -47,14 +35,14 @@ def _bwd_formula(grad: Tensor, semantic: Tensor, codes: Tensor, needs_codes: boo
 
 _operators = ClassDistanceOperators(
     fwd=register(
-        "class_distance_fwd(Tensor semantic, Tensor codes) -> (Tensor, Tensor)",
-        kernel=_fwd_kernel,
+        "class_distance_fwd",
+        kernel="msf_kernels.class_distance._triton:launch_class_distance_fwd",
         formula=class_distance_reference,
         fake=empty_distances,
     ),
     bwd=register(
-        "class_distance_bwd(Tensor grad, Tensor semantic, Tensor codes, bool needs_codes) -> (Tensor, Tensor)",
-        kernel=_bwd_kernel,
+        "class_distance_bwd",
+        kernel="msf_kernels.class_distance._triton:launch_class_distance_bwd",
         formula=_bwd_formula,
         fake=fake_class_distance_bwd,
     ),

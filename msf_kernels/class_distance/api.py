@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives
 from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
@@ -27,9 +28,9 @@ def _triton_reasons(semantic: Tensor, codes: Tensor) -> list[str]:
 _operator = Operator(
     "class_distance",
     [
-        triton_backend(class_distance_triton, _triton_reasons),
-        native_backend(class_distance_native, native_reasons),
-        Backend("reference", class_distance_reference),
+        triton_backend(class_distance_triton, _triton_reasons, derivatives=Derivatives.REVERSE),
+        native_backend(class_distance_native, native_reasons, derivatives=Derivatives.REVERSE),
+        Backend("reference", class_distance_reference, derivatives=Derivatives.ALL),
     ],
 )
 

@@ -5,29 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._formula import activated, convolved
-from msf_kernels.moments import map_moments
+from msf_kernels.memory_format import in_memory_format
+from msf_kernels.partial_moments import map_moments
 
 
-def conv3x3_aten(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    residual: Tensor | None = None,
-    stride: int = 1,
-    upsample: bool = False,
-    skip: Tensor | None = None,
-    norm_scale: Tensor | None = None,
-    norm_shift: Tensor | None = None,
-    silu: bool = True,
-    bundle: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+def conv3x3_aten(call: ConvCall) -> Tensor | tuple[Tensor, Tensor]:
     """Run PyTorch's convolution between the steps that it does not fuse; [N, C, H, W] -> [N, K, OH, OW]."""
-    with torch.autocast(x.device.type, enabled=False):
-        h = activated(x, skip, norm_scale, norm_shift, silu).contiguous(memory_format=torch.channels_last)
-        out = convolved(h, weight, None if bias is None else bias.to(x.dtype), stride, upsample)
-        if residual is not None:
-            out = out + residual
-    out = out.contiguous(memory_format=torch.channels_last)
-    return out if bundle is None else (out, map_moments(out, bundle, upsample=upsample))
+    bias = None if call.bias is None else call.bias.to(call.x.dtype)
+    with torch.autocast(call.x.device.type, enabled=False):
+        h = in_memory_format(
+            activated(call.x, call.skip, call.norm_scale, call.norm_shift, call.silu), torch.channels_last
+        )
+        out = convolved(h, call.weight, bias, call.stride, call.upsample)
+        if call.residual is not None:
+            out = out + call.residual
+    out = in_memory_format(out, torch.channels_last)
+    return out if call.bundle is None else (out, map_moments(out, call.bundle, upsample=call.upsample))

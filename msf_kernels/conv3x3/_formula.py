@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msf_kernels._derivatives import any_transformed, once_then_composed
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which the definition computes."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# PyTorch's backward pass of SiLU has no forward mode.
+_silu = once_then_composed(functional.silu, lambda h: h * torch.sigmoid(h))
 
 
 def activated(
@@ -21,7 +27,7 @@ def activated(
         return h
     dtype = compute_dtype(x)
     h = torch.addcmul(norm_shift.to(dtype)[:, :, None, None], h.to(dtype), norm_scale.to(dtype)[:, :, None, None])
-    return (functional.silu(h) if silu else h).to(x.dtype)
+    return (_silu(h) if silu else h).to(x.dtype)
 
 
 def convolved(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int, upsample: bool) -> Tensor:
@@ -29,17 +35,27 @@ def convolved(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int, upsam
     n, _, height, width = h.shape
     if n * height * width == 0:
         factor = 2 if upsample else 1
-        return h.new_zeros((n, weight.shape[-4], factor * -(-height // stride), factor * -(-width // stride)))
+        shape = (n, weight.shape[-4], factor * -(-height // stride), factor * -(-width // stride))
+        # Without elements, but not without gradients, which are zero.
+        return h.new_zeros(shape) + sum(x.sum() for x in (h, weight, bias) if x is not None)
     if weight.dim() == 4:
         if upsample:
             h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
         return functional.conv2d(h, weight, bias, stride=stride, padding=1)
     padded = functional.pad(h, (1, 1, 1, 1))
+
+    def phase(a: int, b: int) -> Tensor:
+        """Return the pixels of one parity of the output's row and column."""
+        window = padded[:, :, a : a + height + 1, b : b + width + 1]
+        return functional.conv2d(window, weight[2 * a + b], bias)
+
+    if any_transformed((h, weight, bias)):  # vmap may not fill a tensor that it does not follow
+        rows = [torch.stack([phase(a, b) for b in (0, 1)], dim=-1) for a in (0, 1)]  # [N, K, H, W, 2]
+        return torch.stack(rows, dim=3).reshape(n, weight.shape[1], 2 * height, 2 * width)
     out = h.new_empty(n, weight.shape[1], 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
     for a in (0, 1):
-        for b in (0, 1):  # parities of the output's row and column
-            window = padded[:, :, a : a + height + 1, b : b + width + 1]
-            out[:, :, a::2, b::2] = functional.conv2d(window, weight[2 * a + b], bias)
+        for b in (0, 1):
+            out[:, :, a::2, b::2] = phase(a, b)
     return out
 
 

@@ -7,172 +7,76 @@ boundary each. They have no gradient: networks are trained by the other backends
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from msf_kernels._triton.machine import inference_reasons
+from msf_kernels._triton.machine import tensor_reasons
 from msf_kernels._triton.registration import register
+from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._formula import packed
 from msf_kernels.conv3x3._reference import conv3x3_reference, norm_affine_reference
-from msf_kernels.moments import empty_moments
+from msf_kernels.partial_moments import empty_moments
 
 MAX_BUNDLE = 32
 _MAX_WEIGHT = 2**31
 
 
-def _conv_kernel(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    skip: Tensor | None,
-    norm_scale: Tensor | None,
-    norm_shift: Tensor | None,
-    stride: int,
-    upsample: bool,
-    silu: bool,
-    bundle: int,
-) -> tuple[Tensor, Tensor]:
-    from msf_kernels.conv3x3._triton import launch_conv3x3
-
-    return launch_conv3x3(x, weight, bias, residual, skip, norm_scale, norm_shift, stride, upsample, silu, bundle)
-
-
-def _conv_formula(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    skip: Tensor | None,
-    norm_scale: Tensor | None,
-    norm_shift: Tensor | None,
-    stride: int,
-    upsample: bool,
-    silu: bool,
-    bundle: int,
-) -> tuple[Tensor, Tensor]:
-    by_phase = weight.permute(0, 1, 4, 2, 3)
-    result = conv3x3_reference(
-        x,
-        by_phase if upsample else by_phase[0],
-        bias,
-        residual=residual,
-        stride=stride,
-        upsample=upsample,
-        skip=skip,
-        norm_scale=norm_scale,
-        norm_shift=norm_shift,
-        silu=silu,
-        bundle=bundle or None,
-    )
+def _conv_formula(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = ConvCall(*arguments)
+    by_phase = call.weight.permute(0, 1, 4, 2, 3)
+    weight = by_phase if call.upsample else by_phase[0]
+    result = conv3x3_reference(call._replace(weight=weight, bundle=call.bundle or None))
     return (result, empty_moments(result, 0)) if isinstance(result, Tensor) else result
 
 
-def _conv_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    skip: Tensor | None,
-    norm_scale: Tensor | None,
-    norm_shift: Tensor | None,
-    stride: int,
-    upsample: bool,
-    silu: bool,
-    bundle: int,
-) -> tuple[Tensor, Tensor]:
-    n, _, height, width = x.shape
-    factor = 2 if upsample else 1
+def _conv_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = ConvCall(*arguments)
     out = torch.empty(
-        (n, weight.shape[1], factor * -(-height // stride), factor * -(-width // stride)),
-        dtype=x.dtype,
-        device=x.device,
+        (call.x.shape[0], call.weight.shape[1], *call.out_size),
+        dtype=call.x.dtype,
+        device=call.x.device,
         memory_format=torch.channels_last,
     )
-    return out, empty_moments(out, bundle, upsample=upsample)
+    return out, empty_moments(out, call.bundle or 0, upsample=call.upsample)
 
 
 _conv = register(
     "conv3x3_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? skip, Tensor? norm_scale, "
     "Tensor? norm_shift, int stride, bool upsample, bool silu, int bundle) -> (Tensor out, Tensor moments)",
-    kernel=_conv_kernel,
+    kernel="msf_kernels.conv3x3._triton:launch_conv3x3",
     formula=_conv_formula,
     fake=_conv_fake,
 )
 
 
-def conv3x3_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    residual: Tensor | None = None,
-    stride: int = 1,
-    upsample: bool = False,
-    skip: Tensor | None = None,
-    norm_scale: Tensor | None = None,
-    norm_shift: Tensor | None = None,
-    silu: bool = True,
-    bundle: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+def conv3x3_triton(call: ConvCall) -> Tensor | tuple[Tensor, Tensor]:
     """Run the registered operator; [N, C, H, W] -> [N, K, OH, OW]."""
     out: Tensor
-    out, moments = _conv(
-        x, packed(weight, upsample), bias, residual, skip, norm_scale, norm_shift, stride, upsample, silu, bundle or 0
-    )
-    return out if bundle is None else (out, moments)
+    out, moments = _conv(*call._replace(weight=packed(call.weight, call.upsample), bundle=call.bundle or 0))
+    return out if call.bundle is None else (out, moments)
 
 
-def conv3x3_input_reasons(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    residual: Tensor | None = None,
-    stride: int = 1,
-    upsample: bool = False,
-    skip: Tensor | None = None,
-    norm_scale: Tensor | None = None,
-    norm_shift: Tensor | None = None,
-    silu: bool = True,
-    bundle: int | None = None,
-) -> list[str]:
+def conv3x3_input_reasons(call: ConvCall) -> list[str]:
     """Return why the Triton kernel cannot serve these inputs; empty when it can."""
-    tensors = (x, weight, bias, residual, skip, norm_scale, norm_shift)
-    reasons = inference_reasons([tensor for tensor in tensors if tensor is not None])
-    if weight.numel() >= _MAX_WEIGHT:
-        reasons.append(f"takes weights of less than {_MAX_WEIGHT} elements; got {weight.numel()}")
+    reasons = tensor_reasons(call.tensors)
+    if call.weight.numel() >= _MAX_WEIGHT:
+        reasons.append(f"takes weights of less than {_MAX_WEIGHT} elements; got {call.weight.numel()}")
+    bundle = call.bundle
     if bundle is not None and (bundle & (bundle - 1) or bundle > MAX_BUNDLE):
         reasons.append(f"takes bundles that are powers of two up to {MAX_BUNDLE}; got {bundle}")
     return reasons
 
 
 @register_flop_formula(torch.ops.msf_triton.conv3x3_fwd)
-def _conv_flops(
-    x_shape: Sequence[int],
-    weight_shape: Sequence[int],
-    bias_shape: Any,
-    residual_shape: Any,
-    skip_shape: Any,
-    norm_scale_shape: Any,
-    norm_shift_shape: Any,
-    stride: int,
-    *_rest: Any,
-    **_outputs: Any,
-) -> int:
+def _conv_flops(*arguments: Any, **_outputs: Any) -> int:
     """2 operations per multiply-add; doubled maps take 4 phases of 4 taps per small pixel, not 4 of 9."""
-    n, _, height, width = x_shape
-    return 2 * n * -(-height // stride) * -(-width // stride) * math.prod(weight_shape)
-
-
-def _affine_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.conv3x3._triton import launch_norm_affine
-
-    return launch_norm_affine(*args)
+    shapes: Any = ConvCall(*arguments)
+    n, _, height, width = shapes.x
+    pixels: int = n * -(-height // shapes.stride) * -(-width // shapes.stride)
+    return 2 * pixels * int(math.prod(shapes.weight))
 
 
 def _affine_formula(
@@ -198,7 +102,7 @@ def _affine_fake(moments: Tensor, num_groups: int, weight: Tensor, *_rest: Any) 
 _affine = register(
     "norm_affine_fwd(Tensor moments, int num_groups, Tensor weight, Tensor bias, Tensor? skip_moments, Tensor? scale, "
     "Tensor? shift, float eps) -> (Tensor norm_scale, Tensor norm_shift)",
-    kernel=_affine_kernel,
+    kernel="msf_kernels.conv3x3._triton:launch_norm_affine",
     formula=_affine_formula,
     fake=_affine_fake,
 )
@@ -236,4 +140,4 @@ def norm_affine_input_reasons(
 ) -> list[str]:
     """Return why the Triton kernel cannot serve these inputs; empty when it can."""
     tensors = (moments, weight, bias, skip_moments, scale, shift)
-    return inference_reasons([tensor for tensor in tensors if tensor is not None])
+    return tensor_reasons([tensor for tensor in tensors if tensor is not None])

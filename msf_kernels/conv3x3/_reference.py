@@ -5,34 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._formula import activated, compute_dtype, convolved
-from msf_kernels.moments import map_moments
+from msf_kernels.memory_format import in_memory_format
+from msf_kernels.partial_moments import map_moments
 
 
-def conv3x3_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    residual: Tensor | None = None,
-    stride: int = 1,
-    upsample: bool = False,
-    skip: Tensor | None = None,
-    norm_scale: Tensor | None = None,
-    norm_shift: Tensor | None = None,
-    silu: bool = True,
-    bundle: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+def conv3x3_reference(call: ConvCall) -> Tensor | tuple[Tensor, Tensor]:
     """Compute what `msf_kernels.conv3x3` documents; [N, C, H, W] -> [N, K, OH, OW]."""
-    dtype = compute_dtype(x)
+    dtype = compute_dtype(call.x)
+    bias = None if call.bias is None else call.bias.to(dtype)
     # Autocast would convolve in half precision, whatever dtype it is given.
-    with torch.autocast(x.device.type, enabled=False):
-        h = activated(x, skip, norm_scale, norm_shift, silu).to(dtype)
-        out = convolved(h, weight.to(dtype), None if bias is None else bias.to(dtype), stride, upsample)
-        if residual is not None:
-            out = out + residual.to(dtype)
-    out = out.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    return out if bundle is None else (out, map_moments(out, bundle, upsample=upsample))
+    with torch.autocast(call.x.device.type, enabled=False):
+        h = activated(call.x, call.skip, call.norm_scale, call.norm_shift, call.silu).to(dtype)
+        out = convolved(h, call.weight.to(dtype), bias, call.stride, call.upsample)
+        if call.residual is not None:
+            out = out + call.residual.to(dtype)
+    out = in_memory_format(out.to(call.x.dtype), torch.channels_last)
+    return out if call.bundle is None else (out, map_moments(out, call.bundle, upsample=call.upsample))
 
 
 def norm_affine_reference(

@@ -13,38 +13,28 @@ from torch import Tensor
 
 from msf_kernels._triton.aot_case import AotCase
 from msf_kernels._triton.implicit_gemm import launch_implicit_gemm
-from msf_kernels._triton.moments import launch_norm_affine
+from msf_kernels._triton.partial_moments import launch_norm_affine
 from msf_kernels._triton.recording import record_launches
+from msf_kernels.conv3x3._call import ConvCall
 
 __all__ = ["aot_cases", "launch_conv3x3", "launch_norm_affine"]
 
 
-def launch_conv3x3(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    skip: Tensor | None,
-    norm_scale: Tensor | None,
-    norm_shift: Tensor | None,
-    stride: int,
-    upsample: bool,
-    silu: bool,
-    bundle: int,
-) -> tuple[Tensor, Tensor]:
-    """Return out [N, K, OH, OW] and its moments; weight is [phases, K, side, side, C], contiguous."""
+def launch_conv3x3(*arguments) -> tuple[Tensor, Tensor]:
+    """Return out [N, K, OH, OW] and its moments; takes a `ConvCall`, with weight [phases, K, side, side, C]."""
+    call = ConvCall(*arguments)
     return launch_implicit_gemm(
-        x,
-        weight,
-        bias,
-        residual=residual,
-        skip=skip,
-        scale=norm_scale,
-        shift=norm_shift,
-        silu=silu,
-        stride=stride,
-        upsample=upsample,
-        bundle=bundle,
+        call.x,
+        call.weight,
+        call.bias,
+        residual=call.residual,
+        skip=call.skip,
+        scale=call.norm_scale,
+        shift=call.norm_shift,
+        silu=call.silu,
+        stride=call.stride,
+        upsample=call.upsample,
+        bundle=call.bundle,
     )
 
 

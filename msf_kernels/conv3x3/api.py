@@ -7,6 +7,7 @@ from typing import Annotated, overload
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives
 from msf_kernels._triton.machine import triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
@@ -19,8 +20,10 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.conv3x3._aten import conv3x3_aten
+from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._choice import auto_order
 from msf_kernels.conv3x3._formula import summed_weight
+from msf_kernels.conv3x3._measured import TABLE
 from msf_kernels.conv3x3._ops import (
     conv3x3_input_reasons,
     conv3x3_triton,
@@ -28,24 +31,27 @@ from msf_kernels.conv3x3._ops import (
     norm_affine_triton,
 )
 from msf_kernels.conv3x3._reference import conv3x3_reference, norm_affine_reference
+from msf_kernels.memory_format import in_memory_format
 from msf_kernels.shapes import FeatureMap
 
-Moments = Annotated[Tensor, "float32 [N, chunks, bundles, 3]; count, mean, squared deviation"]
+PartialMoments = Annotated[Tensor, "float32 [N, chunks, bundles, 3]; count, mean, squared deviation"]
 
 _conv = Operator(
     "conv3x3",
     [
         triton_backend(conv3x3_triton, conv3x3_input_reasons),
-        Backend("aten", conv3x3_aten),
-        Backend("reference", conv3x3_reference),
+        Backend("aten", conv3x3_aten, derivatives=Derivatives.ALL),
+        Backend("reference", conv3x3_reference, derivatives=Derivatives.ALL),
     ],
     auto_order,
+    TABLE,
+    record=ConvCall,
 )
 _affine = Operator(
     "norm_affine",
     [
         triton_backend(norm_affine_triton, norm_affine_input_reasons),
-        Backend("reference", norm_affine_reference),
+        Backend("reference", norm_affine_reference, derivatives=Derivatives.ALL),
     ],
 )
 
@@ -83,7 +89,7 @@ def conv3x3(
     silu: bool = True,
     bundle: int,
     backend: str = "auto",
-) -> tuple[FeatureMap, Moments]: ...
+) -> tuple[FeatureMap, PartialMoments]: ...
 
 
 def conv3x3(
@@ -100,7 +106,7 @@ def conv3x3(
     silu: bool = True,
     bundle: int | None = None,
     backend: str = "auto",
-) -> FeatureMap | tuple[FeatureMap, Moments]:
+) -> FeatureMap | tuple[FeatureMap, PartialMoments]:
     """Convolve with 3x3 taps and one ring of zeros, with the steps around it in the same pass where the device allows.
 
         h = concatenate([x, skip], channels);   a = silu(h * norm_scale + norm_shift), or h without norm_scale
@@ -128,7 +134,7 @@ def conv3x3(
 
     Returns:
         [N, K, OH, OW] in the dtype and on the device of `x`, channels-last; with `bundle` also the moments of the
-        rounded result, [N, chunks, K / bundle, 3], float32, laid out as `msf_kernels.moments` says.
+        rounded result, [N, chunks, K / bundle, 3], float32, laid out as `msf_kernels.partial_moments` says.
 
     Raises:
         TypeError: An argument of another Python type or dtype.
@@ -219,16 +225,16 @@ def pack_weight(weight: Tensor, *, upsample: bool = False) -> Tensor:
     require_tensor("weight", weight, "[K, C, 3, 3]")
     require_shape("weight", weight, "[K, C, 3, 3]", (*weight.shape[:2], 3, 3))
     require_bool("upsample", upsample)
-    return summed_weight(weight) if upsample else weight.contiguous(memory_format=torch.channels_last)
+    return summed_weight(weight) if upsample else in_memory_format(weight, torch.channels_last)
 
 
 def norm_affine(
-    moments: Moments,
+    moments: PartialMoments,
     num_groups: int,
     weight: Tensor,
     bias: Tensor,
     *,
-    skip_moments: Moments | None = None,
+    skip_moments: PartialMoments | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     eps: float = 1e-5,

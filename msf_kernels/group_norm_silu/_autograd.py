@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from msf_kernels._derivatives import composed_gradients, must_compose
 from msf_kernels.distinct import distinct
+from msf_kernels.group_norm_silu._reference import group_norm_silu_elementary
 
 
 def differentiable(
@@ -40,18 +41,50 @@ def differentiable(
         ) -> Tensor:
             out, mean, rstd = fwd(x, num_groups, weight, bias, skip, add, scale, shift, eps, silu)
             ctx.save_for_backward(mean, rstd, x, weight, bias, skip, add, scale, shift)
-            ctx.num_groups, ctx.silu = num_groups, silu
+            ctx.num_groups, ctx.eps, ctx.silu = num_groups, eps, silu
             return out
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
             mean, rstd, x, weight, bias, *optional = ctx.saved_tensors
-            grads = bwd(grad_out, mean, rstd, x, ctx.num_groups, weight, bias, *optional, ctx.silu)
+            grads: Sequence[Tensor | None]
+            if must_compose(grad_out):
+                needs_x, _, *needs = ctx.needs_input_grad[:8]
+                grads = composed_gradients(
+                    lambda *tensors: _definition(ctx, *tensors),
+                    (x, weight, bias, *optional),
+                    (needs_x, *needs),
+                    (grad_out,),
+                )
+            else:
+                grads = bwd(grad_out, mean, rstd, x, ctx.num_groups, weight, bias, *optional, ctx.silu)
             grad_x, grad_weight, grad_bias, *grad_optional = grads
             pairs = zip(optional, grad_optional, strict=True)
             of_given = [None if given is None else grad for given, grad in pairs]
             return grad_x, None, grad_weight, grad_bias, *of_given, None, None
+
+    def _definition(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        skip: Tensor | None,
+        add: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+    ) -> Tensor:
+        return group_norm_silu_elementary(
+            x,
+            ctx.num_groups,
+            weight,
+            bias,
+            skip=skip,
+            add=add,
+            scale=scale,
+            shift=shift,
+            eps=ctx.eps,
+            silu=ctx.silu,
+        )
 
     def group_norm_silu(
         x: Tensor,

@@ -31,18 +31,10 @@ from msf_kernels.group_norm_silu._reference import (
 # A tile holds a whole group of channels for at least one pixel, in registers.
 MAX_CHANNELS_PER_GROUP = 4096
 
-_ROWS = "Tensor? skip, Tensor? add, Tensor? scale, Tensor? shift"
-
 # Floating-point operations per value: sum and squared deviation (4), affine (2), SiLU (4: exp, +, /, *).
 _FLOPS_NORM, _FLOPS_SILU = 6, 4
 # Backward: xhat (2), its two sums (4), dh (5); SiLU again with its derivative and y (10).
 _FLOPS_NORM_BWD, _FLOPS_SILU_BWD = 11, 10
-
-
-def _fwd_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from msf_kernels.group_norm_silu._triton import launch_group_norm_silu_fwd
-
-    return launch_group_norm_silu_fwd(*args)
 
 
 def _fwd_formula(
@@ -62,12 +54,6 @@ def _fwd_formula(
     )
     mean, rstd = group_statistics(x, num_groups, skip=skip, add=add, eps=eps)
     return out, mean, rstd
-
-
-def _bwd_kernel(*args: Any) -> tuple[Tensor, ...]:
-    from msf_kernels.group_norm_silu._triton import launch_group_norm_silu_bwd
-
-    return launch_group_norm_silu_bwd(*args)
 
 
 def _bwd_formula(
@@ -98,17 +84,14 @@ def _bwd_formula(
 
 
 _fwd = register(
-    f"group_norm_silu_fwd(Tensor x, int num_groups, Tensor weight, Tensor bias, {_ROWS}, float eps, bool silu) "
-    "-> (Tensor out, Tensor mean, Tensor rstd)",
-    kernel=_fwd_kernel,
+    "group_norm_silu_fwd",
+    kernel="msf_kernels.group_norm_silu._triton:launch_group_norm_silu_fwd",
     formula=_fwd_formula,
     fake=fake_group_norm_silu_fwd,
 )
 _bwd = register(
-    "group_norm_silu_bwd(Tensor grad_out, Tensor mean, Tensor rstd, Tensor x, int num_groups, Tensor weight, "
-    f"Tensor bias, {_ROWS}, bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_skip, "
-    "Tensor grad_add, Tensor grad_scale, Tensor grad_shift)",
-    kernel=_bwd_kernel,
+    "group_norm_silu_bwd",
+    kernel="msf_kernels.group_norm_silu._triton:launch_group_norm_silu_bwd",
     formula=_bwd_formula,
     fake=fake_group_norm_silu_bwd,
 )

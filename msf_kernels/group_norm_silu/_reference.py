@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msf_kernels._derivatives import any_transformed, once_then_composed
 from msf_kernels.memory_format import output_memory_format
 
 
-def group_norm_silu_reference(
+def _group_norm_silu(
     x: Tensor,
     num_groups: int,
     weight: Tensor,
@@ -21,8 +24,9 @@ def group_norm_silu_reference(
     shift: Tensor | None = None,
     eps: float = 1e-5,
     silu: bool = True,
+    is_elementary: bool = False,
 ) -> Tensor:
-    """Compute what `msf_kernels.group_norm_silu` documents; [N, C, H, W] -> [N, C, H, W]."""
+    is_elementary = is_elementary or any_transformed((x, weight, bias, skip, add, scale, shift))
     memory_format = output_memory_format(x)
     compute_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     weight, bias = weight.to(compute_dtype), bias.to(compute_dtype)
@@ -37,7 +41,9 @@ def group_norm_silu_reference(
         offset = -centre if offset is None else offset - centre
     h = h.to(compute_dtype) if offset is None else h + offset[:, :, None, None]  # the sum promotes half precision
 
-    if h.numel():
+    if h.numel() and is_elementary:
+        y = _normalised(h, num_groups, eps) * weight[:, None, None] + bias[:, None, None]
+    elif h.numel():
         # Not functional.group_norm, which refuses groups of one value.
         y = torch.group_norm(h, num_groups, weight, bias, eps)
     else:
@@ -49,8 +55,29 @@ def group_norm_silu_reference(
     elif shift is not None:
         y = y + shift.to(compute_dtype)[:, :, None, None]
     if silu:
-        y = functional.silu(y)
+        y = y * torch.sigmoid(y) if is_elementary else functional.silu(y)
     return y.to(x.dtype).contiguous(memory_format=memory_format)
+
+
+def group_norm_silu_elementary(*args: Any, **kwargs: Any) -> Tensor:
+    """Compute the same from elementary operators.
+
+    PyTorch's own norm and SiLU have no forward mode in their backward passes, and the second derivative of that norm
+    comes out in a wrong shape under vmap.
+    """
+    return _group_norm_silu(*args, **kwargs, is_elementary=True)
+
+
+group_norm_silu_reference = once_then_composed(_group_norm_silu, group_norm_silu_elementary)
+"""What `msf_kernels.group_norm_silu` documents; [N, C, H, W] -> [N, C, H, W]."""
+
+
+def _normalised(h: Tensor, num_groups: int, eps: float) -> Tensor:
+    """Return (h - mean) / sqrt(var + eps) of each group; [N, C, H, W]."""
+    grouped = h.reshape(h.shape[0], num_groups, -1)
+    centred = grouped - grouped.mean(2, keepdim=True)
+    variance = (centred * centred).mean(2, keepdim=True)
+    return (centred * (variance + eps).rsqrt()).reshape(h.shape)
 
 
 def group_statistics(

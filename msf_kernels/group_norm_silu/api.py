@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives
 from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import triton_backend
 from msf_kernels.backend import Backend, Operator
@@ -24,9 +25,9 @@ from msf_kernels.shapes import FeatureMap
 _operator = Operator(
     "group_norm_silu",
     [
-        triton_backend(group_norm_silu_triton, triton_input_reasons),
-        native_backend(group_norm_silu_native, native_reasons),
-        Backend("reference", group_norm_silu_reference),
+        triton_backend(group_norm_silu_triton, triton_input_reasons, derivatives=Derivatives.REVERSE),
+        native_backend(group_norm_silu_native, native_reasons, derivatives=Derivatives.REVERSE),
+        Backend("reference", group_norm_silu_reference, derivatives=Derivatives.ALL),
     ],
 )
 

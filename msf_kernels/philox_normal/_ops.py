@@ -16,31 +16,19 @@ from msf_kernels.philox_normal._allocation import fake_philox_normal_fwd, fake_p
 from msf_kernels.philox_normal._reference import philox_normal_reference, philox_words_reference
 
 
-def _normal_kernel(sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype) -> Tensor:
-    from msf_kernels.philox_normal._triton import launch_philox_normal_fwd
-
-    return launch_philox_normal_fwd(sample_index, shape, seed, stream, dtype)
-
-
 def _normal_formula(sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype) -> Tensor:
     return philox_normal_reference(sample_index, shape, seed, stream=stream, dtype=dtype)
 
 
-def _words_kernel(counter: Tensor, key: Tensor) -> Tensor:
-    from msf_kernels.philox_normal._triton import launch_philox_words_fwd
-
-    return launch_philox_words_fwd(counter, key)
-
-
 _normal_fwd = register(
-    "philox_normal_fwd(Tensor sample_index, SymInt[] shape, SymInt seed, SymInt stream, ScalarType dtype) -> Tensor",
-    kernel=_normal_kernel,
+    "philox_normal_fwd",
+    kernel="msf_kernels.philox_normal._triton:launch_philox_normal_fwd",
     formula=_normal_formula,
     fake=fake_philox_normal_fwd,
 )
 _words_fwd = register(
-    "philox_words_fwd(Tensor counter, Tensor key) -> Tensor",
-    kernel=_words_kernel,
+    "philox_words_fwd",
+    kernel="msf_kernels.philox_normal._triton:launch_philox_words_fwd",
     formula=philox_words_reference,
     fake=fake_philox_words_fwd,
 )

@@ -76,7 +76,7 @@ def launch_philox_normal_fwd(
         _philox_normal_fwd_kernel,
         CONFIGS,
         lambda blocks: (n * triton.cdiv(n_positions, 4 * blocks["BLOCK"]),),
-        tuning_key=(n, n_positions, dtype),
+        configuration_key=(n, n_positions, dtype),
         out_ptr=out,
         sample_index_ptr=sample_index,
         seed=seed,

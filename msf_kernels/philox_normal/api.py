@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives
 from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
@@ -44,7 +45,7 @@ _normal_operator = Operator(
     [
         triton_backend(philox_normal_triton, _normal_triton_reasons),
         native_backend(philox_normal_native, native_normal_reasons),
-        Backend("reference", philox_normal_reference),
+        Backend("reference", philox_normal_reference, derivatives=Derivatives.ALL),
     ],
 )
 _words_operator = Operator(
@@ -52,7 +53,7 @@ _words_operator = Operator(
     [
         triton_backend(philox_words_triton, _words_triton_reasons),
         native_backend(philox_words_native, native_words_reasons),
-        Backend("reference", philox_words_reference),
+        Backend("reference", philox_words_reference, derivatives=Derivatives.ALL),
     ],
 )
 

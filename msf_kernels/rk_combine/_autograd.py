@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from msf_kernels._derivatives import must_compose
 from msf_kernels.checks import FLOATING
 from msf_kernels.distinct import distinct
 from msf_kernels.rk_combine._allocation import empty_combined
+from msf_kernels.rk_combine._reference import slope_gradients, step_gradient
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,6 @@ def differentiable(operators: RkCombineOperators) -> Callable[..., Tensor | tupl
             return _run(state, slopes, weights, dt, dt_items, cast_to)
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, grad: Tensor | None, grad_cast: Tensor | None = None) -> tuple[Tensor | None, ...]:
             if grad_cast is not None:
                 grad_cast = grad_cast.to(ctx.state_dtype)
@@ -66,14 +66,17 @@ def differentiable(operators: RkCombineOperators) -> Callable[..., Tensor | tupl
             grad_dt = None
             grad_slopes: list[Tensor | None] = [None] * len(ctx.weights)
             if grad is not None:
+                of_slopes, of_step = operators.bwd, operators.bwd_dt
+                if must_compose(grad):
+                    of_slopes, of_step = slope_gradients, step_gradient
                 wanted = [i for i, is_needed in enumerate(ctx.needs_input_grad[5:]) if is_needed]
                 if wanted:
                     weights = [ctx.weights[i] for i in wanted]
                     codes = [FLOATING.index(ctx.slope_dtypes[i]) for i in wanted]
-                    for i, gradient in zip(wanted, operators.bwd(grad, weights, ctx.dt, dt_items, codes), strict=True):
+                    for i, gradient in zip(wanted, of_slopes(grad, weights, ctx.dt, dt_items, codes), strict=True):
                         grad_slopes[i] = gradient
                 if ctx.needs_input_grad[1] and ctx.weights:
-                    grad_dt = operators.bwd_dt(grad, slopes, ctx.weights).to(dt_items.dtype)
+                    grad_dt = of_step(grad, slopes, ctx.weights).to(dt_items.dtype)
             return grad, grad_dt, None, None, None, *grad_slopes
 
     def _run(

@@ -26,31 +26,16 @@ from msf_kernels.rk_combine._allocation import (
 from msf_kernels.rk_combine._autograd import RkCombineOperators, differentiable
 from msf_kernels.rk_combine._reference import (
     combine,
-    compute_dtype,
-    direction,
-    per_item,
     rk_combine_out_reference,
+    slope_gradients,
+    step_gradient,
 )
-
-_ARGUMENTS = "Tensor state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items"
-
-
-def _fwd_kernel(*args: Any) -> Tensor:
-    from msf_kernels.rk_combine._triton import launch_rk_combine_fwd
-
-    return launch_rk_combine_fwd(*args)
 
 
 def _fwd_formula(
     state: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], dt: float, dt_items: Tensor | None
 ) -> Tensor:
     return combine(state, slopes, weights, dt if dt_items is None else dt_items).to(state.dtype)
-
-
-def _cast_fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.rk_combine._triton import launch_rk_combine_cast_fwd
-
-    return launch_rk_combine_cast_fwd(*args)
 
 
 def _cast_fwd_formula(
@@ -65,12 +50,6 @@ def _cast_fwd_formula(
     return combined.to(state.dtype), combined.to(cast_to, copy=True)
 
 
-def _out_kernel(*args: Any) -> None:
-    from msf_kernels.rk_combine._triton import launch_rk_combine_out
-
-    launch_rk_combine_out(*args)
-
-
 def _bwd_kernel(
     grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtype_codes: Sequence[int]
 ) -> list[Tensor]:
@@ -82,51 +61,41 @@ def _bwd_kernel(
 def _bwd_formula(
     grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtype_codes: Sequence[int]
 ) -> list[Tensor]:
-    step = dt if dt_items is None else per_item(dt_items.to(compute_dtype(grad)), grad)
-    scaled = grad.to(compute_dtype(grad)) * step
     outputs = fake_rk_combine_bwd(grad, weights, dt, dt_items, dtype_codes)
-    for output, weight in zip(outputs, weights, strict=True):
-        output.copy_(scaled * weight)
+    for output, value in zip(outputs, slope_gradients(grad, weights, dt, dt_items, dtype_codes), strict=True):
+        output.copy_(value)
     return outputs
-
-
-def _bwd_dt_kernel(*args: Any) -> Tensor:
-    from msf_kernels.rk_combine._triton import launch_rk_combine_bwd_dt
-
-    return launch_rk_combine_bwd_dt(*args)
-
-
-def _bwd_dt_formula(grad: Tensor, slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    product = grad.to(compute_dtype(grad)) * direction(slopes, weights, compute_dtype(grad))
-    return product.flatten(1).sum(1) if product.dim() > 1 else product
 
 
 triton_operators = RkCombineOperators(
     fwd=register(
-        f"rk_combine_fwd({_ARGUMENTS}) -> Tensor", kernel=_fwd_kernel, formula=_fwd_formula, fake=fake_rk_combine_fwd
+        "rk_combine_fwd",
+        kernel="msf_kernels.rk_combine._triton:launch_rk_combine_fwd",
+        formula=_fwd_formula,
+        fake=fake_rk_combine_fwd,
     ),
     cast_fwd=register(
-        f"rk_combine_cast_fwd({_ARGUMENTS}, ScalarType cast_to) -> (Tensor, Tensor)",
-        kernel=_cast_fwd_kernel,
+        "rk_combine_cast_fwd",
+        kernel="msf_kernels.rk_combine._triton:launch_rk_combine_cast_fwd",
         formula=_cast_fwd_formula,
         fake=fake_rk_combine_cast_fwd,
     ),
     out=register(
-        f"rk_combine_out({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? cast_out) -> ()",
-        kernel=_out_kernel,
+        "rk_combine_out",
+        kernel="msf_kernels.rk_combine._triton:launch_rk_combine_out",
         formula=rk_combine_out_reference,
         fake=fake_rk_combine_out,
     ),
     bwd=register(
-        "rk_combine_bwd(Tensor grad, float[] weights, float dt, Tensor? dt_items, int[] dtype_codes) -> Tensor[]",
+        "rk_combine_bwd",
         kernel=_bwd_kernel,
         formula=_bwd_formula,
         fake=fake_rk_combine_bwd,
     ),
     bwd_dt=register(
-        "rk_combine_bwd_dt(Tensor grad, Tensor[] slopes, float[] weights) -> Tensor",
-        kernel=_bwd_dt_kernel,
-        formula=_bwd_dt_formula,
+        "rk_combine_bwd_dt",
+        kernel="msf_kernels.rk_combine._triton:launch_rk_combine_bwd_dt",
+        formula=step_gradient,
         fake=fake_rk_combine_bwd_dt,
     ),
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from msf_kernels.checks import FLOATING
 from msf_kernels.memory_format import output_memory_format
 
 
@@ -52,6 +53,22 @@ def combine(state: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], d
         step = per_item(dt.to(dtype), state) if isinstance(dt, Tensor) else dt
         combined = combined + direction(slopes, weights, dtype) * step
     return combined.contiguous(memory_format=output_memory_format(state))
+
+
+def slope_gradients(
+    grad: Tensor, weights: Sequence[float], dt: float, dt_items: Tensor | None, dtype_codes: Sequence[int]
+) -> list[Tensor]:
+    """Return `dt * weights[i] * grad` in the dtype at position `dtype_codes[i]` of `FLOATING`."""
+    dtype = compute_dtype(grad)
+    step = dt if dt_items is None else per_item(dt_items.to(dtype), grad)
+    scaled = grad.to(dtype) * step
+    return [(scaled * weight).to(FLOATING[code]) for weight, code in zip(weights, dtype_codes, strict=True)]
+
+
+def step_gradient(grad: Tensor, slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the sum over an item of `grad * sum_i weights[i] * slopes[i]`; [N]."""
+    product = grad.to(compute_dtype(grad)) * direction(slopes, weights, compute_dtype(grad))
+    return product.sum(tuple(range(1, product.dim()))) if product.dim() > 1 else product
 
 
 def direction(slopes: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:

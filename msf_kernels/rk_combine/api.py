@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from msf_kernels import _ext
+from msf_kernels._derivatives import Derivatives, any_requires_grad, any_transformed
+from msf_kernels._overlap import require_apart, require_distinct_elements
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
@@ -20,8 +22,8 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.rk_combine._native import native_reasons, rk_combine_native
-from msf_kernels.rk_combine._ops import rk_combine_triton, triton_operators
-from msf_kernels.rk_combine._reference import rk_combine_out_reference, rk_combine_reference
+from msf_kernels.rk_combine._ops import rk_combine_triton
+from msf_kernels.rk_combine._reference import rk_combine_reference
 
 
 def _triton_reasons(
@@ -40,9 +42,9 @@ def _triton_reasons(
 _operator = Operator(
     "rk_combine",
     [
-        triton_backend(rk_combine_triton, _triton_reasons),
-        _ext.native_backend(rk_combine_native, native_reasons),
-        Backend("reference", rk_combine_reference),
+        triton_backend(rk_combine_triton, _triton_reasons, derivatives=Derivatives.REVERSE),
+        _ext.native_backend(rk_combine_native, native_reasons, derivatives=Derivatives.REVERSE),
+        Backend("reference", rk_combine_reference, derivatives=Derivatives.ALL),
     ],
 )
 
@@ -94,8 +96,8 @@ def rk_combine(
             the usual case); any strides.
         weights: One finite number per slope. A slope of weight 0 is not read and gets no gradient.
         dt: Step, negative when time runs backward: one finite number, or one step per item as a floating tensor [N].
-        out: Tensor of the shape, dtype and device of `state` that receives the result; may be `state` itself, must
-            not overlap it, or a slope, in another way. Not while gradients are recorded.
+        out: Tensor of the shape, dtype and device of `state` that receives the result; may be `state` or a slope
+            itself, must not overlap an input in another way. Not while derivatives are taken.
         cast_to: Floating dtype of a second output, the same combination rounded once to that dtype (what the network
             reads next).
         backend: `"auto"`, or the name of one backend, which is then served or refused and never replaced.
@@ -107,13 +109,14 @@ def rk_combine(
     Raises:
         TypeError: An argument of another Python type or dtype.
         ValueError: Shapes, devices or numbers of slopes and weights that do not fit; a number that is not finite; `out`
-            while gradients are recorded.
+            while derivatives are taken, or partly over an input.
         BackendUnavailableError: The named backend cannot serve this call; the text lists every backend's reasons.
 
     Numerics:
         Arithmetic in float32 (float64 when `state` is float64) from the first slope to the last, one rounding per
-        output. Differentiable with respect to `state`, `slopes` and a tensor `dt`, beyond first order on the reference
-        only; slopes are saved for backward only when `dt` needs a gradient. Deterministic; an item's result does not
+        output. Differentiable with respect to `state`, `slopes` and a tensor `dt`, to any order; forward mode and the
+        transforms of `torch.func` on the reference only, which `auto` then takes. Slopes are saved for backward only
+        when `dt` needs a gradient. Deterministic; an item's result does not
         depend on the other items of the batch.
 
     Source:
@@ -155,58 +158,8 @@ def choose_rk_combine(
         ValueError: As for `rk_combine`.
         BackendUnavailableError: As for `rk_combine`.
     """
-    return _choose(backend, state, slopes, weights, dt, None, cast_to).run
-
-
-def choose_rk_combine_out(
-    state: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Sequence[float],
-    dt: float | Tensor,
-    *,
-    out: Tensor,
-    cast_to: torch.dtype | None = None,
-    backend: str = "auto",
-) -> Callable[..., None]:
-    """Check a call with `out` likewise and return the bare operator that fills it, with nothing around it.
-
-    For loops in which the cost of the call itself shows; what it serves is as for `choose_rk_combine`.
-
-    Args:
-        state: As for `rk_combine`.
-        slopes: Likewise.
-        weights: Likewise.
-        dt: Likewise.
-        out: Likewise.
-        cast_to: Likewise.
-        backend: Likewise.
-
-    Returns:
-        Callable `(state, slopes, weights, dt, dt_items, out, cast_out)`, all by position. A tensor of steps goes to
-        `dt_items`, else that is None; `cast_out` is a tensor of the given dtype in the layout of `out`, or None.
-
-    Raises:
-        TypeError: As for `rk_combine`.
-        ValueError: As for `rk_combine`.
-        BackendUnavailableError: As for `rk_combine`.
-    """
-    chosen = _choose(backend, state, slopes, weights, dt, out, cast_to).name
-    if chosen == "native":
-        return _ext.loaded_operator("rk_combine_out")
-    return triton_operators.out if chosen == "triton" else rk_combine_out_reference
-
-
-def _choose(
-    backend: str,
-    state: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Sequence[float],
-    dt: float | Tensor,
-    out: Tensor | None,
-    cast_to: torch.dtype | None,
-) -> Backend:
-    slopes, weights, dt = _require_call(state, slopes, weights, dt, out, cast_to)
-    return _operator.choose(backend, state, slopes, weights, dt, out=out, cast_to=cast_to)
+    slopes, weights, dt = _require_call(state, slopes, weights, dt, None, cast_to)
+    return _operator.choose(backend, state, slopes, weights, dt, out=None, cast_to=cast_to).run
 
 
 def _require_call(
@@ -234,9 +187,22 @@ def _require_call(
     if out is not None:
         _require_like("out", out, state)
         require_same_dtype("out", out, "state", state)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (out, state, *slopes, dt) if isinstance(x, Tensor)):
+        step = dt if isinstance(dt, Tensor) else None
+        if any_requires_grad((out, state, step, *slopes)):
             raise ValueError("out must be None while gradients are recorded; an input requires a gradient")
+        if any_transformed((out, state, step, *slopes)):
+            raise ValueError("out must be None in forward mode and torch.func transforms; one follows an input")
+        _require_apart(out, state, slopes, step)
     return slopes, weights, dt
+
+
+def _require_apart(out: Tensor, state: Tensor, slopes: Sequence[Tensor], step: Tensor | None) -> None:
+    require_distinct_elements("out", out)
+    require_apart("out", out, "state", state, may_be_same=True)
+    for i, slope in enumerate(slopes):
+        require_apart("out", out, f"slopes[{i}]", slope, may_be_same=True)
+    if step is not None:
+        require_apart("out", out, "dt", step, may_be_same=False)
 
 
 def _require_slopes(slopes: object, weights: object, state: Tensor) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:

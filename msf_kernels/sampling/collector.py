@@ -9,7 +9,7 @@ from torch import Tensor
 
 from msf_kernels.sampling.blocks import BlockBuffer, CompleteBlocks
 from msf_kernels.sampling.schedule import Chunk, Schedule
-from msf_kernels.sampling.statistics import Moments, Statistic
+from msf_kernels.sampling.statistics import MeanVariance, Statistic
 from msf_kernels.sampling.stopping import StopRule
 from msf_kernels.sampling.validity import Validity
 
@@ -31,7 +31,7 @@ class Collector:
         """Set everything up from the first micro-batch's readout (for names, shapes and devices)."""
         n_samples = bounds[-1]
         if statistics is None:
-            statistics = {name: Moments(name) for name, value in readout.items() if value.is_floating_point()}
+            statistics = {name: MeanVariance(name) for name, value in readout.items() if value.is_floating_point()}
         kept = list(readout) if keep_samples is True else list(keep_samples or ())
         self._signature = {name: (value.shape[1:], value.dtype, value.device) for name, value in readout.items()}
         reads = {name: statistic.reads for name, statistic in statistics.items()}

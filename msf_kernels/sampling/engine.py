@@ -71,8 +71,8 @@ def draw(
         noise_dtype: Floating dtype of the generated noise.
         antithetic: Sample 2 k + 1 gets the negated noise of sample 2 k. The mean of a readout that is nearly linear in
             the noise then varies less; `variance` is still that of single samples.
-        statistics: What to accumulate, by a name of your choice; default: `Moments` of every floating-point readout,
-            under the readout's name.
+        statistics: What to accumulate, by a name of your choice; default: `MeanVariance` of every floating-point
+            readout, under the readout's name.
         keep_samples: Also return the samples themselves: True for all readouts, or the name or names of some.
         stop: Rule that ends the sampling of an input early, such as `SettledVote(alpha=0.05)`. It is asked at fixed
             sample counts of each input, so results still do not depend on what else is drawn.

@@ -1,8 +1,8 @@
 """Statistics of a readout over the samples of each input, accumulated while samples stream by.
 
-A statistic is a small description (`Moments("distance")`); `start` gives its accumulator. An accumulator gets whole
-blocks of consecutive samples, for each input in ascending order, and computes in fp64 by a fixed tree of additions
-inside a block: its bits depend on the samples and on the block bounds only.
+A statistic is a small description (`MeanVariance("distance")`); `start` gives its accumulator. An accumulator gets
+whole blocks of consecutive samples, for each input in ascending order, and computes in fp64 by a fixed tree of
+additions inside a block: its bits depend on the samples and on the block bounds only.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Statistic(Protocol):
 
 
 @dataclass(frozen=True)
-class Moments:
+class MeanVariance:
     """Mean and variance of a readout over samples, element by element.
 
     Blocks are merged by the pairwise update of mean and squared deviations (Chan, Golub and LeVeque, 1983), the
@@ -73,12 +73,12 @@ class Moments:
 
     def start(self, n_inputs: int, readout: Tensor) -> Accumulator:
         """Return an empty accumulator; see `Statistic.start`."""
-        return _MomentsAccumulator(n_inputs, readout, self.correction)
+        return _MeanVarianceAccumulator(n_inputs, readout, self.correction)
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of a readout over samples, element by element; half the memory of `Moments`.
+    """Mean of a readout over samples, element by element; half the memory of `MeanVariance`.
 
     Results: `mean`, fp64 [N, ...].
 
@@ -203,7 +203,7 @@ class _MeanEntropyAccumulator(_MeanAccumulator):
         return "hold no negative probability"
 
 
-class _MomentsAccumulator:
+class _MeanVarianceAccumulator:
     def __init__(self, n_inputs: int, readout: Tensor, correction: int) -> None:
         _require_floating(readout)
         shape = (n_inputs, *readout.shape[1:])

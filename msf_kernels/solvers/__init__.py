@@ -1,5 +1,8 @@
 """ODE solvers for velocity fields: fixed step, adaptive per sample, and a torchdiffeq-shaped `odeint`."""
 
+import warnings
+from typing import Any
+
 from msf_kernels.solvers.adaptive import integrate_adaptive
 from msf_kernels.solvers.integrate import integrate
 from msf_kernels.solvers.odeint import odeint
@@ -20,7 +23,6 @@ from msf_kernels.solvers.tableau import (
     get_tableau,
 )
 from msf_kernels.solvers.time_grid import check_time_grid, grid_from_step_size, uniform_grid
-from msf_kernels.solvers.workspace import Workspace
 
 __all__ = [
     "BOSH3",
@@ -38,7 +40,6 @@ __all__ = [
     "Solution",
     "SolveStatus",
     "Tableau",
-    "Workspace",
     "check_time_grid",
     "get_tableau",
     "grid_from_step_size",
@@ -47,3 +48,13 @@ __all__ = [
     "odeint",
     "uniform_grid",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name that had a meaning, for one more release."""
+    if name == "Workspace":
+        from msf_kernels.solvers.workspace import WITHOUT_EFFECT, Workspace
+
+        warnings.warn(WITHOUT_EFFECT, DeprecationWarning, stacklevel=2)
+        return Workspace
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

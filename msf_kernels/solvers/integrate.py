@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -9,13 +10,12 @@ import torch
 from torch import Tensor
 
 from msf_kernels.checks import as_tensor
-from msf_kernels.rk_combine._allocation import empty_combined
-from msf_kernels.rk_combine.api import choose_rk_combine, choose_rk_combine_out
+from msf_kernels.rk_combine.api import choose_rk_combine
 from msf_kernels.solvers.field_calls import are_overwritten, checked_velocity, edited_text, evaluate_guarded, extent_of
 from msf_kernels.solvers.solution import Solution, SolveStatus
 from msf_kernels.solvers.tableau import EULER, Stage, Tableau, as_tableau
 from msf_kernels.solvers.time_grid import TimeGridLike, check_time_grid
-from msf_kernels.solvers.workspace import Workspace
+from msf_kernels.solvers.workspace import WITHOUT_EFFECT, Workspace
 
 VelocityField: TypeAlias = Callable[..., Tensor]
 
@@ -52,9 +52,7 @@ def integrate(
         return_trajectory: Also return the states at all grid times.
         cast_to: Floating dtype in which the velocity field receives z, for a network in lower precision under a
             float32 state; default that of the state. The copy is written by the pass that makes the state.
-        workspace: Buffers to write states into, at every step and in every solve that is given the same ones. The
-            velocity field must then not keep z after it returns (its result may be z or a view of it). Only what is
-            returned is new memory. Not while gradients are recorded; ignored while tracing.
+        workspace: Without effect, and gone with the next release: states are new memory.
         backend: Backend of `rk_combine`.
 
     Returns:
@@ -90,15 +88,14 @@ def integrate(
     else:
         steps = _shared_steps(grid, tableau.fixed_step_stages)
 
-    solver = _FixedStep(
-        velocity_field, z_start, tableau, cast_to, None if torch.compiler.is_compiling() else workspace, backend
-    )
+    if workspace is not None:
+        warnings.warn(WITHOUT_EFFECT, DeprecationWarning, stacklevel=2)
+    solver = _FixedStep(velocity_field, z_start, tableau, cast_to, backend)
     state, z = z_start, z_start if cast_to is None else z_start.to(cast_to)
     # The field has seen the states, and may have kept them.
     trajectory, versions = [z_start], [solver.version_of(z_start)]
-    n_steps = (len(grid) if isinstance(grid, tuple) else grid.shape[1]) - 1
-    for i, (times, dt) in enumerate(steps):
-        state, z = solver.advance(state, z, times, dt, is_kept=return_trajectory or i == n_steps - 1)
+    for times, dt in steps:
+        state, z = solver.advance(state, z, times, dt)
         if return_trajectory:
             trajectory.append(state)
             versions.append(solver.version_of(state))
@@ -151,7 +148,6 @@ class _FixedStep:
         z_start: Tensor,
         tableau: Tableau,
         cast_to: torch.dtype | None,
-        workspace: Workspace | None,
         backend: str,
     ) -> None:
         self.velocity_field = velocity_field
@@ -172,27 +168,20 @@ class _FixedStep:
         self.copies_slopes = False
         self.extent = 0
         self.counts_slope_edits = False
-        # What serves each update, in new memory and in a buffer, for as long as the velocities stay of one kind.
+        # What serves each update, for as long as the velocities stay of one kind.
         self.kind: tuple[torch.Size, torch.dtype, torch.device, bool] | None = None
         self.chosen: list[Callable[..., Any] | None] = []
-        self.chosen_out: list[Callable[..., None] | None] = []
-        # A buffer for each inner evaluation, because its slope may be a view of it.
-        self.buffers = [
-            None if workspace is None else workspace.get(f"inner {i}", z_start) for i in range(len(updates) - 1)
-        ]
-        self.state_buffer = None if workspace is None else _StateBuffer(workspace)
 
     def advance(
-        self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor, *, is_kept: bool
+        self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the state after one step, in new memory if it is to be kept, and the copy that the field reads."""
+        """Return the state after one step, and the copy that the field reads."""
         z_first = z
         state_version = state._version if self.counts_edits else 0
         slopes: list[Tensor] = []
         versions: list[int] = []
         combined = state
-        dt_number, dt_items = (1.0, dt) if isinstance(dt, Tensor) else (dt, None)
-        last = len(self.buffers)
+        last = len(self.updates) - 1
         for i, (sources, weights) in enumerate(self.updates):
             time = times[i]
             if not self.counts_edits:
@@ -221,24 +210,11 @@ class _FixedStep:
                         versions.append(velocity._version)
                 elif are_overwritten(slopes, versions, self.extent):
                     self.copies_slopes = True
-                    return self.advance(state, z_first, times, dt, is_kept=is_kept)
+                    return self.advance(state, z_first, times, dt)
             used = slopes if sources is None else [slopes[j] for j in sources]
-            if i < last:
-                out = self.buffers[i]
-            elif self.state_buffer is None:
-                out = None
-            else:
-                out = empty_combined(state, state.dtype) if is_kept else self.state_buffer.next(state, slopes)
-            if out is None:
-                run = self.chosen[i] or self.choose(i, state, used, dt)
-                result = run(state, used, weights, dt, cast_to=self.cast_to)
-                combined, z = (result, result) if self.cast_to is None else result
-            else:
-                fill = self.chosen_out[i] or self.choose_out(i, state, used, dt, out)
-                cast_out = None if self.cast_to is None else torch.empty_like(out, dtype=self.cast_to)
-                fill(state, used, weights, dt_number, dt_items, out, cast_out)
-                combined = out
-                z = out if cast_out is None else cast_out
+            run = self.chosen[i] or self.choose(i, state, used, dt)
+            result = run(state, used, weights, dt, cast_to=self.cast_to)
+            combined, z = (result, result) if self.cast_to is None else result
         return combined, z
 
     def version_of(self, state: Tensor) -> int:
@@ -248,7 +224,6 @@ class _FixedStep:
         """Forget what served velocities of another kind."""
         self.kind = (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
         self.chosen = [None] * len(self.updates)
-        self.chosen_out = [None] * len(self.updates)
         if self.guards_slopes:
             self.extent = extent_of(velocity)
             self.counts_slope_edits = not velocity.is_inference()
@@ -258,34 +233,3 @@ class _FixedStep:
         chosen = choose_rk_combine(state, used, weights, dt, cast_to=self.cast_to, backend=self.backend)
         self.chosen[i] = chosen
         return chosen
-
-    def choose_out(
-        self, i: int, state: Tensor, used: Sequence[Tensor], dt: float | Tensor, out: Tensor
-    ) -> Callable[..., None]:
-        weights = self.updates[i][1]
-        chosen = choose_rk_combine_out(state, used, weights, dt, out=out, cast_to=self.cast_to, backend=self.backend)
-        self.chosen_out[i] = chosen
-        return chosen
-
-
-class _StateBuffer:
-    """Where the states of a solve go: each over the last one, unless a slope of the step still needs that."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.buffer: Tensor | None = None
-        self.addresses: range | None = None
-
-    def next(self, state: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-        """Return where the state after `state` goes."""
-        if self.buffer is None:
-            self.buffer = self.workspace.get("state", state)
-            # Only a plain tensor's address tells what shares its memory.
-            if type(self.buffer) is Tensor and (first := self.buffer.data_ptr()):
-                self.addresses = range(first, first + self.buffer.untyped_storage().nbytes())
-        if state is not self.buffer:
-            return self.buffer
-        for slope in slopes:
-            if self.addresses is None or type(slope) is not Tensor or slope.data_ptr() in self.addresses:
-                return self.workspace.get("other state", state)
-        return self.buffer

@@ -1,4 +1,4 @@
-"""A gradient for a kernel that has only a forward: that of the definition, computed when it is asked for."""
+"""Gradients of the attention over any family of operators that compute it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,44 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from msf_kernels._derivatives import composed_gradients, must_compose
 from msf_kernels.spatial_attention._reference import spatial_attention_reference
 
 
-def with_reference_gradient(fwd: Callable[[Tensor, int, bool], Tensor]) -> Callable[..., Tensor]:
-    """Return the public form of `fwd(qkv, num_heads, by_part)`, differentiable with respect to `qkv`."""
+def differentiable(
+    fwd: Callable[[Tensor, int, str], tuple[Tensor, ...]], bwd: Callable[..., Tensor] | None = None
+) -> Callable[..., Tensor]:
+    """Return the public function, without its checks and its selector, over the given operators.
+
+    Args:
+        fwd: `(qkv, num_heads, order) -> (out, *rest)`.
+        bwd: `(grad_out, out, *rest, qkv, num_heads, order) -> gradient of qkv`. None: the gradient is that of the
+            definition, computed when it is asked for.
+    """
 
     class SpatialAttention(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, qkv: Tensor, num_heads: int, order: str) -> Tensor:
-            ctx.save_for_backward(qkv)
+            results = fwd(qkv, num_heads, order)
+            ctx.save_for_backward(*(() if bwd is None else results), qkv)
             ctx.num_heads, ctx.order = num_heads, order
-            return fwd(qkv, num_heads, order == "new")
+            return results[0]
 
         @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
-            leaf = ctx.saved_tensors[0].detach().requires_grad_()
-            with torch.enable_grad():
-                out = spatial_attention_reference(leaf, ctx.num_heads, order=ctx.order)
-            return torch.autograd.grad(out, leaf, grad_out)[0], None, None
+        def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, None]:
+            *results, qkv = ctx.saved_tensors
+            if bwd is not None and not must_compose(grad_out):
+                return bwd(grad_out, *results, qkv, ctx.num_heads, ctx.order), None, None
+            (grad,) = composed_gradients(
+                lambda qkv: spatial_attention_reference(qkv, ctx.num_heads, order=ctx.order), [qkv], [True], [grad_out]
+            )
+            return grad, None, None
 
-    def run(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
+    def spatial_attention(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
         if torch.is_grad_enabled() and qkv.requires_grad:
             out: Tensor = SpatialAttention.apply(qkv, num_heads, order)  # type: ignore[no-untyped-call]
             return out
-        return fwd(qkv, num_heads, order == "new")
+        return fwd(qkv, num_heads, order)[0]
 
-    return run
+    return spatial_attention

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msf_kernels._derivatives import once_then_composed
 from msf_kernels.spatial_attention._layout import split_heads
+from msf_kernels.spatial_attention._reference import spatial_attention_reference
 
 _INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("flash_attn", "xformers")}
 MAX_FLASH_ATTN_HEAD_DIM = 256
 
 
-def spatial_attention_sdpa(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
+def _sdpa(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
     """Run PyTorch's scaled_dot_product_attention; [N, T, 3C] -> [N, T, C]."""
     # Autocast would run it in half precision, whatever dtype it is given.
     with torch.autocast(qkv.device.type, enabled=False):
@@ -28,7 +30,7 @@ def spatial_attention_sdpa(qkv: Tensor, num_heads: int, *, order: str = "legacy"
         return out.transpose(1, 2).flatten(2).contiguous()
 
 
-def spatial_attention_flash_attn(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
+def _flash_attn(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
     """Run flash-attn's flash_attn_func; [N, T, 3C] -> [N, T, C]."""
     from flash_attn import flash_attn_func
 
@@ -50,7 +52,7 @@ def flash_attn_input_reasons(qkv: Tensor, num_heads: int, *, order: str = "legac
     return reasons
 
 
-def spatial_attention_xformers(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
+def _xformers(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
     """Run xformers' memory_efficient_attention; [N, T, 3C] -> [N, T, C]."""
     from xformers.ops import memory_efficient_attention
 
@@ -72,6 +74,12 @@ def xformers_input_reasons(qkv: Tensor, num_heads: int, *, order: str = "legacy"
     if head_dim % values_per_load:
         reasons.append(f"takes head dimensions that are multiples of {values_per_load} in {qkv.dtype}; got {head_dim}")
     return reasons
+
+
+# The libraries' kernels have a first derivative and no second.
+spatial_attention_sdpa = once_then_composed(_sdpa, spatial_attention_reference)
+spatial_attention_flash_attn = once_then_composed(_flash_attn, spatial_attention_reference)
+spatial_attention_xformers = once_then_composed(_xformers, spatial_attention_reference)
 
 
 def _machine_reasons(package: str) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from msf_kernels import _ext
 from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.spatial_attention._allocation import empty_outputs
-from msf_kernels.spatial_attention._autograd import with_reference_gradient
+from msf_kernels.spatial_attention._autograd import differentiable
 
 PAIRS_HEAD_DIM_MULTIPLE = 16
 
@@ -17,7 +17,14 @@ def _fwd_fake(qkv: Tensor, num_heads: int, by_part: bool) -> Tensor:
     return empty_outputs(qkv, num_heads)[0]
 
 
-spatial_attention_native = with_reference_gradient(_ext.operator("spatial_attention_fwd", _fwd_fake))
+_fwd = _ext.operator("spatial_attention_fwd", _fwd_fake)
+
+
+def _fwd_by_order(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor]:
+    return (_fwd(qkv, num_heads, order == "new"),)
+
+
+spatial_attention_native = differentiable(_fwd_by_order)
 
 
 def native_reasons(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> list[str]:

@@ -12,21 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from msf_kernels._triton.machine import tensor_reasons
 from msf_kernels._triton.registration import register
 from msf_kernels.spatial_attention._allocation import empty_gradient, empty_outputs
+from msf_kernels.spatial_attention._autograd import differentiable
 from msf_kernels.spatial_attention._layout import join_heads, split_heads
 
 MAX_HEAD_DIM = 128
-
-
-def _fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.spatial_attention._triton import launch_spatial_attention_fwd
-
-    return launch_spatial_attention_fwd(*args)
 
 
 def _fwd_formula(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tensor]:
@@ -40,12 +34,6 @@ def _fwd_formula(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tenso
 
 def _fwd_fake(qkv: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tensor]:
     return empty_outputs(qkv, num_heads)
-
-
-def _bwd_kernel(*args: Any) -> Tensor:
-    from msf_kernels.spatial_attention._triton import launch_spatial_attention_bwd
-
-    return launch_spatial_attention_bwd(*args)
 
 
 def _bwd_formula(grad_out: Tensor, out: Tensor, lse: Tensor, qkv: Tensor, num_heads: int, order: str) -> Tensor:
@@ -74,40 +62,19 @@ def _compute_dtype(qkv: Tensor) -> torch.dtype:
 
 _fwd = register(
     "spatial_attention_fwd(Tensor qkv, int num_heads, str order) -> (Tensor out, Tensor lse)",
-    kernel=_fwd_kernel,
+    kernel="msf_kernels.spatial_attention._triton:launch_spatial_attention_fwd",
     formula=_fwd_formula,
     fake=_fwd_fake,
 )
 _bwd = register(
     "spatial_attention_bwd(Tensor grad_out, Tensor out, Tensor lse, Tensor qkv, int num_heads, str order) -> Tensor",
-    kernel=_bwd_kernel,
+    kernel="msf_kernels.spatial_attention._triton:launch_spatial_attention_bwd",
     formula=_bwd_formula,
     fake=_bwd_fake,
 )
 
 
-class _SpatialAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, num_heads: int, order: str) -> Tensor:
-        out: Tensor
-        out, lse = _fwd(qkv, num_heads, order)
-        ctx.save_for_backward(out, lse, qkv)
-        ctx.num_heads, ctx.order = num_heads, order
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
-        return _bwd(grad_out, *ctx.saved_tensors, ctx.num_heads, ctx.order), None, None
-
-
-def spatial_attention_triton(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
-    """Run the registered operator, with autograd where a gradient is wanted; [N, T, 3C] -> [N, T, C]."""
-    if torch.is_grad_enabled() and qkv.requires_grad:
-        out: Tensor = _SpatialAttention.apply(qkv, num_heads, order)  # type: ignore[no-untyped-call]
-    else:
-        out = _fwd(qkv, num_heads, order)[0]
-    return out
+spatial_attention_triton = differentiable(_fwd, _bwd)
 
 
 def triton_input_reasons(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> list[str]:

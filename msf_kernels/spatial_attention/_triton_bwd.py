@@ -181,7 +181,7 @@ def launch_spatial_attention_bwd(
         "lse_ptr": lse,
         "scale": scale,
         "scale_log2": scale * math.log2(math.e),
-        "tuning_key": (n_tokens, num_heads, order, qkv.dtype),
+        "configuration_key": (n_tokens, num_heads, order, qkv.dtype),
         "is_matmul": is_matmul(qkv),
         **of_rows,
         **heads,

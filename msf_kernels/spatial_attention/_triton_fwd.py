@@ -128,7 +128,7 @@ def launch_spatial_attention_fwd(qkv: Tensor, num_heads: int, order: str) -> tup
             _spatial_attention_fwd_row_kernel,
             configs,
             lambda _blocks: (n * num_heads * n_shares,),
-            tuning_key=(n_tokens, num_heads, order, qkv.dtype),
+            configuration_key=(n_tokens, num_heads, order, qkv.dtype),
             n_shares=n_shares,
             IS_FULL=n_tokens == block_kv,
             **arguments,
@@ -139,7 +139,7 @@ def launch_spatial_attention_fwd(qkv: Tensor, num_heads: int, order: str) -> tup
             _spatial_attention_fwd_online_kernel,
             configs,
             lambda blocks: (n * num_heads * triton.cdiv(n_tokens, blocks["BLOCK_Q"]),),
-            tuning_key=(n_tokens, num_heads, order, qkv.dtype),
+            configuration_key=(n_tokens, num_heads, order, qkv.dtype),
             IS_FULL=n_tokens % configs[0].blocks["BLOCK_KV"] == 0,
             **arguments,
         )

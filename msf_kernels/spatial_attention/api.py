@@ -6,6 +6,7 @@ from typing import Annotated
 
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives
 from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import triton_backend
 from msf_kernels.backend import Backend, Operator
@@ -20,6 +21,7 @@ from msf_kernels.spatial_attention._libraries import (
     xformers_input_reasons,
     xformers_machine_reasons,
 )
+from msf_kernels.spatial_attention._measured import TABLE
 from msf_kernels.spatial_attention._native import native_reasons, spatial_attention_native
 from msf_kernels.spatial_attention._ops import spatial_attention_triton, triton_input_reasons
 from msf_kernels.spatial_attention._reference import spatial_attention_reference
@@ -27,14 +29,27 @@ from msf_kernels.spatial_attention._reference import spatial_attention_reference
 _operator = Operator(
     "spatial_attention",
     [
-        triton_backend(spatial_attention_triton, triton_input_reasons),
-        native_backend(spatial_attention_native, native_reasons, device_type="cpu"),
-        Backend("sdpa", spatial_attention_sdpa),
-        Backend("flash_attn", spatial_attention_flash_attn, flash_attn_machine_reasons, flash_attn_input_reasons),
-        Backend("xformers", spatial_attention_xformers, xformers_machine_reasons, xformers_input_reasons),
-        Backend("reference", spatial_attention_reference),
+        triton_backend(spatial_attention_triton, triton_input_reasons, derivatives=Derivatives.REVERSE),
+        native_backend(spatial_attention_native, native_reasons, device_type="cpu", derivatives=Derivatives.REVERSE),
+        Backend("sdpa", spatial_attention_sdpa, derivatives=Derivatives.REVERSE),
+        Backend(
+            "flash_attn",
+            spatial_attention_flash_attn,
+            flash_attn_machine_reasons,
+            flash_attn_input_reasons,
+            derivatives=Derivatives.REVERSE,
+        ),
+        Backend(
+            "xformers",
+            spatial_attention_xformers,
+            xformers_machine_reasons,
+            xformers_input_reasons,
+            derivatives=Derivatives.REVERSE,
+        ),
+        Backend("reference", spatial_attention_reference, derivatives=Derivatives.ALL),
     ],
     auto_order,
+    TABLE,
 )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from msf_kernels._derivatives import must_compose
 from msf_kernels.distinct import distinct
+from msf_kernels.symmetric_path._reference import path_gradients
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ def differentiable(operators: SymmetricPathOperators) -> Callable[..., tuple[Ten
             return operators.fwd(image, semantic, t, sample_index, seed, sigma_min)
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, grad_z: Tensor, grad_dz: Tensor) -> tuple[Tensor | None, ...]:
             (t,) = ctx.saved_tensors
-            grad_image, grad_semantic = operators.bwd(grad_z, grad_dz, t, ctx.sigma_min, ctx.n_image_channels)
+            backward = path_gradients if must_compose(grad_z, grad_dz) else operators.bwd
+            grad_image, grad_semantic = backward(grad_z, grad_dz, t, ctx.sigma_min, ctx.n_image_channels)
             return grad_image, grad_semantic, None, None, None, None
 
     def symmetric_path(

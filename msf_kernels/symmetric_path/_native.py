@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from msf_kernels import _ext
@@ -21,7 +20,4 @@ def native_reasons(
     image: Tensor, semantic: Tensor, t: Tensor, *, sample_index: Tensor, seed: int, sigma_min: float
 ) -> list[str]:
     """Return why the native operators cannot serve these inputs; empty when they can."""
-    reasons = _ext.tensor_reasons("symmetric_path_fwd", (image,))
-    if t.requires_grad and torch.is_grad_enabled():
-        reasons.append("a gradient with respect to t exists on the reference only")
-    return reasons
+    return _ext.tensor_reasons("symmetric_path_fwd", (image,))

@@ -21,13 +21,7 @@ from msf_kernels.symmetric_path._allocation import (
     fake_symmetric_path_fwd,
 )
 from msf_kernels.symmetric_path._autograd import SymmetricPathOperators, differentiable
-from msf_kernels.symmetric_path._reference import symmetric_path_reference, time_per_stream
-
-
-def _fwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.symmetric_path._triton import launch_symmetric_path_fwd
-
-    return launch_symmetric_path_fwd(*args)
+from msf_kernels.symmetric_path._reference import path_gradients, symmetric_path_reference
 
 
 def _fwd_formula(
@@ -36,38 +30,26 @@ def _fwd_formula(
     return symmetric_path_reference(image, semantic, t, sample_index=sample_index, seed=seed, sigma_min=sigma_min)
 
 
-def _bwd_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from msf_kernels.symmetric_path._triton import launch_symmetric_path_bwd
-
-    return launch_symmetric_path_bwd(*args)
-
-
 def _bwd_formula(
     grad_z: Tensor, grad_dz: Tensor, t: Tensor, sigma_min: float, n_image_channels: int
 ) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if grad_z.dtype == torch.float64 else torch.float32
-    t_image, t_semantic = time_per_stream(t.to(dtype))
-    keep = 1 - sigma_min
-    grad_image, grad_semantic = empty_gradients(grad_z, n_image_channels)
-    z, dz = grad_z.to(dtype), grad_dz.to(dtype)
-    grad_image.copy_(t_image * z[:, :n_image_channels] + dz[:, :n_image_channels])
-    grad_semantic.copy_((1 - keep * t_semantic) * z[:, n_image_channels:] - keep * dz[:, n_image_channels:])
-    return grad_image, grad_semantic
+    grads = empty_gradients(grad_z, n_image_channels)
+    for grad, value in zip(grads, path_gradients(grad_z, grad_dz, t, sigma_min, n_image_channels), strict=True):
+        grad.copy_(value)
+    return grads
 
 
 symmetric_path_triton = differentiable(
     SymmetricPathOperators(
         fwd=register(
-            "symmetric_path_fwd(Tensor image, Tensor semantic, Tensor t, Tensor sample_index, SymInt seed, "
-            "float sigma_min) -> (Tensor, Tensor)",
-            kernel=_fwd_kernel,
+            "symmetric_path_fwd",
+            kernel="msf_kernels.symmetric_path._triton:launch_symmetric_path_fwd",
             formula=_fwd_formula,
             fake=fake_symmetric_path_fwd,
         ),
         bwd=register(
-            "symmetric_path_bwd(Tensor grad_z, Tensor grad_dz, Tensor t, float sigma_min, SymInt n_image_channels) "
-            "-> (Tensor, Tensor)",
-            kernel=_bwd_kernel,
+            "symmetric_path_bwd",
+            kernel="msf_kernels.symmetric_path._triton:launch_symmetric_path_bwd",
             formula=_bwd_formula,
             fake=fake_symmetric_path_bwd,
         ),

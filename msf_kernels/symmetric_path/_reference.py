@@ -37,6 +37,19 @@ def symmetric_path_reference(
     return z_t.contiguous(memory_format=memory_format), dz_t.contiguous(memory_format=memory_format)
 
 
+def path_gradients(
+    grad_z: Tensor, grad_dz: Tensor, t: Tensor, sigma_min: float, n_image_channels: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of image and semantic channels: the path is linear in both; two of [N, C + K, H, W]."""
+    dtype = torch.float64 if grad_z.dtype == torch.float64 else torch.float32
+    t_image, t_semantic = time_per_stream(t.to(dtype))
+    keep = 1 - sigma_min
+    z, dz = grad_z.to(dtype), grad_dz.to(dtype)
+    grad_image = t_image * z[:, :n_image_channels] + dz[:, :n_image_channels]
+    grad_semantic = (1 - keep * t_semantic) * z[:, n_image_channels:] - keep * dz[:, n_image_channels:]
+    return grad_image.to(grad_z.dtype), grad_semantic.to(grad_z.dtype)
+
+
 def time_per_stream(t: Tensor) -> tuple[Tensor, Tensor]:
     """Return the times of image and semantic channels; [N] or [N, 2] -> two of [N, 1, 1, 1]."""
     t_image, t_semantic = (t, t) if t.dim() == 1 else t.unbind(1)

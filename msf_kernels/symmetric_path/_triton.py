@@ -192,7 +192,7 @@ def _launch(
         kernel,
         CONFIGS,
         grid,
-        tuning_key=(n, *n_channels, n_pixels, dtype),
+        configuration_key=(n, *n_channels, n_pixels, dtype),
         t_ptr=t,
         n_image_channels=n_channels[0],
         n_semantic_channels=n_channels[1],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import Derivatives, any_requires_grad
 from msf_kernels._ext import native_backend
 from msf_kernels._triton.machine import tensor_reasons, triton_backend
 from msf_kernels.backend import Backend, Operator
@@ -28,19 +29,26 @@ def _triton_reasons(
     image: Tensor, semantic: Tensor, t: Tensor, *, sample_index: Tensor, seed: int, sigma_min: float
 ) -> list[str]:
     reasons = tensor_reasons((image, semantic, t, sample_index))
-    if torch.is_grad_enabled() and t.requires_grad:
-        reasons.append("a gradient with respect to t exists on the reference only")
     if max(image.shape[1:].numel(), semantic.shape[1:].numel()) >= _POSITIONS_LIMIT:
         reasons.append("an item has 2^31 positions or more")
     return reasons
 
 
+def _gradient_reasons(
+    image: Tensor, semantic: Tensor, t: Tensor, *, sample_index: Tensor, seed: int, sigma_min: float
+) -> list[str]:
+    has_time = any_requires_grad([t])
+    return ["a gradient with respect to t exists on the reference only"] if has_time else []
+
+
+_OF_KERNELS = {"derivatives": Derivatives.REVERSE, "gradient_reasons": _gradient_reasons}
+
 _operator = Operator(
     "symmetric_path",
     [
-        triton_backend(symmetric_path_triton, _triton_reasons),
-        native_backend(symmetric_path_native, native_reasons),
-        Backend("reference", symmetric_path_reference),
+        triton_backend(symmetric_path_triton, _triton_reasons, **_OF_KERNELS),
+        native_backend(symmetric_path_native, native_reasons, **_OF_KERNELS),
+        Backend("reference", symmetric_path_reference, derivatives=Derivatives.ALL),
     ],
 )
 

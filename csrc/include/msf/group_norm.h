@@ -7,18 +7,18 @@
 namespace msf {
 
 // Mean and sum of squared deviations of `count` values; merging never subtracts squares of means.
-struct Moments {
+struct CountedMoments {
   double count, mean, m2;
 };
 
-MSF_HOST_DEVICE Moments merged(const Moments& a, const Moments& b) {
+MSF_HOST_DEVICE CountedMoments merged(const CountedMoments& a, const CountedMoments& b) {
   const double count = a.count + b.count;
   if (count == 0) return a;
   const double delta = b.mean - a.mean;
   return {count, a.mean + delta * (b.count / count), a.m2 + b.m2 + delta * delta * (a.count * b.count / count)};
 }
 
-MSF_HOST_DEVICE double reciprocal_std(const Moments& moments, double eps) {
+MSF_HOST_DEVICE double reciprocal_std(const CountedMoments& moments, double eps) {
   return 1.0 / square_root((moments.count > 0 ? moments.m2 / moments.count : 0.0) + eps);
 }
 
@@ -160,6 +160,14 @@ MSF_HOST_DEVICE void parameter_gradients(const GroupNormParameterArgs& args, int
     add_entry(args.grads.scale, item, args.n_items, channel, grad_factor, scale);
     add_entry(args.grads.shift, item, args.n_items, channel, g, shift);
   }
+}
+
+// y of u = x - centre.
+MSF_HOST_DEVICE float affine_of(float u, float slope, float offset) { return multiply_add(u, slope, offset); }
+
+// grad_h of g and u, in the terms of GradientMap.
+MSF_HOST_DEVICE float gradient_of(float g, float u, float slope, float of_u, float constant) {
+  return multiply_add(slope, g, multiply_add(of_u, u, constant));
 }
 
 // g, the gradient of y, from that of silu(y) or of y itself.

@@ -58,4 +58,21 @@ MSF_HOST_DEVICE double item_step(const Args& args, int64_t item) {
   return args.dt_items == nullptr ? args.dt : read(args.dt_items, args.dt_type, item);
 }
 
+// What slope k is multiplied with: the product in double, rounded once.
+template <typename C, typename Args>
+MSF_HOST_DEVICE C coefficient_of(const Args& args, double dt, int k) {
+  return static_cast<C>(dt * args.weights[k]);
+}
+
+// The sum takes the slopes in their order and the state last.
+template <typename C>
+MSF_HOST_DEVICE C with_slope(C sum, C coefficient, C slope) {
+  return multiply_add(coefficient, slope, sum);
+}
+
+template <typename C>
+MSF_HOST_DEVICE C with_state(C sum, C state) {
+  return sum + state;
+}
+
 }  // namespace msf

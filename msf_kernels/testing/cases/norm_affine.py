@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_kernels.moments import map_moments
+from msf_kernels.partial_moments import map_moments
 from msf_kernels.testing.case import InputDraw, OperatorCase
 
 

@@ -55,9 +55,23 @@ def test_a_launch_uses_the_first_configuration_and_skips_an_empty_grid():
             return lambda **arguments: launched.append((grid, arguments["BLOCK"], arguments["x"]))
 
     configs = (KernelConfig({"BLOCK": 4}), KernelConfig({"BLOCK": 8}))
-    launch(Kernel(), configs, lambda blocks: (blocks["BLOCK"], 2), tuning_key=1, x=7)
-    launch(Kernel(), configs, lambda blocks: (0,), tuning_key=1, x=7)
+    launch(Kernel(), configs, lambda blocks: (blocks["BLOCK"], 2), configuration_key=1, x=7)
+    launch(Kernel(), configs, lambda blocks: (0,), configuration_key=1, x=7)
     assert launched == [((4, 2), 4, 7)]
+
+
+@pytest.mark.interpreter
+def test_all_configurations_are_tried_by_either_name_of_the_variable(monkeypatch):
+    from msf_kernels._triton import launch
+
+    monkeypatch.setattr(launch, "is_interpreting", lambda: False)
+    assert not launch._tries_all()
+    monkeypatch.setenv("MSF_KERNELS_TUNE", "1")
+    with pytest.warns(DeprecationWarning, match="MSF_KERNELS_TUNE is now MSF_KERNELS_TRY_CONFIGURATIONS"):
+        assert launch._tries_all()
+    monkeypatch.delenv("MSF_KERNELS_TUNE")
+    monkeypatch.setenv("MSF_KERNELS_TRY_CONFIGURATIONS", "1")
+    assert launch._tries_all()
 
 
 @pytest.mark.slow
@@ -75,6 +89,7 @@ def test_every_kernel_compiles_for_three_architectures_without_a_gpu(run_fresh, 
     assert f"_{operator}_fwd_kernel" in printed.split()
 
 
+@pytest.mark.slow
 def test_configurations_are_few_and_named_apart(run_fresh):
     pytest.importorskip("triton", reason="triton is not installed")
     run_fresh(

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from msf_kernels import conv3x3, norm_affine, pack_weight
+from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._choice import UNMEASURED_ORDER, auto_order
 from msf_kernels.conv3x3._measured import TABLE
 
@@ -114,6 +115,10 @@ def test_calls_are_traced_into_one_graph(backend):
         torch.testing.assert_close(compiled(x, weight, vector, upsample), branch(x, weight, vector, upsample))
 
 
+def order_of(*arguments, **options):
+    return auto_order(ConvCall(*arguments, **options))
+
+
 ROW = {
     "dtype": "bfloat16",
     "in_channels": 256,
@@ -152,16 +157,16 @@ def test_the_shipped_tables_are_valid():
 def test_measurements_decide_and_the_batch_has_no_say(gpu_with):
     gpu_with()
     norm = {"norm_scale": object()}
-    assert auto_order(*on_gpu(), None, **norm) == UNMEASURED_ORDER
+    assert order_of(*on_gpu(), None, **norm) == UNMEASURED_ORDER
     gpu_with(ROW, ROW | {"n_pixels": 1024, "microseconds": {"aten": 3.0, "triton": 4.0}})
-    assert auto_order(*on_gpu(), None, **norm) == ("triton", "aten", "reference")
-    assert auto_order(*on_gpu(n=4096), None, **norm) == ("triton", "aten", "reference")
-    assert auto_order(*on_gpu(side=32), None, **norm) == ("aten", "triton", "reference")
-    assert auto_order(*on_gpu(side=4), None, **norm)[0] == "triton"
-    for other in (auto_order(*on_gpu(), None), auto_order(*on_gpu(channels=128), None, **norm)):
+    assert order_of(*on_gpu(), None, **norm) == ("triton", "aten", "reference")
+    assert order_of(*on_gpu(n=4096), None, **norm) == ("triton", "aten", "reference")
+    assert order_of(*on_gpu(side=32), None, **norm) == ("aten", "triton", "reference")
+    assert order_of(*on_gpu(side=4), None, **norm)[0] == "triton"
+    for other in (order_of(*on_gpu(), None), order_of(*on_gpu(channels=128), None, **norm)):
         assert other == UNMEASURED_ORDER
     skip = SimpleNamespace(shape=(8, 128, 16, 16))
-    assert auto_order(*on_gpu(channels=128), None, skip=skip, **norm)[0] == "triton"
+    assert order_of(*on_gpu(channels=128), None, skip=skip, **norm)[0] == "triton"
 
 
 def test_rows_of_one_gpu_are_replaced_and_others_kept():

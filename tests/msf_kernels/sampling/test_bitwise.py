@@ -7,13 +7,22 @@ from torch import Tensor
 from msf.config import UNetConfig
 from msf.network.unet import UNet
 from msf_kernels import class_distance
-from msf_kernels.sampling import FlowTrajectory, Mean, MeanEntropy, Moments, SamplingResult, SettledVote, Votes, draw
+from msf_kernels.sampling import (
+    FlowTrajectory,
+    Mean,
+    MeanEntropy,
+    MeanVariance,
+    SamplingResult,
+    SettledVote,
+    Votes,
+    draw,
+)
 from msf_kernels.solvers import HEUN, uniform_grid
 
 SIZE, CHANNELS = 8, 3
 CODES = torch.tensor([[-1.0, -1.0, -1.0], [1.0, -1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, 1.0, -1.0]])
 STATISTICS = {
-    "distance": Moments("distance"),
+    "distance": MeanVariance("distance"),
     "votes": Votes("distance"),
     "probability": Mean("probability"),
     "entropy": MeanEntropy("probability"),
@@ -82,6 +91,7 @@ def test_inputs_have_the_same_bits_in_a_batch_of_seven_as_among_a_thousand(traje
     assert_same_bits(run(trajectory, images[rows], rows), among_many, rows)
 
 
+@pytest.mark.slow
 def test_micro_batches_in_any_order_give_the_same_bits(trajectory, images, among_many):
     n_batches = -(-N_MANY * N_SAMPLES // MICRO_BATCH)
     order = torch.randperm(n_batches, generator=torch.Generator().manual_seed(2)).tolist()
@@ -95,6 +105,7 @@ def test_the_first_samples_of_a_long_draw_are_the_samples_of_a_short_one(traject
         assert torch.equal(short.samples[name], long.samples[name][:, :64])
 
 
+@pytest.mark.slow
 def test_a_stopping_rule_decides_on_the_same_bits_whatever_else_is_drawn(trajectory, images):
     stop = SettledVote(alpha=0.5, first=4)
     together = run(trajectory, images[:20], torch.arange(20), n_samples=64, stop=stop)

@@ -7,7 +7,7 @@ from torch import Tensor
 import msf_kernels.sampling.engine
 import msf_kernels.sampling.flow
 from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal
-from msf_kernels.sampling import Mean, MeanEntropy, Moments, SettledVote, Votes, draw, sample_flow
+from msf_kernels.sampling import Mean, MeanEntropy, MeanVariance, SettledVote, Votes, draw, sample_flow
 from msf_kernels.solvers import HEUN, uniform_grid
 
 
@@ -61,7 +61,7 @@ def test_default_statistics_are_the_moments_of_floating_readouts(micro_batch, n_
 
 
 def test_statistics_have_the_callers_names_and_may_share_a_readout():
-    statistics = {"average": Mean("d"), "spread": Moments("d"), "votes": Votes("d")}
+    statistics = {"average": Mean("d"), "spread": MeanVariance("d"), "votes": Votes("d")}
     result = draw(lambda x, noise: {"d": x + noise}, torch.zeros(2, 3), 10, (3,), statistics=statistics)
     assert {name: set(values) for name, values in result.statistics.items()} == {
         "average": {"mean"},
@@ -131,7 +131,7 @@ def meta_trajectory(x, noise):
 def test_no_value_is_read_back_from_the_device():
     # Tensors on the meta device have no values: reading one raises.
     statistics = {
-        "distance": Moments("distance"),
+        "distance": MeanVariance("distance"),
         "votes": Votes(),
         "probability": Mean("probability"),
         "entropy": MeanEntropy(),

@@ -4,7 +4,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from msf_kernels.sampling import Mean, MeanEntropy, Moments, Votes
+from msf_kernels import sampling
+from msf_kernels.sampling import Mean, MeanEntropy, MeanVariance, Votes
 from msf_kernels.sampling.statistics import tree_sum
 
 
@@ -27,7 +28,7 @@ def normal(*shape, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("lengths", [(150,), (64, 64, 22), (1,) * 150, (8, 2, 140)])
 def test_moments_are_mean_and_variance_however_samples_come_in_blocks(dtype, lengths):
     values = normal(3, 150, 5, dtype=dtype)
-    result = feed(Moments(), values, lengths)
+    result = feed(MeanVariance(), values, lengths)
     torch.testing.assert_close(result["mean"], values.double().mean(1), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(result["variance"], values.double().var(1), rtol=1e-12, atol=0)
 
@@ -38,20 +39,22 @@ def test_the_variance_survives_a_mean_that_is_far_larger():
     mean = sum(exact) / 64
     expected = sum((x - mean) ** 2 for x in exact) / 63
     values = torch.tensor([[float(x) for x in exact]], dtype=torch.float64)
-    result = feed(Moments(), values, (64,))
+    result = feed(MeanVariance(), values, (64,))
     assert float(result["variance"]) == pytest.approx(float(expected), rel=1e-12)
-    result = feed(Moments(), values, (8, 56))
+    result = feed(MeanVariance(), values, (8, 56))
     assert float(result["variance"]) == pytest.approx(float(expected), rel=1e-7)
 
 
 def test_the_correction_chooses_between_unbiased_and_plain_variance():
     values = normal(2, 10)
-    torch.testing.assert_close(feed(Moments(correction=0), values, (10,))["variance"], values.double().var(1, False))
+    torch.testing.assert_close(
+        feed(MeanVariance(correction=0), values, (10,))["variance"], values.double().var(1, False)
+    )
 
 
 def test_the_variance_of_one_sample_is_nan_when_it_shall_be_unbiased():
-    assert feed(Moments(), normal(2, 1), (1,))["variance"].isnan().all()
-    assert (feed(Moments(correction=0), normal(2, 1), (1,))["variance"] == 0).all()
+    assert feed(MeanVariance(), normal(2, 1), (1,))["variance"].isnan().all()
+    assert (feed(MeanVariance(correction=0), normal(2, 1), (1,))["variance"] == 0).all()
 
 
 def test_mean_is_the_mean():
@@ -86,7 +89,7 @@ def test_votes_count_the_largest_score_or_the_given_label():
     assert feed(Votes(rule="label", n_classes=4), label, (3,))["count"].tolist() == [[1, 0, 2, 0], [0, 3, 0, 0]]
 
 
-@pytest.mark.parametrize("statistic", [Moments(), Mean(), MeanEntropy(), Votes()])
+@pytest.mark.parametrize("statistic", [MeanVariance(), Mean(), MeanEntropy(), Votes()])
 def test_bits_do_not_depend_on_the_other_inputs_of_an_update(statistic):
     # Odd sizes: vector instructions leave remainders, whose rounding must not differ.
     values = torch.softmax(normal(37, 150, 7), 2)
@@ -104,7 +107,7 @@ def test_tree_sums_are_sums(length):
 
 
 def test_means_of_whole_numbers_are_refused():
-    for statistic in (Mean(), Moments()):
+    for statistic in (Mean(), MeanVariance()):
         with pytest.raises(TypeError, match="floating-point readout; got torch.int64"):
             statistic.start(2, torch.zeros(4, dtype=torch.int64))
 
@@ -114,3 +117,8 @@ def test_votes_refuse_a_readout_of_the_wrong_shape():
         Votes().start(2, torch.zeros(4))
     with pytest.raises(ValueError, match=r"must be \[B\] for votes by label; got \[4, 2\]"):
         Votes(rule="label", n_classes=2).start(2, torch.zeros(4, 2))
+
+
+def test_the_old_name_of_mean_and_variance_warns():
+    with pytest.warns(DeprecationWarning, match="Moments is now MeanVariance"):
+        assert sampling.Moments is MeanVariance

@@ -10,16 +10,14 @@ from msf_kernels.solvers import (
     EULER,
     FEHLBERG2,
     HEUN,
-    HEUN3,
-    HEUN_EULER,
     MIDPOINT,
     RK4,
-    RK4_38,
     Tableau,
     get_tableau,
 )
+from msf_kernels.solvers.tableau import _BUILT_IN
 
-ALL = [EULER, MIDPOINT, HEUN, HEUN3, RK4, RK4_38, HEUN_EULER, FEHLBERG2, BOSH3, DOPRI5]
+ALL = list(_BUILT_IN.values())
 
 
 @pytest.mark.parametrize("tableau", ALL, ids=lambda t: t.name)

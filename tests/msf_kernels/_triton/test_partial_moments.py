@@ -1,9 +1,12 @@
 """Moments of a map in Triton's interpreter against those in plain PyTorch; the launcher is tested on its own."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 
-from msf_kernels.moments import CHUNK_PIXELS, empty_moments, map_moments, n_chunks_of
+from msf_kernels.partial_moments import CHUNK_PIXELS, empty_moments, map_moments, n_chunks_of
 from msf_kernels.testing import poison_empty
 
 
@@ -15,7 +18,7 @@ def seeded(*shape, seed=0, mean=0.0):
 @pytest.mark.parametrize(("channels", "bundle"), [(8, 4), (70, 2), (35, 1), (64, 32)])
 @pytest.mark.parametrize("size", [(4, 4), (9, 13), (16, 8)])
 def test_the_kernel_leaves_the_moments_of_every_chunk_and_bundle(channels, bundle, size):
-    from msf_kernels._triton.moments import launch_map_moments
+    from msf_kernels._triton.partial_moments import launch_map_moments
 
     x = seeded(2, channels, *size, mean=3.0)
     for feature_map in (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3)):
@@ -52,3 +55,9 @@ def test_room_for_moments_has_their_shape(upsample, size):
     )
     assert made.shape[1] <= 4 * (size[0] * size[1] // CHUNK_PIXELS + 1)
     assert empty_moments(x, 0).numel() == 0
+
+
+def test_the_old_name_of_the_module_warns(monkeypatch):
+    monkeypatch.delitem(sys.modules, "msf_kernels.moments", raising=False)
+    with pytest.warns(DeprecationWarning, match="msf_kernels.moments is now msf_kernels.partial_moments"):
+        assert importlib.import_module("msf_kernels.moments").map_moments is map_moments

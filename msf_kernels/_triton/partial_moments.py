@@ -5,8 +5,8 @@
     rstd = 1 / sqrt(var + eps);   norm_scale = weight rstd (1 + scale)
     norm_shift = (bias - mean weight rstd) (1 + scale) + shift
 
-The moments of a part i are count, mean and squared deviation M (Chan et al., 1979), as `msf_kernels.moments` lays them
-out.
+The moments of a part i are count, mean and squared deviation M (Chan et al., 1979), laid out as
+`msf_kernels.partial_moments` says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
 from msf_kernels._triton.rows import dense, row_stride
-from msf_kernels.moments import CHUNK_PIXELS, empty_moments
+from msf_kernels.partial_moments import CHUNK_PIXELS, empty_moments
 
 _BLOCK_CHANNELS = 64
 
