@@ -88,9 +88,9 @@ def captured(call: Callable[[], Tensor], device: torch.device) -> Callable[[], T
 
 def _ours(n: int) -> Build:
     def build(context: Context) -> Subject:
-        from msf.network.inference import compile_velocity
+        from msf.network.inference import inference_form
 
-        field = compile_velocity(make_network(context), (1.0,), dtype=torch.bfloat16)
+        field = inference_form(make_network(context), (1.0,), dtype=torch.bfloat16)
         z = make_state(context, n)
         return Subject(captured(lambda: field(z, 1.0), context.device), note="bf16, one CUDA graph")
 

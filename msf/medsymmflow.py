@@ -27,10 +27,11 @@ from msf.files.tensors import require_matching_tensors
 from msf.flow.classify import classify
 from msf.flow.generate import generate
 from msf.flow.joint_space import JointSpace
-from msf.flow.solver import FlowSolver, Time
+from msf.flow.solver import FlowSolver
 from msf.judge.uncertainty import Decision, Prediction
-from msf.network.inference import LatestVelocity
+from msf.network.inference import KeptForm
 from msf.network.unet import UNet
+from msf.network.velocity import Time
 from msf_kernels.sampling import StopRule
 from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
 
@@ -84,7 +85,7 @@ class MedSymmFlow:
         n_times = 2 if self.has_independent_times else 1
         self.network = network or UNet(experiment.network, channels, channels, n_times=n_times)
         self.official_report: OfficialReport | None = None
-        self._fast_network = LatestVelocity()
+        self._fast_network = KeptForm()
 
     @classmethod
     def from_pretrained(
@@ -270,6 +271,14 @@ class MedSymmFlow:
         self.network.to(device=device, dtype=dtype)
         self.autoencoder.to(device)
         return self
+
+    def refresh(self) -> None:
+        """Have the next prediction make the network's inference form anew.
+
+        Predictions notice every change of the network by themselves; this frees the memory of the form and of the copy
+        of the weights beside it, and has the reason logged again why a network has no such form.
+        """
+        self._fast_network.refresh()
 
     def velocity_field(self, z: JointState, t: Time) -> JointState:
         """Return the velocity of the joint state: what the solvers integrate.

@@ -20,8 +20,8 @@ SURFACE = {
     },
 }  # fmt: skip
 OPERATORS = {
-    "attention_block", "class_distance", "conv3x3", "group_norm_silu", "norm_affine", "philox_normal", "rk_combine",
-    "spatial_attention", "symmetric_path",
+    "attention_block", "class_distance", "conv3x3", "group_norm_silu", "norm_affine", "philox_normal",
+    "prepared_convolution", "rk_combine", "spatial_attention", "symmetric_path",
 }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ ORDER = {
     "msf_kernels": (
         "errors", "shapes", "distinct", "memory_format", "moments", "_tracing", "_measured", "checks", "backend",
         "_ext", "_triton", "philox_normal", "rk_combine", "symmetric_path", "class_distance", "group_norm_silu",
-        "spatial_attention", "conv3x3", "attention_block", "__init__", "fp8", "solvers", "sampling", "environment",
-        "testing", "selftest", "tune", "_aot", "aot",
+        "spatial_attention", "conv3x3", "attention_block", "prepared", "__init__", "fp8", "solvers", "sampling",
+        "environment", "testing", "selftest", "tune", "_aot", "aot",
     ),
     "benchmarks": (
         "__init__", "rows", "timing", "context", "agreement", "figures", "peers", "energy", "limits", "registry",

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
+from msf.network.inference.convolution import Convolution, choose_conv_backend, subpixel_weight
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
 from msf.config import UNetConfig
 from msf.network.inference import ALL_REWRITES, Rewrite, compile_velocity
-from msf.network.inference.convolution import Convolution, choose_conv_backend, subpixel_weight
 from msf.network.unet import UNet
 from msf_kernels.testing import assert_within_budget
 from tests.msf.tiny_unet import VARIANTS, state, tiny, with_random_weights

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
-from typing import cast
+from numbers import Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from msf.network.inference.convolution import ConvBackend, Convolution, choose_conv_backend
 from msf.network.inference.layers import Attention, FoldedTime, Output, Plan, Resampling, ResidualBlock
 from msf.network.inference.rewrites import ALL_REWRITES, Rewrite, check_rewrites
+from msf.network.inference.structure import reason_against
 from msf.network.layers import AttentionBlock, Downsample, ResBlock, Stage, Upsample
 from msf.network.unet import UNet
+from msf.network.velocity import Times, Velocity
 from msf_kernels import use_backend
-from msf_kernels.shapes import FeatureMap, JointState, TimeBatch
-
-Times = float | tuple[float, float] | TimeBatch
-"""One time for both streams, or one per stream; a tensor must hold one value, or one pair, for the whole batch."""
+from msf_kernels.shapes import JointState
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Folded times that are kept; one costs a few kilobytes per residual block. An adaptive solver asks for ever new ones.
@@ -29,34 +29,25 @@ _Layer = ResidualBlock | Attention | Resampling
 _TimeKey = tuple[float, ...]
 
 
-class CompiledVelocity:
-    """A velocity field v(z, t) for samples that share their time; `compile_velocity` makes it.
+class InferenceForm(Velocity):
+    """A velocity field v(z, t) for samples that share their time; `inference_form` makes it.
 
-    The weights of the network must not change while it is in use: make a new one then. It has no gradients.
+    It holds copies: later changes of the network do not reach it. It has no gradients.
 
     Attributes:
         dtype: Dtype of the arithmetic and of the result.
         device: Where it runs.
         rewrites: The rewrites that apply.
-        times: Evaluation times that are folded already, as tuples of one time or two.
     """
 
-    def __init__(
-        self,
-        network: UNet,
-        *,
-        dtype: torch.dtype,
-        backend: str,
-        rewrites: frozenset[Rewrite],
-        conv_backend: ConvBackend,
-    ) -> None:
+    def __init__(self, network: UNet, *, dtype: torch.dtype, backend: str, rewrites: frozenset[Rewrite]) -> None:
         """Build the layers; no time is folded yet."""
-        self._network = network
+        self._time = _without_stages(network)
         self.dtype = dtype
         self.device = network.out.conv.weight.device
         self.rewrites = rewrites
         self._backend = backend
-        self._plan = plan = Plan(dtype, rewrites, conv_backend)
+        self._plan = plan = Plan(dtype, rewrites, self.device)
         self._is_channels_last = plan.has(Rewrite.CHANNELS_LAST)
         self._times: dict[_TimeKey, list[FoldedTime]] = {}
         self._residual_blocks: list[ResidualBlock] = []
@@ -64,10 +55,9 @@ class CompiledVelocity:
         input_stages, output_stages = (
             cast(list[Stage], list(stages)) for stages in (network.input_blocks, network.output_blocks)
         )
-        self._input_conv = cast(nn.Conv2d, input_stages[0][0])
-        self._first = plan.convolution(self._input_conv)
-        self._first_parts: dict[int, tuple[Convolution, Convolution]] = {}
-        skip_channels = [self._input_conv.out_channels]
+        first = cast(nn.Conv2d, input_stages[0][0])
+        self._first = plan.convolution(first)
+        skip_channels = [first.out_channels]
         self._input_stages = []
         for stage in input_stages[1:]:
             self._input_stages.append(self._stage(stage))
@@ -89,7 +79,9 @@ class CompiledVelocity:
             elif isinstance(layer, (Downsample, Upsample)):
                 layers.append(Resampling(layer, self._plan))
             else:
-                raise TypeError(f"network must be made of the layers of msf.network.layers; got {type(layer).__name__}")
+                raise TypeError(
+                    f"network must be made of layers that have an inference form; got {type(layer).__name__}"
+                )
         return layers
 
     @property
@@ -111,39 +103,14 @@ class CompiledVelocity:
             self._folded(self._key(t))
 
     @torch.no_grad()
-    def image_features(self, image: FeatureMap) -> FeatureMap:
-        """Return the first convolution of the channels that several samples share, for `image_features=` of a call.
-
-        Args:
-            image: The first C channels of the state; [P, C, H, W], float.
-
-        Returns:
-            [P, base_channels, H, W]; the picture itself where that rewrite was left out.
-
-        Raises:
-            ValueError: As many channels as the state, or more.
-        """
-        shared, _ = self._first_split(image.shape[1])
-        return shared(self._as_input(image)) if self._plan.has(Rewrite.SHARED_FIRST_LAYER) else self._as_input(image)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        z: JointState,
-        t: Times,
-        *,
-        channels: slice | None = None,
-        image_features: FeatureMap | None = None,
-    ) -> JointState:
+    def __call__(self, z: JointState, t: Times, *, channels: slice | None = None) -> JointState:
         """Return the velocity at the state z and the time t.
 
         Args:
-            z: [N, in_channels, H, W], H and W multiples of 2^(levels - 1), float. With `image_features`: only the
-                channels that are not in it, the last ones.
+            z: [N, in_channels, H, W], H and W multiples of 2^(levels - 1), float.
             t: One time for the whole batch, a number (or a tensor with one value, which costs a synchronisation on a
-                GPU); with a network that takes two times also a pair (t_image, t_semantic).
+                GPU); with a network that takes two times also a pair (t_image, t_semantic), or a tensor [1, 2].
             channels: Which channels of the velocity are wanted; default: all.
-            image_features: What `image_features` returned for the picture of each item; [N, base_channels, H, W].
 
         Returns:
             [N, out_channels, H, W], or the wanted channels of it, in `dtype`.
@@ -154,13 +121,12 @@ class CompiledVelocity:
         """
         # `auto` would hide what the environment or the caller has chosen.
         with nullcontext() if self._backend == "auto" else use_backend(self._backend):
-            return self._evaluate(z, self._folded(self._key(t)), channels, image_features)
+            return self._evaluate(z, self._folded(self._key(t)), channels)
 
-    def _evaluate(
-        self, z: Tensor, folded: list[FoldedTime], channels: slice | None, image_features: Tensor | None
-    ) -> Tensor:
+    def _evaluate(self, z: Tensor, folded: list[FoldedTime], channels: slice | None) -> Tensor:
         times = iter(folded)
-        h = self._first_layer(z, image_features)
+        self._time.check_state(z)
+        h = self._first(self._as_input(z))
         skips = [h]
         for stage in self._input_stages:
             h = _run(stage, h, None, times)
@@ -170,60 +136,17 @@ class CompiledVelocity:
             h = _run(stage, h, skips.pop(), times)
         return self._output(h, channels)
 
-    def _first_layer(self, z: Tensor, image_features: Tensor | None) -> Tensor:
-        if image_features is None:
-            self._network.check_state(z)
-            return self._first(self._as_input(z))
-        self._check_shared(z, image_features)
-        if not self._plan.has(Rewrite.SHARED_FIRST_LAYER):
-            return self._first_layer(torch.cat([image_features, z.to(self.dtype)], dim=1), None)
-        _, own = self._first_split(self._network.in_channels - z.shape[1])
-        return own(self._as_input(z), residual=image_features)
-
-    def _check_shared(self, z: Tensor, image_features: Tensor) -> None:
-        is_shared = self._plan.has(Rewrite.SHARED_FIRST_LAYER)
-        n_state = self._network.in_channels
-        self._network.check_state(z, range(1, n_state) if is_shared else (n_state - image_features.shape[1],))
-        channels = self._input_conv.out_channels if is_shared else image_features.shape[1]
-        wanted = (z.shape[0], channels, *z.shape[2:])
-        if tuple(image_features.shape) != wanted or image_features.dtype != self.dtype:
-            raise ValueError(
-                f"image_features must be {list(wanted)} in {self.dtype}; "
-                f"got {list(image_features.shape)} in {image_features.dtype}"
-            )
-
-    def _first_split(self, n_shared: int) -> tuple[Convolution, Convolution]:
-        if not 0 < n_shared < self._network.in_channels:
-            raise ValueError(
-                f"image must have fewer channels than the state, {self._network.in_channels}, and at least one; "
-                f"got {n_shared}"
-            )
-        if n_shared not in self._first_parts:
-            weight, bias = self._input_conv.weight, self._input_conv.bias
-            self._first_parts[n_shared] = (
-                self._plan.weights(weight[:, :n_shared], bias, padding=1),
-                self._plan.weights(weight[:, n_shared:], None, padding=1),
-            )
-        return self._first_parts[n_shared]
-
     def _as_input(self, z: Tensor) -> Tensor:
         memory_format = torch.channels_last if self._is_channels_last else torch.contiguous_format
         return z.to(self.dtype).contiguous(memory_format=memory_format)
 
     def _key(self, t: Times) -> _TimeKey:
-        if isinstance(t, Tensor):
-            if t.numel() not in (1, self._network.n_times) or (t.ndim > 0 and t.shape[0] != 1):
-                raise ValueError(f"t must be one time for the whole batch; got a tensor {list(t.shape)}")
-            values = tuple(float(value) for value in t.flatten().tolist())
-        else:
-            numbers = t if isinstance(t, tuple) else (t,)
-            if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
-                raise TypeError(f"t must be a number, a pair of numbers or a tensor; got {t!r}")
-            values = tuple(float(value) for value in numbers)
-        if len(values) not in (1, self._network.n_times) or not all(map(math.isfinite, values)):
-            pair = " or a pair of them" if self._network.n_times == 2 else ""
+        n_times = self._time.n_times
+        values = tuple(value for one in (t if isinstance(t, tuple) else (t,)) for value in _values(one))
+        if len(values) not in (1, n_times) or not all(map(math.isfinite, values)):
+            pair = " or a pair of them" if n_times == 2 else ""
             raise ValueError(f"t must be a finite number{pair}; got {t!r}")
-        return values if len(values) == self._network.n_times else values * self._network.n_times
+        return values if len(values) == n_times else values * n_times
 
     def _folded(self, key: _TimeKey) -> list[FoldedTime]:
         if not self._plan.has(Rewrite.FOLDED_TIME):
@@ -236,24 +159,25 @@ class CompiledVelocity:
 
     def _fold(self, key: _TimeKey) -> list[FoldedTime]:
         t = torch.tensor([key], dtype=torch.float64, device=self.device)  # [1, n_times]
-        embedding = self._network.embed_time(t if len(key) == 2 else t[0], 1)
+        embedding = self._time.embed_time(t if len(key) == 2 else t[0], 1)
         return [block.fold(embedding) for block in self._residual_blocks]
 
 
-def compile_velocity(
+def inference_form(
     network: nn.Module,
     time_grid: Iterable[Times] = (),
     *,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
     rewrites: Collection[Rewrite | str] = ALL_REWRITES,
-) -> CompiledVelocity:
+) -> InferenceForm:
     """Derive a faster form of a velocity network for samples that share their time.
 
-    The result computes the network's own function up to rounding; `Rewrite` lists what was changed. Dropout is off.
+    The result computes the network's own function up to rounding; `Rewrite` lists what was changed. It is a copy.
 
     Args:
-        network: A `msf.network.unet.UNet`; where it runs is where its weights are. They must not change afterwards.
+        network: A `msf.network.unet.UNet`, as its configuration builds it, with any numbers in its parameters; where it
+            runs is where its weights are.
         time_grid: Times at which the velocity will be asked for, such as the nodes of a solver; other times are folded
             when they first occur.
         dtype: Dtype of weights and maps: float32, bfloat16, float16 or float64; default: that of the network. Norms and
@@ -266,33 +190,62 @@ def compile_velocity(
 
     Raises:
         TypeError: `network` is not a `UNet`, or `dtype` is none of those above.
-        ValueError: An unknown rewrite or backend, or a time that is not finite or not shared.
+        ValueError: A network whose function the form would not compute: with hooks, patched methods, parametrisations,
+            buffers, other layers or other settings than its configuration builds, or dropout at work; an unknown
+            rewrite or backend; or a time that is not finite or not shared.
 
     Example:
-        >>> velocity = compile_velocity(flow.network, (1.0,), dtype=torch.bfloat16)
+        >>> velocity = inference_form(flow.network, (1.0,), dtype=torch.bfloat16)
         >>> velocity(z, 1.0).shape == z.shape
         True
     """
     if not isinstance(network, UNet):
         raise TypeError(f"network must be a msf.network.unet.UNet; got {type(network).__name__}")
+    dropping = [name for name, layer in network.named_modules() if type(layer) is nn.Dropout and layer.training]
+    reason = reason_against(network)
+    if reason is None and dropping and network.config.dropout > 0:
+        reason = f"{dropping[0]} drops values in training mode; call network.eval() first"
+    if reason is not None:
+        raise ValueError(f"network must be as its configuration builds it, or be called itself; got: {reason}")
+    form = build_form(network, dtype=dtype, backend=backend, rewrites=rewrites)
+    form.prepare(time_grid)
+    return form
+
+
+@torch.no_grad()
+def build_form(
+    network: UNet,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    rewrites: Collection[Rewrite | str] = ALL_REWRITES,
+) -> InferenceForm:
+    """Return the inference form of a network that has one, as `reason_against` tells; see `inference_form`."""
     dtype = network.out.conv.weight.dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype}")
     with use_backend(backend):  # an unknown name is refused here
         pass
-    applied = check_rewrites(rewrites)
-    conv_backend = choose_conv_backend(network.out.conv.weight.device, dtype)
-    if conv_backend == "packed" and Rewrite.PACKED_WEIGHTS not in applied:
-        conv_backend = "plain"
-    compiled = CompiledVelocity(
-        network,
-        dtype=dtype,
-        backend=backend,
-        rewrites=applied,
-        conv_backend=conv_backend,
-    )
-    compiled.prepare(time_grid)
-    return compiled
+    return InferenceForm(network, dtype=dtype, backend=backend, rewrites=check_rewrites(rewrites))
+
+
+def _without_stages(network: UNet) -> UNet:
+    """Return a copy of what turns a time into its embedding and checks a state; the layers are not in it."""
+    light = copy.copy(network)
+    names = ("time_embed", "time_embed_semantic", "out")  # the last tells dtype and device
+    light._modules = {name: copy.deepcopy(layer) for name, layer in network.named_children() if name in names}
+    return light.requires_grad_(False)
+
+
+def _values(t: Any) -> list[float]:
+    """Return what a time holds for the whole batch: one number, or a pair from a tensor [1, 2]."""
+    if isinstance(t, Tensor):
+        if t.ndim > 0 and t.shape[0] != 1:
+            raise ValueError(f"t must be one time for the whole batch; got a tensor {list(t.shape)}")
+        return [float(value) for value in t.flatten().tolist()]
+    if isinstance(t, bool) or not isinstance(t, Real):
+        raise TypeError(f"t must be a number, a pair of numbers or a tensor; got {t!r}")
+    return [float(t)]
 
 
 def _run(stage: list[_Layer], h: Tensor, skip: Tensor | None, times: Iterable[FoldedTime]) -> Tensor:
