@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from msf_kernels.prepared._fixed import FixedConvolution
-from msf_kernels.prepared._subpixel import subpixel_weight
+from msf_kernels.prepared._subpixel import transposed_weight
 
 
 class AtenForm:
@@ -15,8 +15,8 @@ class AtenForm:
     def __init__(self, convolution: FixedConvolution, _x: Tensor) -> None:
         """Lay the weights out."""
         self._convolution = convolution.without_weights()
-        weight = subpixel_weight(convolution.weight) if convolution.upsample else convolution.weight
-        self._weight = weight.to(convolution.dtype).contiguous(memory_format=convolution.memory_format)
+        weight = transposed_weight(convolution) if convolution.upsample else convolution.weight.to(convolution.dtype)
+        self._weight = weight.contiguous(memory_format=convolution.memory_format)
 
     def __call__(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, consume_residual: bool) -> Tensor:
         """Return the convolution; [N, C, H, W] -> [N, K, H', W']."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 from msf_kernels.prepared._fixed import FixedConvolution
-from msf_kernels.prepared._subpixel import subpixel_weight
+from msf_kernels.prepared._subpixel import transposed_weight
 
 
 class OnednnForm:
@@ -32,7 +32,7 @@ class OnednnForm:
         self._padding, self._stride = [convolution.padding] * 2, [stride, stride]
         form, size = [self._stride, [1, 1], 1], list(x.shape)
         if self._transposed:
-            weight = subpixel_weight(convolution.weight).to(convolution.dtype)
+            weight = transposed_weight(convolution)
             pack = torch.ops.mkldnn._reorder_convolution_transpose_weight
             self._weight: Tensor = pack(weight, self._padding, [0, 0], *form, size)
         else:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from msf_kernels.conv3x3 import pack_weight
+from msf_kernels.prepared._fixed import FixedConvolution
+
+
+def transposed_weight(convolution: FixedConvolution) -> Tensor:
+    """Return `subpixel_weight` in the dtype of the maps, rounded once."""
+    wide = torch.promote_types(convolution.weight.dtype, convolution.dtype)
+    return subpixel_weight(convolution.weight.to(wide)).to(convolution.dtype)
 
 
 def subpixel_weight(weight: Tensor) -> Tensor:

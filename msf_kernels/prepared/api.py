@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
@@ -48,6 +49,7 @@ class PreparedConvolution:
         bias: Bias of calls that bring none; [K] in the dtype of the maps, or None.
         dtype: Dtype of maps and results.
         in_channels: Channels C of a map.
+        out_channels: Channels K of a result.
         n_weights: Elements of the weights as the convolution of the small map has them: 16 per pair of channels where
             the map is doubled.
         backend: Name of the backend that serves it; None before the first map.
@@ -59,9 +61,9 @@ class PreparedConvolution:
         self.dtype = convolution.dtype
         self.stride = convolution.stride
         self.upsample = convolution.upsample
-        n_out, self.in_channels, size, _ = convolution.weight.shape
+        self.out_channels, self.in_channels, size, _ = convolution.weight.shape
         self.n_taps = 16 if convolution.upsample else size * size
-        self.n_weights = n_out * self.in_channels * self.n_taps
+        self.n_weights = self.out_channels * self.in_channels * self.n_taps
         self.backend: str | None = None
         self._wanted = backend
         self._convolution = convolution
@@ -91,11 +93,14 @@ class PreparedConvolution:
         """
         if x.dtype != self.dtype or x.dim() != 4 or x.shape[1] != self.in_channels:
             self._refuse(x)
-        if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
+        if _is_differentiated(x) or (residual is not None and _is_differentiated(residual)):
             raise NotImplementedError(
-                "prepared_convolution has no gradient; call it under torch.no_grad(), or use "
-                "torch.nn.functional.conv2d where a gradient is wanted"
+                "prepared_convolution has no gradient and no derivative; call it under torch.no_grad(), or use "
+                "torch.nn.functional.conv2d where one is wanted"
             )
+        if bias is not None and (bias.dtype != self.dtype or bias.shape != (self.out_channels,)):
+            require_same_dtype("bias", bias, "x", x)
+            require_shape("bias", bias, "[K]", (self.out_channels,))
         if residual is not None and (residual.dtype != self.dtype or residual.shape != self._convolution.out_shape(x)):
             require_same_dtype("residual", residual, "x", x)
             require_shape("residual", residual, "[N, K, H', W']", self._convolution.out_shape(x))
@@ -116,6 +121,11 @@ class PreparedConvolution:
     def _refuse(self, x: Tensor) -> None:
         require_tensor("x", x, "[N, C, H, W]", (self.dtype,))
         require_shape("x", x, "[N, C, H, W]", (x.shape[0], self.in_channels, *x.shape[2:]))
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    tangent: Tensor | None = unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+    return tangent is not None or (x.requires_grad and torch.is_grad_enabled())
 
 
 def prepared_convolution(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from msf.network.inference.form import InferenceForm, build_form
-from msf.network.inference.structure import reason_against
+from msf.network.inference.structure import examine
 from msf.network.unet import UNet
 from msf.network.velocity import PlainVelocity, Velocity
 from msf_kernels.backend import forced_backend
@@ -29,7 +28,7 @@ class KeptForm:
 
     def __init__(self) -> None:
         """Start with nothing."""
-        self._made: tuple[str, dict[str, Tensor], InferenceForm] | None = None
+        self._made: tuple[str, _Copy, InferenceForm] | None = None
         self._told: str | None = None
 
     def of(self, network: nn.Module) -> Velocity:
@@ -41,13 +40,13 @@ class KeptForm:
         """
         if not isinstance(network, UNet):
             return PlainVelocity(network)
-        reason = reason_against(network)
-        if reason is None:
-            return self._form(network)
+        found = examine(network)
+        if not isinstance(found, str):
+            return self._form(network, found)
         self._made = None
-        if reason != self._told:
-            self._told = reason
-            _log.warning("predictions run on the network itself, not on its faster inference form: %s", reason)
+        if found != self._told:
+            self._told = found
+            _log.warning("predictions run on the network itself, not on its faster inference form: %s", found)
         return PlainVelocity(network)
 
     def refresh(self) -> None:
@@ -55,13 +54,11 @@ class KeptForm:
         self._made = None
         self._told = None
 
-    def _form(self, network: UNet) -> InferenceForm:
-        tensors = {name: tensor.detach() for name, tensor in network.named_parameters(remove_duplicate=False)}
+    def _form(self, network: UNet, tensors: list[Tensor]) -> InferenceForm:
         backend = forced_backend()
-        if self._made is None or self._made[0] != backend or not _are_same(self._made[1], tensors):
+        if self._made is None or self._made[0] != backend or not self._made[1].are(tensors):
             self._made = None  # its memory is free before the next one is made
-            kept = {name: tensor.clone() for name, tensor in tensors.items()}
-            self._made = backend, kept, build_form(network)
+            self._made = backend, _Copy(tensors), build_form(network)
         return self._made[2]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,26 +66,32 @@ class KeptForm:
         return {"_made": None, "_told": None}
 
 
-def _are_same(kept: dict[str, Tensor], now: dict[str, Tensor]) -> bool:
-    """Return whether all tensors have the same bits, dtypes and devices."""
-    if kept.keys() != now.keys():
-        return False
-    pairs = [(kept[name], tensor) for name, tensor in now.items()]
-    if any(a.shape != b.shape or a.dtype != b.dtype or a.device != b.device for a, b in pairs):
-        return False
-    pairs = [_in_one_order(a, b) for a, b in pairs]
-    if pairs[0][0].device.type == "cpu":
-        return all(np.array_equal(_bits(a).numpy(), _bits(b).numpy()) for a, b in pairs)
-    # Two kernels and one answer to wait for, instead of one of each per tensor.
-    return torch.equal(*(torch.cat([_bits(tensor) for tensor in side]) for side in zip(*pairs, strict=True)))
+class _Copy:
+    """The bits of tensors: in the host's memory where the tensors are, which compares fastest, else in one tensor."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._form = _form_of(tensors)
+        self._is_here = tensors[0].device.type == "cpu"
+        self._bytes = [bytearray(_bits(tensor).numpy().data) for tensor in tensors] if self._is_here else []
+        self._flat = None if self._is_here else _flat(tensors)
+
+    def are(self, tensors: list[Tensor]) -> bool:
+        """Return whether tensors have the same shapes, dtypes, devices and bits."""
+        if _form_of(tensors) != self._form:
+            return False
+        if self._flat is not None:  # two kernels and one answer to wait for, instead of one of each per tensor
+            return torch.equal(self._flat, _flat(tensors))
+        return all(mine == _bits(now).numpy().data for mine, now in zip(self._bytes, tensors, strict=True))
 
 
-def _in_one_order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two tensors of one shape with their elements in one order in memory, without a copy where they are."""
-    if a.stride() == b.stride() and a.ndim == 4 and a.is_contiguous(memory_format=torch.channels_last):
-        return a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return a, b
+def _form_of(tensors: list[Tensor]) -> tuple[object, ...]:
+    """Return what tensors of one dtype and device have beside their bits."""
+    return tensors[0].dtype, tensors[0].device, [tensor.shape for tensor in tensors]
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([_bits(tensor).view(-1) for tensor in tensors])
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(-1).view(_WHOLE[tensor.element_size()])
+    return tensor.detach().contiguous().view(_WHOLE[tensor.element_size()])

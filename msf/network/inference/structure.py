@@ -8,6 +8,7 @@ or another setting of a layer, would be left out without a word; here it becomes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType, ModuleType
 from typing import Any
@@ -42,7 +43,6 @@ _TORCH_LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Dropout, nn.GroupNorm, nn.Identity, nn.Linear, nn.ModuleList, nn.Sequential, nn.SiLU,
 )  # fmt: skip
 _CONTAINERS = (NormConv, Stage, nn.ModuleList, nn.Sequential)
-_KNOWN_LAYERS = (*_OWN_LAYERS, *_TORCH_LAYERS)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
@@ -50,14 +50,51 @@ _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 _NOT_SETTINGS = frozenset(vars(nn.Module()))
 
 
+# What PyTorch runs when one of its layers is called. Other packages add methods of their own to its classes, which
+# change nothing; on ours every method counts.
+_CALLED = frozenset(
+    ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "_conv_forward", "__getattr__")
+    + ("__getattribute__", "__getitem__", "__iter__", "_get_abs_string_index")
+)
+
+
 def _functions(owner: type | ModuleType) -> dict[str, object]:
+    """Return the code that takes part in a call of a layer."""
+    is_ours = (owner.__name__ if isinstance(owner, ModuleType) else owner.__module__).startswith("msf.")
     kinds = (FunctionType, property, classmethod, staticmethod)
-    return {name: value for name, value in vars(owner).items() if isinstance(value, kinds)}
+    return {
+        name: value for name, value in vars(owner).items() if name in _CALLED or (is_ours and isinstance(value, kinds))
+    }
 
 
-_CLASSES = dict.fromkeys(base for cls in _KNOWN_LAYERS for base in cls.__mro__ if base is not object)
+_CLASSES = dict.fromkeys(base for cls in (*_OWN_LAYERS, *_TORCH_LAYERS) for base in cls.__mro__ if base is not object)
 _OWNERS: tuple[type | ModuleType, ...] = (*_CLASSES, layers, unet)
 _CODE = {owner: _functions(owner) for owner in _OWNERS}  # as it was when this module was imported
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a layer is where the configuration has built the network.
+
+    Args:
+        where: Its name in the network.
+        layer: The layer itself, on the meta device.
+        keys: Names of all its instance attributes.
+        settings: Names of those that decide what it computes.
+        values: Their values.
+        parameters: Name and shape of each parameter.
+        children: The layers inside, in their order.
+        unknown: What the inference form does not know of it; empty: nothing.
+    """
+
+    where: str
+    layer: nn.Module
+    keys: frozenset[str]
+    settings: tuple[str, ...]
+    values: list[object]
+    parameters: dict[str, tuple[int, ...] | None]
+    children: dict[str, _Expected]
+    unknown: str
 
 
 def reason_against(network: nn.Module) -> str | None:
@@ -65,108 +102,136 @@ def reason_against(network: nn.Module) -> str | None:
 
     Args:
         network: Any module. Dropout counts as off, whatever mode the network is in.
-
-    Returns:
-        What was found, to be read after "the network has no inference form: ".
     """
-    return next(_reasons(network), None)
+    found = examine(network)
+    return found if isinstance(found, str) else None
 
 
-def _reasons(network: nn.Module) -> Iterator[str]:
-    """Yield reasons; a later check relies on the earlier ones."""
+def examine(network: nn.Module) -> str | list[Tensor]:
+    """Return why a network has no inference form; or its parameters, always in one order.
+
+    Args:
+        network: Any module.
+    """
     if type(network) is not UNet:
-        yield f"it is a {_name(type(network))}, not a msf.network.unet.UNet"
-        return
+        return f"it is a {_name(type(network))}, not a msf.network.unet.UNet"
     for owner, code in _CODE.items():
         if _functions(owner) != code:
-            yield f"{owner.__name__} was patched after it was imported"
+            return f"{owner.__name__} was patched after it was imported"
     for name in _GLOBAL_HOOKS:
         if any(not _only_watches(hook) for hook in getattr(nn_module, name).values()):
-            yield f"a hook on all modules is registered ({name})"
+            return f"a hook on all modules is registered ({name})"
+    if type(network.config) is not UNetConfig:
+        return f"its config is a {_name(type(network.config))}, not a msf.config.UNetConfig"
     try:
-        template = _template(network)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        yield f"its configuration builds no network ({error})"
-        return
-    tensors = []
-    for where, layer in network.named_modules(remove_duplicate=False):
-        expected = template.pop(where, None)
-        found = next(_layer_reasons(layer, expected), None)
-        if found:
-            yield f"{where or 'the network itself'} {found}"
-            return
-        tensors += vars(layer)["_parameters"].values()
-    yield from (f"it has no layer {where}" for where in template)
-    yield from _tensor_reasons([tensor for tensor in tensors if tensor is not None])
+        expected = _expected(network.config, network.in_channels, network.out_channels, network.n_times)
+    except (TypeError, ValueError, AttributeError) as error:
+        return f"its configuration builds no network ({error})"
+    tensors: list[Tensor] = []
+    different = _first_different(network, expected, tensors)
+    if different is not None:
+        layer, wanted = different
+        return f"{wanted.where or 'the network itself'} {next(_differences(layer, wanted), 'is another layer')}"
+    return next(_tensor_reasons(tensors), None) or tensors
 
 
-def _layer_reasons(layer: nn.Module, expected: nn.Module | None) -> Iterator[str]:
-    """Yield what sets a layer apart from the one that its configuration builds."""
-    kind = type(layer)
-    if kind not in _KNOWN_LAYERS:
-        yield f"is a {_name(kind)}, which the inference form does not know"
-    elif expected is None or kind is not type(expected):
-        wanted = "nothing" if expected is None else f"a {type(expected).__name__}"
-        yield f"is a {kind.__name__} where the configuration has {wanted}"
-    if expected is None:
-        return
-    found, wanted_settings = vars(layer), vars(expected)
+def _first_different(
+    layer: nn.Module, expected: _Expected, tensors: list[Tensor]
+) -> tuple[nn.Module, _Expected] | None:
+    """Return the first layer that is not as expected, with what was; collect parameters on the way."""
+    found = vars(layer)
+    if type(layer) is not type(expected.layer) or not _is_as(found, expected):
+        return layer, expected
+    for name, shape in expected.parameters.items():
+        tensor = found["_parameters"][name]
+        if (None if tensor is None else tensor.shape) != shape:
+            return layer, expected
+        if tensor is not None:
+            tensors.append(tensor)
+    for child, wanted in zip(found["_modules"].values(), expected.children.values(), strict=True):
+        different = _first_different(child, wanted, tensors)
+        if different is not None:
+            return different
+    return None
+
+
+def _is_as(found: dict[str, Any], expected: _Expected) -> bool:
+    try:
+        return (
+            found.keys() == expected.keys
+            and not any(found[name] for name in _HOOKS)
+            and not found["_buffers"]
+            and [found[name] for name in expected.settings] == expected.values
+            and found["_parameters"].keys() == expected.parameters.keys()
+            and list(found["_modules"]) == list(expected.children)
+            and not expected.unknown
+        )
+    except (KeyError, RuntimeError, ValueError):  # comparing an array or a tensor with a number
+        return False
+
+
+def _differences(layer: nn.Module, expected: _Expected) -> Iterator[str]:
+    """Yield what sets a layer apart from the one that its configuration builds, to be read after its name."""
+    found, kind, wanted = vars(layer), type(layer), type(expected.layer)
+    if kind is not wanted:
+        yield f"is a {_name(kind)}, where the configuration has a {wanted.__name__}"
+    if expected.unknown:
+        yield f"has what the inference form does not know: {expected.unknown}"
     for name in _HOOKS:
         if found.get(name):
             yield f"has hooks ({name})"
-    for name in found.keys() - wanted_settings.keys():
-        yield f"has the attribute {name} of its own"
-    for name, value in wanted_settings.items():
-        if name not in _NOT_SETTINGS and not _same(found.get(name), value):
-            yield f"has {name} = {found.get(name)!r} where the configuration has {value!r}"
-    if found["_buffers"]:
+    if found.get("_buffers"):
         yield f"has the buffer {next(iter(found['_buffers']))}"
-    children = [list(vars(module)["_modules"]) for module in (layer, expected)]
-    if children[0] != children[1]:
-        yield f"has the layers {', '.join(children[0])} where the configuration has {', '.join(children[1])}"
-    if _shapes(layer) != _shapes(expected):
-        yield f"has the parameters {_shapes(layer)} where the configuration has {_shapes(expected)}"
-    known = _OWN_LAYERS.get(kind)
-    if known is not None and kind not in _CONTAINERS:
-        for name in (found.keys() - _NOT_SETTINGS | found["_modules"].keys() | found["_parameters"].keys()) - known:
-            yield f"has the attribute {name}, which the inference form does not know"
+    for name in sorted(found.keys() ^ expected.keys):
+        yield f"has the attribute {name} of its own" if name in found else f"has lost the attribute {name}"
+    for name, value in zip(expected.settings, expected.values, strict=True):
+        if found[name] is not value and repr(found[name]) != repr(value):
+            yield f"has {name} = {found[name]!r} where the configuration has {value!r}"
+    children = list(found["_modules"])
+    if children != list(expected.children):
+        yield f"has the layers {children} where the configuration has {list(expected.children)}"
+    shapes = _shapes(layer)
+    yield f"has the parameters {shapes} where the configuration has {expected.parameters}"
 
 
 def _tensor_reasons(tensors: list[Tensor]) -> Iterator[str]:
     first = tensors[0]
     for tensor in tensors:
-        if (
-            type(tensor) not in (nn.Parameter, Tensor)
-            or tensor.layout != torch.strided
-            or tensor.is_meta
-            or tensor.is_neg()
-        ):
+        is_plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided
+        if not is_plain or tensor.is_meta or tensor.is_neg():
             yield f"it has a parameter that is no ordinary tensor ({type(tensor).__name__} on {tensor.device})"
         elif tensor.dtype != first.dtype or tensor.device != first.device:
             yield f"its parameters are of {first.dtype} on {first.device} and of {tensor.dtype} on {tensor.device}"
 
 
-def _template(network: UNet) -> dict[str, nn.Module]:
-    """Return the layers of a fresh network of the same configuration, without numbers."""
-    if type(network.config) is not UNetConfig:
-        raise TypeError(f"config must be a UNetConfig; got {_name(type(network.config))}")
-    return dict(_built(network.config, network.in_channels, network.out_channels, network.n_times))
-
-
 @lru_cache(maxsize=8)
-def _built(config: UNetConfig, in_channels: int, out_channels: int, n_times: int) -> dict[str, nn.Module]:
+def _expected(config: UNetConfig, in_channels: int, out_channels: int, n_times: int) -> _Expected:
     with torch.device("meta"):
-        network = UNet(config, in_channels, out_channels, n_times=n_times)
-    return dict(network.named_modules(remove_duplicate=False))
+        return _describe(UNet(config, in_channels, out_channels, n_times=n_times), "")
+
+
+def _describe(layer: nn.Module, where: str) -> _Expected:
+    found = vars(layer)
+    settings = tuple(name for name in found if name not in _NOT_SETTINGS)
+    values = [found[name] for name in settings]
+    shapes = _shapes(layer)
+    inside = {name: _describe(child, f"{where}.{name}".lstrip(".")) for name, child in layer.named_children()}
+    unknown = _unknown(layer, {*settings, *shapes, *inside})
+    return _Expected(where, layer, frozenset(found), settings, values, shapes, inside, unknown)
+
+
+def _unknown(layer: nn.Module, names: set[str]) -> str:
+    kind = type(layer)
+    if kind in _TORCH_LAYERS or kind in _CONTAINERS:
+        return ""
+    if kind not in _OWN_LAYERS:
+        return f"a {_name(kind)}"
+    return ", ".join(sorted(names - _OWN_LAYERS[kind]))
 
 
 def _only_watches(hook: Any) -> bool:
     """Return whether a hook is PyTorch's own note of which module runs, as its FLOP counter takes it."""
     return isinstance(getattr(hook, "__self__", None), ModuleTracker)
-
-
-def _same(found: object, wanted: object) -> bool:
-    return type(found) is type(wanted) and bool(found == wanted)
 
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...] | None]:
