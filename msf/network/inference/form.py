@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterable
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from numbers import Real
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ class InferenceForm(Velocity):
     It holds copies: later changes of the network do not reach it. It has no gradients.
 
     Attributes:
-        dtype: Dtype of the arithmetic and of the result.
+        dtype: Dtype of the arithmetic and of the result, under autocast too.
         device: Where it runs.
         rewrites: The rewrites that apply.
     """
@@ -99,8 +99,9 @@ class InferenceForm(Velocity):
         Raises:
             ValueError: A time that is not finite, or not shared by the batch.
         """
-        for t in times:
-            self._folded(self._key(t))
+        with self._computing():
+            for t in times:
+                self._folded(self._key(t))
 
     @torch.no_grad()
     def __call__(self, z: JointState, t: Times, *, channels: slice | None = None) -> JointState:
@@ -119,9 +120,16 @@ class InferenceForm(Velocity):
             TypeError: z is no floating tensor; t is neither a number, a pair of numbers nor a tensor.
             ValueError: A shape; a time per item; a time that is not finite.
         """
-        # `auto` would hide what the environment or the caller has chosen.
-        with nullcontext() if self._backend == "auto" else use_backend(self._backend):
+        with self._computing():
             return self._evaluate(z, self._folded(self._key(t)), channels)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        device = self.device.type
+        no_autocast = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        # `auto` would hide what the environment or the caller has chosen.
+        with no_autocast, nullcontext() if self._backend == "auto" else use_backend(self._backend):
+            yield
 
     def _evaluate(self, z: Tensor, folded: list[FoldedTime], channels: slice | None) -> Tensor:
         times = iter(folded)

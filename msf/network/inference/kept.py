@@ -41,6 +41,8 @@ class KeptForm:
         if not isinstance(network, UNet):
             return PlainVelocity(network)
         found = examine(network)
+        if not isinstance(found, str) and torch.is_autocast_enabled(found[0].device.type):
+            found = "autocast is on, which changes what the network computes"
         if not isinstance(found, str):
             return self._form(network, found)
         self._made = None

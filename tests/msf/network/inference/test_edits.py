@@ -352,6 +352,16 @@ def test_patched_classes_are_seen(owner, name, function, monkeypatch):
     assert_same_outcome(outcome(kept.of(network), z), outcome(network, z))
 
 
+def test_autocast_is_the_network_s_own():
+    network, kept, z = tiny(), KeptForm(), state()
+    form = kept.of(network)
+    expected = form(z, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept.of(network)(z, 0.3), network(z, 0.3))
+        assert torch.equal(inference_form(network, (0.3,))(z, 0.3), expected)
+    assert isinstance(kept.of(network), InferenceForm)
+
+
 def test_the_flop_counter_s_hooks_only_watch():
     network = tiny()
     with FlopCounterMode(display=False):
