@@ -44,32 +44,38 @@ _TORCH_LAYERS = (
 )  # fmt: skip
 _CONTAINERS = (NormConv, Stage, nn.ModuleList, nn.Sequential)
 
+_INERT = frozenset(("_is_torch_compile",))  # a mark that `torch.compile(network)` leaves
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 # Compared as such, or of no effect on what a layer returns.
 _NOT_SETTINGS = frozenset(vars(nn.Module()))
 
 
-# What PyTorch runs when one of its layers is called. Other packages add methods of their own to its classes, which
-# change nothing; on ours every method counts.
+# What PyTorch runs when one of its layers is called. Packages add methods and functions of their own to its classes and
+# to modules, as `torch.compile` does to ours; those change nothing.
 _CALLED = frozenset(
     ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "_conv_forward", "__getattr__")
     + ("__getattribute__", "__getitem__", "__iter__", "_get_abs_string_index")
 )
 
 
-def _functions(owner: type | ModuleType) -> dict[str, object]:
-    """Return the code that takes part in a call of a layer."""
+def _code(owner: type | ModuleType) -> dict[str, object]:
+    """Return the code that takes part in a call of a layer; all functions of ours."""
     is_ours = (owner.__name__ if isinstance(owner, ModuleType) else owner.__module__).startswith("msf.")
     kinds = (FunctionType, property, classmethod, staticmethod)
-    return {
-        name: value for name, value in vars(owner).items() if name in _CALLED or (is_ours and isinstance(value, kinds))
-    }
+    own = {name: value for name, value in vars(owner).items() if is_ours and isinstance(value, kinds)}
+    return own | {name: vars(owner).get(name) for name in _CALLED}
+
+
+def _is_patched(owner: type | ModuleType, code: dict[str, object]) -> bool:
+    now = vars(owner)
+    return any(now.get(name) is not value for name, value in code.items())
 
 
 _CLASSES = dict.fromkeys(base for cls in (*_OWN_LAYERS, *_TORCH_LAYERS) for base in cls.__mro__ if base is not object)
 _OWNERS: tuple[type | ModuleType, ...] = (*_CLASSES, layers, unet)
-_CODE = {owner: _functions(owner) for owner in _OWNERS}  # as it was when this module was imported
+_CODE = {owner: _code(owner) for owner in _OWNERS}  # as it was when this module was imported
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def examine(network: nn.Module) -> str | list[Tensor]:
     if type(network) is not UNet:
         return f"it is a {_name(type(network))}, not a msf.network.unet.UNet"
     for owner, code in _CODE.items():
-        if _functions(owner) != code:
+        if _is_patched(owner, code):
             return f"{owner.__name__} was patched after it was imported"
     for name in _GLOBAL_HOOKS:
         if any(not _only_watches(hook) for hook in getattr(nn_module, name).values()):
@@ -158,7 +164,7 @@ def _first_different(
 def _is_as(found: dict[str, Any], expected: _Expected) -> bool:
     try:
         return (
-            found.keys() == expected.keys
+            (found.keys() == expected.keys or found.keys() - _INERT == expected.keys)
             and not any(found[name] for name in _HOOKS)
             and not found["_buffers"]
             and [found[name] for name in expected.settings] == expected.values
@@ -182,7 +188,7 @@ def _differences(layer: nn.Module, expected: _Expected) -> Iterator[str]:
             yield f"has hooks ({name})"
     if found.get("_buffers"):
         yield f"has the buffer {next(iter(found['_buffers']))}"
-    for name in sorted(found.keys() ^ expected.keys):
+    for name in sorted((found.keys() ^ expected.keys) - _INERT):
         yield f"has the attribute {name} of its own" if name in found else f"has lost the attribute {name}"
     for name, value in zip(expected.settings, expected.values, strict=True):
         if found[name] is not value and repr(found[name]) != repr(value):

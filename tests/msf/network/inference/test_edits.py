@@ -368,6 +368,16 @@ def test_the_flop_counter_s_hooks_only_watch():
         assert reason_against(network) is None
 
 
+def test_what_is_added_and_never_called_changes_nothing(monkeypatch):
+    monkeypatch.setattr(nn.Module, "of_a_package", lambda self: None, raising=False)
+    network, z = tiny(), state()
+    expected = network(z, 0.3)
+    torch.compile(network, backend="eager")(z, 0.3)  # leaves functions of its own in the modules that it traced
+    torch._dynamo.reset()
+    assert reason_against(network) is None
+    torch.testing.assert_close(KeptForm().of(network)(z, 0.3), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_network_as_it_was_gets_its_form_back():
     network, kept = tiny(), KeptForm()
     hook = conv(network).register_forward_hook(lambda m, x, y: y)
