@@ -1,5 +1,8 @@
 """Classification and generation run on the inference form, and give what the network itself gives."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -161,3 +164,10 @@ def test_a_hooked_network_classifies_as_itself_and_says_so_once(caplog):
     plain = MedSymmFlow(TASK, flow.config, network=CountingNetwork(flow.network)).classify(pictures(), n_samples=2)
     assert torch.equal(hooked[0].class_distance, plain.class_distance)
     assert not torch.allclose(hooked[0].class_distance, before.class_distance, rtol=1e-3)
+
+
+def test_a_copied_or_pickled_flow_makes_its_own_form():
+    flow = tiny_flow()
+    expected = flow.classify(pictures(), n_samples=2)
+    for twin in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        assert torch.equal(twin.classify(pictures(), n_samples=2).class_distance, expected.class_distance)
