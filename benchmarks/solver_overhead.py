@@ -16,8 +16,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from benchmarks.context import QUICK
 from benchmarks.peers import Unavailable, solvers
-from benchmarks.registry import QUICK
 from benchmarks.rows import OURS
 from benchmarks.timing import CLOCKS, Plan, interleaved
 from msf_kernels.solvers import EULER, HEUN, Tableau, Workspace, integrate, uniform_grid

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from msf.config import FlowName, MethodName, ReadoutName
-from msf.judge.selective import augrc, aurc, e_aurc, risk_coverage_curve
-from msf.judge.uncertainty import Decision, Prediction
-from msf_kernels.sampling import StopRule
-
-if TYPE_CHECKING:
-    from msf.data import ImageDataset
-    from msf.medsymmflow import MedSymmFlow
-
-# Votes of S draws are often exactly zero for the true class; without a floor one such picture makes the mean infinite.
-NLL_PROBABILITY_FLOOR = 1e-6
-N_CALIBRATION_BINS = 15
-MAX_CURVE_POINTS = 200
-PUBLISHED_SCORE = "nearest_distance"
+from msf.config import ClassifySettings, settings_for
+from msf.data import ImageDataset
+from msf.judge.metrics import prediction_metrics
+from msf.medsymmflow import MedSymmFlow
 
 
 def evaluate(
     model: MedSymmFlow,
     dataset: ImageDataset,
     split: str = "test",
+    settings: ClassifySettings | None = None,
     *,
-    n_samples: int | None = None,
-    n_steps: int | None = None,
-    method: MethodName | None = None,
-    flow: FlowName | None = None,
     seed: int = 0,
-    decision: Decision = "distance",
-    readout: ReadoutName | None = None,
-    stop: StopRule | None = None,
-    micro_batch: int | None = None,
     latents: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
     """Classify one split and return every figure about it, ready for a JSON file.
 
@@ -48,25 +32,19 @@ def evaluate(
         model: The trained flow.
         dataset: Pictures with labels.
         split: `train`, `val` or `test`. Choose settings on `val`; report `test` once.
-        n_samples: Noise draws per picture, at most with `stop`; default: of the model's `config.inference`, as for
-            the other settings of the classification.
-        n_steps: Solver steps.
-        method: Fixed-step method.
-        flow: `joint` or `conditional`.
+        settings: How the pictures are classified; None: as the checkpoint says.
         seed: Seed of the noise.
-        decision: Rule for the label; see `msf.judge.uncertainty.Prediction`.
-        readout: What recovered maps are compared with: `latent` or `decoded`; see `MedSymmFlow.classify`.
-        stop: Rule that ends the sampling of settled pictures.
-        micro_batch: Samples evaluated at once.
         latents: Of the split's pictures, encoded before; see `MedSymmFlow.classify`.
         progress: Called as `progress(n_done, n_total)`, in samples.
+        **fields: Single fields of `msf.config.ClassifySettings` in place of those of `settings`.
 
     Returns:
-        What `prediction_metrics` returns, and `dataset`, `split`, `n_samples`, `mean_n_samples` (less with `stop`),
-        `n_steps`, `method`, `flow`, `readout`, `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the
-        classification.
+        What `msf.judge.metrics.prediction_metrics` returns, and `dataset`, `split`, the settings that a checkpoint
+        stores (`n_samples`, `n_steps`, `method`, `flow`, `decision`, `readout`, `antithetic`), `mean_n_samples` (less
+        with `stop`), `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the classification.
 
     Raises:
+        TypeError: A setting that does not exist.
         ValueError: The data have other classes than the model, or an argument is out of range.
     """
     if dataset.n_classes != model.task.n_classes:
@@ -74,160 +52,20 @@ def evaluate(
             f"dataset must have the model's {model.task.n_classes} classes; {dataset.name!r} has {dataset.n_classes}"
         )
     part = dataset.split(split)
-    defaults = model.config.inference
-    settings: dict[str, Any] = {
-        "n_samples": defaults.n_samples if n_samples is None else n_samples,
-        "n_steps": defaults.classify_steps if n_steps is None else n_steps,
-        "method": defaults.classify_method if method is None else method,
-        "flow": defaults.flow if flow is None else flow,
-        "readout": defaults.readout if readout is None else readout,
-        "seed": seed,
-    }
+    chosen = settings_for("evaluate", model.config.inference.classify, settings, fields)
     started = time.perf_counter()
-    prediction = model.classify(
-        part.images,
-        **settings,
-        decision=decision,
-        stop=stop,
-        micro_batch=micro_batch,
-        latents=latents,
-        progress=progress,
-    )
+    prediction = model.classify(part.images, chosen, seed=seed, latents=latents, progress=progress)
     seconds = time.perf_counter() - started
     n_drawn = float(torch.as_tensor(prediction.n_samples).double().mean())
     return {
         "dataset": dataset.name,
         "split": split,
         **prediction_metrics(prediction, part.labels, class_names=dataset.class_names),
-        **settings,
+        **chosen.to_dict(),
+        "seed": seed,
         "mean_n_samples": n_drawn,
         "nfe": prediction.nfe,
         "micro_batch": prediction.micro_batch,
         "seconds": seconds,
         "samples_per_second": n_drawn * len(part) / seconds,
     }
-
-
-def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the numbers that compare a prediction with the true labels.
-
-    Args:
-        prediction: Prediction of N pictures.
-        labels: True classes; [N], int64, in [0, n_classes).
-        class_names: Names used in warnings; default: the numbers of the classes.
-
-    Returns:
-        Plain numbers, lists and strings, JSON-ready; a number that the labels leave undefined is None.
-
-        - `n_images`, `accuracy`, `decision`, `probability_source`; `balanced_accuracy`: mean recall of the classes
-          that occur.
-        - `auc_macro_ovr` (published): area under the ROC curve of `-class_distance`, one class against the rest, mean
-          over classes. `auc_medmnist`: the same scores by the rule of MedMNIST: for two classes the last score column
-          only, else the mean over classes.
-        - `nll`: mean of `-ln max(p, 1e-6)` of the true class. `brier`: mean of the summed squared error of
-          `probability`, in [0, 2]. `ece`: expected calibration error of the largest probability, 15 bins of equal
-          width. All three read `probability`, so they judge what `probability_source` names.
-        - `aurc`, `e_aurc`, `augrc`, `selective: {coverage, risk}` of the published score, and the same with
-          `error_auroc` (area under the ROC curve of the score as a detector of errors) for every score under `scores`.
-          Curves hold at most 200 evenly spaced coverages; the areas are taken over all of them.
-        - `warnings`: sentences about what could not be measured.
-
-    Raises:
-        TypeError: Labels that are not int64.
-        ValueError: Labels of another shape than [N] or outside the classes; no pictures; a wrong number of names.
-    """
-    n_classes = prediction.probability.shape[1]
-    _check_labels(labels, len(prediction), n_classes)
-    if len(class_names) not in (0, n_classes):
-        raise ValueError(f"class_names must be empty or one per class ({n_classes}); got {len(class_names)}")
-    labels = labels.cpu()
-    probability = prediction.probability.double().cpu()
-    is_error = prediction.label.cpu() != labels
-    class_counts = labels.bincount(minlength=n_classes)
-    is_present = class_counts > 0
-    recall = labels[~is_error].bincount(minlength=n_classes)[is_present].double() / class_counts[is_present]
-    class_aucs = _class_aucs(-prediction.class_distance.cpu(), labels)
-    known_aucs = [value for value in class_aucs if value is not None]
-    macro_auc = sum(known_aucs) / len(known_aucs) if known_aucs else None
-    scores = {name: _selective_numbers(score.double().cpu(), is_error) for name, score in prediction.scores().items()}
-    published = scores[PUBLISHED_SCORE]
-    return {
-        "n_images": len(labels),
-        "accuracy": 1 - float(is_error.double().mean()),
-        "balanced_accuracy": float(recall.mean()),
-        "auc_macro_ovr": macro_auc,
-        "auc_medmnist": class_aucs[-1] if n_classes == 2 else macro_auc,
-        "nll": _negative_log_likelihood(probability, labels),
-        "brier": _brier(probability, labels),
-        "ece": _calibration_error(probability, labels),
-        "aurc": published["aurc"],
-        "e_aurc": published["e_aurc"],
-        "augrc": published["augrc"],
-        "selective": published["selective"],
-        "scores": scores,
-        "decision": prediction.decision,
-        "probability_source": prediction.probability_source,
-        "warnings": [
-            f"class {class_names[index] if class_names else index} does not occur among the labels: "
-            "it is left out of balanced accuracy and AUC"
-            for index in range(n_classes)
-            if not is_present[index]
-        ],
-    }
-
-
-def _selective_numbers(score: Tensor, is_error: Tensor) -> dict[str, Any]:
-    curve = risk_coverage_curve(score, is_error)
-    n = len(score)
-    points = torch.linspace(0, n - 1, min(n, MAX_CURVE_POINTS)).round().long()
-    return {
-        "aurc": aurc(score, is_error),
-        "e_aurc": e_aurc(score, is_error),
-        "augrc": augrc(score, is_error),
-        "error_auroc": _auroc(score, is_error),
-        "selective": {"coverage": curve.coverage[points].tolist(), "risk": curve.selective_risk[points].tolist()},
-    }
-
-
-def _auroc(score: Tensor, is_positive: Tensor) -> float | None:
-    """Return the area under the ROC curve, or None where one of the two groups is empty."""
-    from sklearn.metrics import roc_auc_score
-
-    if is_positive.all() or not is_positive.any():
-        return None
-    return float(roc_auc_score(is_positive.numpy(), score.double().numpy()))
-
-
-def _class_aucs(score: Tensor, labels: Tensor) -> list[float | None]:
-    return [_auroc(score[:, index], labels == index) for index in range(score.shape[1])]
-
-
-def _negative_log_likelihood(probability: Tensor, labels: Tensor) -> float:
-    true_class = probability.gather(1, labels[:, None])
-    return float(-true_class.clamp_min(NLL_PROBABILITY_FLOOR).log().mean())
-
-
-def _brier(probability: Tensor, labels: Tensor) -> float:
-    target = torch.nn.functional.one_hot(labels, probability.shape[1])
-    return float((probability - target).square().sum(1).mean())
-
-
-def _calibration_error(probability: Tensor, labels: Tensor) -> float:
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    # torchmetrics takes values above one, be it by rounding, as logits and applies a softmax.
-    return float(
-        multiclass_calibration_error(
-            probability.clamp(0, 1), labels, num_classes=probability.shape[1], n_bins=N_CALIBRATION_BINS, norm="l1"
-        )
-    )
-
-
-def _check_labels(labels: Tensor, n_images: int, n_classes: int) -> None:
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64; got {labels.dtype}")
-    if labels.shape != (n_images,) or n_images == 0:
-        raise ValueError(f"labels must be [N] with N = {n_images} >= 1, one per picture; got {list(labels.shape)}")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= n_classes:
-        raise ValueError(f"labels must be in [0, {n_classes}); got values in [{lowest}, {highest}]")

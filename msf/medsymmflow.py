@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from msf.autoencoder import Autoencoder, load_autoencoder
-from msf.checkpoints.folder import (
-    AUTOENCODER_FOLDER,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from msf.checkpoints.folder import save_checkpoint
 from msf.checkpoints.official import PUBLISHED_HEAD_CHANNELS, OfficialReport, load_official
+from msf.checkpoints.pretrained import load_pretrained, require_same_autoencoder
 from msf.codes.label_codes import LabelCode, make_code
-from msf.config import CodeName, ExperimentConfig, FlowName, MethodName, QkvOrder, ReadoutName, TaskConfig
+from msf.config import (
+    ClassifySettings,
+    CodeName,
+    ExperimentConfig,
+    GenerateSettings,
+    QkvOrder,
+    TaskConfig,
+    settings_for,
+)
 from msf.data import resize_images, seeded_generator
 from msf.files.tensors import require_matching_tensors
-from msf.flow.classify import classify
-from msf.flow.generate import generate
+from msf.flow.classify import ClassifyRequest, classify
+from msf.flow.generate import GenerateRequest, generate
 from msf.flow.joint_space import JointSpace
 from msf.flow.solver import FlowSolver
-from msf.judge.uncertainty import Decision, Prediction
+from msf.judge.uncertainty import Prediction
 from msf.network.inference import KeptForm
 from msf.network.unet import UNet
 from msf.network.velocity import Time
-from msf_kernels.sampling import StopRule
 from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
+
+Progress = Callable[[int, int], None]
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +47,7 @@ class MedSymmFlow:
 
     Args:
         task: What the data decided: classes and channels.
-        experiment: Everything else; `code`, `data.image_size`, `network`, `autoencoder` and `path.time_coupling`
-            matter here.
+        experiment: The rest; `code`, `data.image_size`, `network`, `autoencoder` and `path.time_coupling` matter.
         network: Velocity network to use; default: a fresh `UNet` of the configuration, whose velocity is zero.
         autoencoder: Autoencoder to use; default: loaded as the configuration says.
 
@@ -52,8 +55,7 @@ class MedSymmFlow:
         task: As given.
         config: The experiment.
         code: The label code, in the units of pictures for `rgb`; see `semantic_code`.
-        network: The velocity network, `network(z, t)`, on joint states [N, C + K, H, W]; C, H and W are those of the
-            latents where there is an autoencoder.
+        network: The velocity network, `network(z, t)`, on joint states [N, C + K, H, W] of pictures or latents.
         autoencoder: Between pictures and the network's image channels; `PixelIdentity` where they are the same.
         space: Shapes of the joint state, and the ways between it and pictures.
         official_report: After `from_official`: what was inferred and what was assumed. Else None.
@@ -82,8 +84,7 @@ class MedSymmFlow:
         self.autoencoder = autoencoder or load_autoencoder(experiment.autoencoder, task.image_channels)
         self.space = JointSpace(self.autoencoder, self.code, experiment, task.image_channels)
         channels = self.image_shape[0] + self.semantic_shape[0]
-        n_times = 2 if self.has_independent_times else 1
-        self.network = network or UNet(experiment.network, channels, channels, n_times=n_times)
+        self.network = network or UNet(experiment.network, channels, channels, n_times=1 + self.has_independent_times)
         self.official_report: OfficialReport | None = None
         self._fast_network = KeptForm()
 
@@ -112,19 +113,10 @@ class MedSymmFlow:
                 one that it was made with.
             TypeError: A configuration value of the wrong type.
         """
-        folder = find_checkpoint(folder_or_hub_id, revision=revision)
-        checkpoint = load_checkpoint(folder)
-        source = autoencoder_source
-        if source is None and (folder / AUTOENCODER_FOLDER).is_dir():
-            source = folder / AUTOENCODER_FOLDER
-        experiment = _with_autoencoder_source(checkpoint.experiment, source)
-        flow = cls._with_weights(checkpoint.task, experiment, checkpoint.state_dict, str(folder))
-        if flow.space.is_latent and flow.autoencoder.fingerprint != checkpoint.autoencoder_fingerprint:
-            raise ValueError(
-                f"{str(folder)!r} must be used with the autoencoder that it was made with, whose fingerprint is "
-                f"{checkpoint.autoencoder_fingerprint}; got {experiment.autoencoder.source!r} with "
-                f"{flow.autoencoder.fingerprint}"
-            )
+        folder, checkpoint = load_pretrained(folder_or_hub_id, revision=revision, autoencoder_source=autoencoder_source)
+        flow = cls._with_weights(checkpoint.task, checkpoint.experiment, checkpoint.state_dict, folder)
+        if flow.space.is_latent:
+            require_same_autoencoder(checkpoint, flow.autoencoder, folder)
         return flow
 
     @classmethod
@@ -203,11 +195,6 @@ class MedSymmFlow:
         save_checkpoint(folder, self.task, self.config, self.network.state_dict(), autoencoder=self.autoencoder)
 
     @property
-    def latent_size(self) -> int:
-        """Height and width of the joint state."""
-        return self.space.image_shape[1]
-
-    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C, h, w) of the image part of a joint state: pictures, or their latents."""
         return self.space.image_shape
@@ -237,7 +224,7 @@ class MedSymmFlow:
             TypeError: Labels that are not int64.
             ValueError: Labels of another rank or outside the classes.
         """
-        return self.semantic_code.encode(labels, self.latent_size, self.latent_size, generator=generator)
+        return self.semantic_code.encode(labels, *self.image_shape[1:], generator=generator)
 
     @property
     def has_independent_times(self) -> bool:
@@ -255,15 +242,12 @@ class MedSymmFlow:
         return next(self.network.parameters()).dtype
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move network and autoencoder, in place.
+        """Move network and autoencoder, in place, and return this flow.
 
         Args:
             device: Where predictions and pictures are computed.
             dtype: Dtype of the network's weights and arithmetic, such as `torch.bfloat16`. States, times, distances,
                 statistics and the autoencoder stay float32 or better.
-
-        Returns:
-            This flow.
 
         Raises:
             TypeError: `dtype` is not a floating-point dtype.
@@ -273,11 +257,7 @@ class MedSymmFlow:
         return self
 
     def refresh(self) -> None:
-        """Have the next prediction make the network's inference form anew.
-
-        Predictions notice every change of the network by themselves; this frees the memory of the form and of the copy
-        of the weights beside it, and has the reason logged again why a network has no such form.
-        """
+        """Free the network's inference form, which the next prediction makes anew; changes are noticed without."""
         self._fast_network.refresh()
 
     def velocity_field(self, z: JointState, t: Time) -> JointState:
@@ -301,23 +281,15 @@ class MedSymmFlow:
     def classify(
         self,
         images: Tensor,
-        n_samples: int = 64,
-        n_steps: int = 1,
-        method: MethodName = "euler",
-        flow: FlowName = "joint",
+        settings: ClassifySettings | None = None,
+        *,
         seed: int = 0,
         noise: Tensor | None = None,
-        *,
-        micro_batch: int | None = None,
         latents: Tensor | None = None,
-        decision: Decision = "distance",
-        readout: ReadoutName | None = None,
-        stop: StopRule | None = None,
-        antithetic: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-        keep_samples: bool = False,
+        progress: Progress | None = None,
+        **fields: Any,
     ) -> Prediction:
-        """Classify pictures, with uncertainty, by sending noise back to the code of the label `n_samples` times.
+        """Classify pictures, with uncertainty, by sending noise back to the code of the label many times.
 
         Start [picture ; noise] at t = 1, integrate to t = 0, compare the semantic channels with the codes. A picture is
         encoded once, whatever the number of draws.
@@ -325,87 +297,49 @@ class MedSymmFlow:
         Args:
             images: Pictures; uint8 [N, H, W] or [N, H, W, C], or float [N, C, H, W] in [-1, 1]; resized to the
                 working size.
-            n_samples: Noise draws per picture; at most, with `stop`.
-            n_steps: Solver steps. One Euler step (published) estimates the mean over all answers; several give one
-                possible answer per draw.
-            method: `euler`, `midpoint`, `heun`, `rk4` or `rk4_38`.
-            flow: `joint` (published): both streams move. `conditional`: the picture is held; needs a network trained
-                with independent times.
+            settings: How they are classified; None: as the checkpoint says, `config.inference.classify`.
             seed: Seed of the noise, in [0, 2^63).
             noise: Noise to use instead of the seed's; [N, n_samples, K, h, w] (see `semantic_shape`), float.
-            micro_batch: Samples evaluated at once; default: chosen for the machine.
             latents: Latents of the pictures, encoded before; [N, L, h, w], float32. None: they are encoded now.
-            decision: Rule for the label: `distance` (published mean rule), `pixel_votes` (published mode rule) or
-                `probability`.
-            readout: What recovered latents are compared with: `latent` (the classes' own latents) or `decoded`
-                (published: they are decoded, and the pictures compared with the colours; the decoder costs many
-                evaluations of the network per draw). Default: of `config.inference`. For flows on pixels both are the
-                same; codes at latent resolution have `latent` only.
-            stop: Rule that ends the sampling of settled pictures, such as `msf_kernels.sampling.SettledVote`.
-            antithetic: Draw noise in pairs of opposite sign.
             progress: Called as `progress(n_done, n_total)`, in samples.
-            keep_samples: Keep each draw's distances in `sample_distance`.
+            **fields: Single fields of `msf.config.ClassifySettings` in place of those of `settings`, such as
+                `n_samples=64, n_steps=4, method="heun", flow="conditional"`.
 
         Returns:
             The prediction, on the device of `images`. Its `probability_source` says what its probabilities are: after
             one Euler step with affinely independent codes they are read from the mean code; else they are votes, as
-            always with `decoded`, since the decoder is not linear.
-            After one step with dependent codes (rgb beyond 3 classes, grey beyond 2) votes are no probabilities: all
-            draws estimate the same mean, so they agree even where the picture is ambiguous.
+            they are after several steps.
 
         Raises:
-            TypeError: Pictures or noise of the wrong dtype.
-            ValueError: A shape, range or name; a conditional flow of a network with a shared time; or a read-out that
-                the code does not have.
+            TypeError: A tensor of the wrong dtype, or a setting that does not exist.
+            ValueError: A shape, range or name; or a conditional flow of a network with a shared time.
 
         Numerics:
-            No gradients. The state is float32 whatever dtype the network has. A picture's noise is keyed by its
-            content: its prediction depends neither on its position nor on its batch, bit for bit at an equal
-            micro-batch.
+            No gradients. Distances and statistics in float32 and float64, whatever the network's dtype. With a seed,
+            the noise of a picture is keyed by the content of the picture as the network sees it: equal pictures get
+            equal predictions, and a prediction depends neither on its position nor on its batch, bit for bit at an
+            equal micro-batch.
 
         Source:
             MedSymmFlow, arXiv 2507.19098.
         """
-        solver = self._solver(n_steps, method, flow)
-        chosen = self.space.readout(
-            readout or self.config.inference.readout, self.device, is_mean=solver.is_single_evaluation
+        chosen = settings_for("classify", self.config.inference.classify, settings, fields)
+        request = ClassifyRequest(
+            images=images, settings=chosen, seed=seed, noise=noise, latents=latents, progress=progress
         )
+        solver = self._solver(chosen)
         with self._evaluating():
-            return classify(
-                solver,
-                chosen,
-                images,
-                image_size=self.config.data.image_size,
-                image_channels=self.task.image_channels,
-                encode=lambda pictures: self.space.encode(pictures, self.device),
-                noise_shape=self.semantic_shape,
-                device=self.device,
-                n_samples=n_samples,
-                seed=seed,
-                noise=noise,
-                micro_batch=micro_batch,
-                latents=latents,
-                decision=decision,
-                stop=stop,
-                antithetic=antithetic,
-                progress=progress,
-                keep_samples=keep_samples,
-            )
+            return classify(request, solver, self.space, self.device)
 
     def generate(
         self,
         labels: Tensor | Sequence[int],
-        n_steps: int = 25,
-        method: MethodName = "euler",
-        seed: int = 0,
+        settings: GenerateSettings | None = None,
         *,
+        seed: int = 0,
         noise: Tensor | None = None,
-        micro_batch: int | None = None,
-        flow: FlowName = "joint",
-        dequantise: bool = False,
-        size: int | None = None,
-        memory_bytes: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
+        **fields: Any,
     ) -> ImageBatch:
         """Make one picture per label.
 
@@ -413,25 +347,18 @@ class MedSymmFlow:
 
         Args:
             labels: Classes; [N] int64, in [0, n_classes). Equal labels give different pictures.
-            n_steps: Solver steps; 25 published.
-            method: `euler`, `midpoint`, `heun`, `rk4` or `rk4_38`.
+            settings: How they are made; None: as the checkpoint says, `config.inference.generate`.
             seed: Seed of the noise, in [0, 2^63).
             noise: Noise to use instead of the seed's; [N, C, h, w] (see `image_shape`), float.
-            micro_batch: Pictures made at once; default: chosen for the machine.
-            flow: `joint` (published): both streams move. `conditional`: the code is held; needs a network trained
-                with independent times.
-            dequantise: Start from the code with the noise that training added to it, instead of the clean code.
-            size: Height and width of the result, >= 1, resized from the working size (bilinear, antialiased); such as
-                `task.original_size`, that of the pictures trained on. Default: the working size.
-            memory_bytes: What the decoder's maps may need, estimated; a picture that does not fit is decoded in
-                overlapping tiles, which is close to decoding it whole. Default: 1 GiB, and never tiles.
             progress: Called as `progress(n_done, n_total)`, in pictures.
+            **fields: Single fields of `msf.config.GenerateSettings` in place of those of `settings`, such as
+                `n_steps=50, method="heun", size=28`.
 
         Returns:
-            [N, C, H, H] in [0, 1], float32, on the device of `labels`; H is `size`.
+            [N, C, H, H] in [0, 1], float32, on the device of `labels`; H is the setting `size`, or the working size.
 
         Raises:
-            TypeError: Labels that are not int64, noise that is not floating point.
+            TypeError: Labels that are not int64, noise that is not floating point, or a setting that does not exist.
             ValueError: A shape, range or name; or a conditional flow of a network with a shared time.
 
         Numerics:
@@ -441,42 +368,26 @@ class MedSymmFlow:
         Source:
             MedSymmFlow, arXiv 2507.19098.
         """
-        solver = self._solver(n_steps, method, flow)
+        chosen = settings_for("generate", self.config.inference.generate, settings, fields)
+        solver = self._solver(chosen)
         if len(labels) == 0:
             raise ValueError("labels must hold at least one label; got none")
         labels = torch.as_tensor(labels)
-        generator = seeded_generator(seed, device=labels.device) if dequantise else None
+        generator = seeded_generator(seed, device=labels.device) if chosen.dequantise else None
         semantic = self.semantic_maps(labels, generator)
-        if size is not None and size < 1:
-            raise ValueError(f"size must be >= 1; got {size}")
+        request = GenerateRequest(semantic=semantic, settings=chosen, seed=seed, noise=noise, progress=progress)
         with self._evaluating():
-            pictures = generate(
-                solver,
-                semantic,
-                noise_shape=self.image_shape,
-                decode=lambda image: self.space.decode(image, self.device, memory_bytes=memory_bytes),
-                device=self.device,
-                seed=seed,
-                noise=noise,
-                micro_batch=micro_batch,
-                progress=progress,
-            )
-        return pictures if size is None else resize_images(pictures, size)
+            pictures = generate(request, solver, self.space, self.device)
+        return pictures if chosen.size is None else resize_images(pictures, chosen.size)
 
-    def _solver(self, n_steps: int, method: MethodName, flow: FlowName) -> FlowSolver:
-        if n_steps < 1:
-            raise ValueError(f"n_steps must be >= 1; got {n_steps!r}")
-        for name, value, known in (("method", method, get_args(MethodName)), ("flow", flow, get_args(FlowName))):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-        if flow == "conditional" and not self.has_independent_times:
+    def _solver(self, settings: ClassifySettings | GenerateSettings) -> FlowSolver:
+        if settings.flow == "conditional" and not self.has_independent_times:
             raise ValueError(
                 "flow 'conditional' needs a network with one time per stream, trained with "
                 "time_coupling='independent'; this one was trained with 'shared'"
             )
-        return FlowSolver(
-            self._fast_network.of(self.network), n_steps=n_steps, method=method, flow=flow, dtype=self.dtype
-        )
+        network, dtype = self._fast_network.of(self.network), self.dtype
+        return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow, dtype=dtype)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -487,10 +398,3 @@ class MedSymmFlow:
             yield
         finally:
             self.network.train(was_training)
-
-
-def _with_autoencoder_source(experiment: ExperimentConfig, source: str | os.PathLike[str] | None) -> ExperimentConfig:
-    if source is None or experiment.autoencoder.name == "identity":
-        return experiment
-    autoencoder = dataclasses.replace(experiment.autoencoder, source=os.fspath(source))
-    return dataclasses.replace(experiment, autoencoder=autoencoder)

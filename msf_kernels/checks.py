@@ -140,3 +140,49 @@ def require_order(order: object) -> None:
         raise TypeError(f"order must be a string; got {type(order).__name__}")
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
+
+
+def as_float(name: str, value: object) -> float:
+    """Return a real number as a Python float.
+
+    Args:
+        name: Argument name for the message.
+        value: Python number, numpy scalar, or array or tensor without axes (whose value is read to the host).
+
+    Raises:
+        TypeError: Anything else.
+    """
+    number = _host_scalar(value)
+    if not isinstance(number, (int, float, torch.SymInt, torch.SymFloat)) or isinstance(number, bool):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    return float(number)
+
+
+def as_int(name: str, value: object) -> int:
+    """Return a whole number as a Python integer.
+
+    Args:
+        name: Argument name for the message.
+        value: Python integer, numpy integer, or integer array or tensor without axes (whose value is read to the host).
+
+    Raises:
+        TypeError: Anything else; floating numbers too.
+    """
+    number = _host_scalar(value)
+    if not isinstance(number, (int, torch.SymInt)) or isinstance(number, bool):
+        raise TypeError(f"{name} must be an integer; got {type(value).__name__}")
+    return int(number)
+
+
+def as_tensor(value: object) -> object:
+    """Return a numpy array or scalar as a tensor of its own memory, and anything else as it is."""
+    if isinstance(value, Tensor) or not hasattr(value, "__array_interface__"):
+        return value
+    return torch.tensor(value)
+
+
+def _host_scalar(value: object) -> object:
+    if isinstance(value, (int, float)) or getattr(value, "ndim", None) != 0:
+        return value
+    item: object = value.item()  # type: ignore[attr-defined]
+    return item

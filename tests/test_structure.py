@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a part imports itself and parts before it.
 ORDER = {
     "msf": (
-        "config", "device", "files", "data", "autoencoder", "codes", "network", "judge", "flow", "checkpoints",
-        "medsymmflow", "evaluate", "training", "report", "_moved", "__init__", "cli",
+        "interruption", "plain_values", "config", "device", "files", "data", "autoencoder", "codes", "network", "judge",
+        "flow", "checkpoints", "medsymmflow", "evaluate", "training", "report", "_moved", "__init__", "cli",
     ),
     "msf_kernels": (
         "errors", "shapes", "distinct", "memory_format", "moments", "_tracing", "_measured", "checks", "backend",
@@ -92,3 +92,33 @@ def test_benchmarks_stand_on_msf_and_msf_on_the_kernels():
         if rank[module.split(".")[0]] < rank[target.split(".")[0]]
     ]
     assert not wrong
+
+
+CONSTRUCTORS = {"load_official", "open_latent_cache"}
+MAX_PARAMETERS, MAX_LINES = 8, 400
+
+
+def parameters_of(function):
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    others = [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
+    return [each.arg for each in (*named, *others) if each.arg not in ("self", "cls")]
+
+
+def test_no_function_of_msf_takes_many_parameters():
+    crowded = [
+        f"{path.relative_to(ROOT)}: {node.name} takes {len(parameters_of(node))}"
+        for module, path in FILES.items()
+        if module.split(".")[0] == "msf"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.name not in CONSTRUCTORS
+        and len(parameters_of(node)) > MAX_PARAMETERS
+    ]
+    assert not crowded, "; ".join(crowded)
+
+
+def test_no_file_of_msf_is_long():
+    files = [path for module, path in FILES.items() if module.split(".")[0] == "msf"]
+    too_long = {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > MAX_LINES}
+    assert not too_long

@@ -345,11 +345,13 @@ def _generation(name: str) -> Job:
 
         def result() -> Tensor:
             chosen, noise = compared(context)
-            return flow.generate(chosen.to(context.device), 1, noise=noise.to(context.device))
+            return flow.generate(chosen.to(context.device), n_steps=1, noise=noise.to(context.device))
 
         # A micro-batch is filled up to its size, so that one larger than what is timed would count idle work.
         size = min(n, MICRO_BATCH)
-        timed = Part(lambda: flow.generate(labels(n).to(context.device), n_steps, micro_batch=size), n_pictures / n)
+        timed = Part(
+            lambda: flow.generate(labels(n).to(context.device), n_steps=n_steps, micro_batch=size), n_pictures / n
+        )
         return Subject([timed], result, note(context))
 
     def authors(context: Context) -> Subject:

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from msf.autoencoder.batches import fixed_batches
 from msf.autoencoder.folded import fold_upsampling
 from msf.autoencoder.fused import fuse_norms
+from msf.autoencoder.kl_config import FINGERPRINT_FIELD, read_kl_config
 from msf.autoencoder.protocol import LatentPosterior, require_divisible
 from msf.autoencoder.tiles import decode_in_tiles
 from msf.files.atomic import write_atomically
+from msf.files.damage import DAMAGE, first_line
 from msf.files.hub import find_folder
-from msf.files.tensors import read_safetensors, require_matching_tensors
+from msf.files.tensors import read_safetensors, require_matching_tensors, require_sound_weights, require_stages
 from msf_kernels.checks import require_int, require_positive, require_tensor
 from msf_kernels.shapes import ImageBatch
 
@@ -31,7 +33,6 @@ DEFAULT_MEMORY_BYTES = 2**30
 MIN_TILE = 8  # latents along a tile's side; smaller ones see too little of their neighbourhood
 # Feature maps of the widest layer that are alive at once, the convolution's own buffers included: measured 3.4 to 5.
 _LIVE_MAPS = 5
-_FINGERPRINT_FIELD = "_fingerprint"  # diffusers leaves fields that start with an underscore alone
 # What the shapes of the weights do not tell. Only these, so that a field that a new diffusers adds changes no digest.
 _FINGERPRINTED = ("act_fn", "norm_num_groups", "down_block_types", "up_block_types", "scaling_factor", "shift_factor")
 # How files from before diffusers 0.12, such as sd-vae-ft-mse, name the layers of the attention.
@@ -83,19 +84,21 @@ class KLAutoencoder:
             FileNotFoundError: No such folder or repository, or a file is missing. Weights in a pickle (`.bin`) are
                 refused: loading one can run code.
             ValueError: diffusers is not installed; or the files are corrupt, of another class, or do not belong
-                together.
+                together; or weights that are NaN, infinite or absurdly large.
+            TypeError: A configuration value of the wrong type, or weights that are not floating point.
         """
         autoencoder_class = require_diffusers()
         folder = find_folder(source, [CONFIG_FILE, WEIGHTS_FILE], name="autoencoder", revision=revision)
         _require_files(folder)
-        config = _read_config(folder / CONFIG_FILE)
-        stored = config.pop(_FINGERPRINT_FIELD, None)
-        with torch.device("meta"):
-            model = autoencoder_class.from_config(config)
+        config = read_kl_config(folder / CONFIG_FILE)
+        stored = config.pop(FINGERPRINT_FIELD, None)
+        weights = str(folder / WEIGHTS_FILE)
         tensors, _ = read_safetensors(folder / WEIGHTS_FILE)
-        tensors = {_current_name(name): tensor.float() for name, tensor in tensors.items()}
-        require_matching_tensors(model.state_dict(), tensors, str(folder / WEIGHTS_FILE))
-        model.load_state_dict(tensors, assign=True)
+        tensors = {_current_name(name): tensor for name, tensor in tensors.items()}
+        model = _build(autoencoder_class, config, tensors, folder)
+        require_matching_tensors(model.state_dict(), tensors, weights)
+        require_sound_weights(tensors, weights)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         autoencoder = cls(model)
         if stored is not None and stored != autoencoder.fingerprint:
             raise ValueError(
@@ -130,7 +133,7 @@ class KLAutoencoder:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = json.loads(self.model.to_json_string())  # type: ignore[operator]
-        text = json.dumps({**config, _FINGERPRINT_FIELD: self.fingerprint}, indent=2, sort_keys=True) + "\n"
+        text = json.dumps({**config, FINGERPRINT_FIELD: self.fingerprint}, indent=2, sort_keys=True) + "\n"
         weights = safetensors.torch.save(self._float32_weights(), metadata={"format": "pt"})
         write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
         write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
@@ -281,7 +284,7 @@ def saved_fingerprint(folder: Path) -> str | None:
     """Return the fingerprint of the autoencoder in a folder; None where there is none, or half of one."""
     if not all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)):
         return None
-    stored: str | None = _read_config(folder / CONFIG_FILE).get(_FINGERPRINT_FIELD)
+    stored: str | None = read_kl_config(folder / CONFIG_FILE).get(FINGERPRINT_FIELD)
     return KLAutoencoder.from_pretrained(folder).fingerprint if stored is None else stored
 
 
@@ -311,15 +314,20 @@ def _require_files(folder: Path) -> None:
     raise FileNotFoundError(f"{str(folder)!r} is no autoencoder: {' and '.join(missing)} missing")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _build(autoencoder_class: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Any:
+    """Return the model of a configuration, without weights, if the tensors can be its."""
+    n_levels = len(config.get("block_out_channels", (1,)))
+    n_layers = config.get("layers_per_block", 1)
+    layers = {f"encoder.down_blocks.{level}.resnets": n_layers for level in range(n_levels)}
+    require_stages({"encoder.down_blocks": n_levels, **layers}, tensors, str(folder / WEIGHTS_FILE))
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:  # JSON or UTF-8
-        raise ValueError(f"{str(path)!r} must hold a configuration in JSON; got: {error}") from error
-    found = config.get("_class_name") if isinstance(config, dict) else type(config).__name__
-    if found != "AutoencoderKL":
-        raise ValueError(f"{str(path)!r} must be the configuration of an AutoencoderKL; got {found!r}")
-    return dict(config)
+        with torch.device("meta"):
+            return autoencoder_class.from_config(config)
+    except DAMAGE as error:
+        raise ValueError(
+            f"{str(folder / CONFIG_FILE)!r} must hold the configuration of a model that diffusers can build; got: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _current_name(name: str) -> str:

@@ -18,8 +18,10 @@ from msf.autoencoder import Autoencoder, LatentPosterior
 from msf.autoencoder.batches import encode_in_parts
 from msf.autoencoder.latent_store import Array, LatentStore
 from msf.config import PosteriorUse
+from msf.data.arrays import listed, rows_not_finite
 from msf.data.dataset import ImageDataset
 from msf.data.images import N_FLIPS, apply_flips, prepare_images
+from msf.interruption import Interrupted
 
 CACHE_ENV = "MSF_CACHE"
 LOCK_FILE = "lock"
@@ -140,8 +142,7 @@ def open_latent_cache(
         chunk_rows=min(_MAX_CHUNK_ROWS, max(1, _CHUNK_PIXELS // image_size**2)),
         has_std=posterior == "sample",
     )
-    store.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(store.folder / LOCK_FILE):
+    with _telling_what_is_kept(store), _locked(store.folder / LOCK_FILE):
         store.restore()
         missing = store.missing()
         if missing:
@@ -152,7 +153,7 @@ def open_latent_cache(
                     pictures = prepare_images(images[chunk.rows], image_size, dataset.n_channels)
                     flips_of_variant = torch.tensor([chunk.variant % 2 == 1, chunk.variant >= 2])
                     mirrored = apply_flips(pictures, flips_of_variant.expand(len(pictures), 2))
-                    put(chunk, _finite(encode_in_parts(autoencoder, mirrored, torch.device(device))))
+                    put(chunk, _finite(encode_in_parts(autoencoder, mirrored, torch.device(device)), chunk.rows.start))
                     n_done += len(pictures)
                     if progress is not None:
                         progress(n_done, n_total)
@@ -184,20 +185,41 @@ def default_cache_folder(dataset: ImageDataset) -> Path:
     return folder
 
 
-def _finite(posterior: LatentPosterior) -> LatentPosterior:
+def _finite(posterior: LatentPosterior, first_row: int) -> LatentPosterior:
     posterior = LatentPosterior(*(part.cpu() for part in posterior))
-    if not all(part.isfinite().all() for part in posterior):
-        raise FloatingPointError("the autoencoder gives latents that are not finite; nothing of them was kept")
+    rows = sorted({first_row + row for part in posterior for row in rows_not_finite(part)})
+    if rows:
+        raise FloatingPointError(
+            f"the autoencoder gives latents that are not finite for {listed('picture', rows)}; none of them was kept"
+        )
     return posterior
 
 
 @contextmanager
+def _telling_what_is_kept(store: LatentStore) -> Iterator[None]:
+    """Note on what ends the encoding early where the latents are, and how to do without them."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt, OSError) as error:
+        error.add_note(
+            f"{str(store.folder)!r} keeps the latents that were encoded before"
+            + (
+                f"; {CACHE_ENV} names another place for them, and --no-latent-cache (latent_cache=False) does without"
+                if isinstance(error, OSError)
+                else ""
+            )
+        )
+        raise
+
+
+@contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)  # of the operating system: a killed process leaves none behind
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _log.info("waiting for another process, which works on %s", path.parent)
+        _log.warning("waiting for another process, which works on %s", path.parent)
         lock.acquire()
     try:
         yield

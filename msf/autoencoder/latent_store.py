@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ import numpy as np
 from torch import Tensor
 
 from msf.files.atomic import write_atomically
+from msf.files.json_text import parse_json
+from msf.files.npy import map_npy
+from msf.interruption import undisturbed
+from msf.plain_values import shown
 
 FORMAT = 1
 META_FILE = "meta.json"
@@ -81,7 +86,7 @@ class LatentStore:
 
     def arrays(self) -> tuple[Array, Array | None]:
         """Return the means and the standard deviations (None where they are not kept), mapped for reading."""
-        mapped = [np.load(path, mmap_mode="r") for path in self._paths]
+        mapped = self._checked_arrays()
         return mapped[0], mapped[1] if len(mapped) == 2 else None
 
     def restore(self) -> None:
@@ -98,7 +103,8 @@ class LatentStore:
             return
         n_damaged = 0
         for chunk, recorded in zip(self._chunks, checksums, strict=True):
-            if recorded is not None and recorded == _checksum(array[chunk.variant, chunk.rows] for array in arrays):
+            parts = [array[chunk.variant, chunk.rows] for array in arrays]
+            if recorded is not None and recorded == _checksum(parts) and all(np.isfinite(part).all() for part in parts):
                 self._checksums[chunk.number] = recorded
             elif recorded is not None:
                 n_damaged += 1
@@ -119,7 +125,8 @@ class LatentStore:
         offsets = [array.offset for array in self.arrays() if array is not None]
         row_bytes = 4 * math.prod(self.shape[2:])
         with ExitStack() as stack:
-            files = [stack.enter_context(path.open("r+b")) for path in self._paths]
+            # Without a buffer, whose rest a full disk would refuse a second time, when the file is closed.
+            files = [stack.enter_context(path.open("r+b", buffering=0)) for path in self._paths]
             saved = time.monotonic()
 
             def put(chunk: Chunk, latents: Sequence[Tensor]) -> None:
@@ -128,7 +135,7 @@ class LatentStore:
                 for file, offset, part in zip(files, offsets, kept, strict=True):
                     # Not through a map, where a full disk is a signal that kills instead of an error with a name.
                     file.seek(offset + (chunk.variant * self.shape[1] + chunk.rows.start) * row_bytes)
-                    file.write(part.tobytes())
+                    _write_all(file, part.tobytes())
                 self._checksums[chunk.number] = _checksum(kept)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self._save(files)
@@ -137,11 +144,11 @@ class LatentStore:
             try:
                 yield put
             finally:
-                self._save(files)
+                with undisturbed(is_last=True):
+                    self._save(files)
 
-    def _save(self, files: Sequence[Any]) -> None:
+    def _save(self, files: Sequence[FileIO]) -> None:
         for file in files:
-            file.flush()
             os.fsync(file.fileno())
         n_done = len(self._checksums) - self._checksums.count(None)
         meta = {**self.identity, "n_done": n_done, "checksums": self._checksums}
@@ -156,32 +163,40 @@ class LatentStore:
 
     def _read_meta(self) -> list[str | None]:
         """Return the checksums; raise ValueError where the files are of something else."""
-        try:
-            meta = json.loads((self.folder / META_FILE).read_bytes())
-            found = {name: meta[name] for name in self.identity}
-            checksums = list(meta["checksums"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{META_FILE} is damaged or of another version ({error!r})") from error
+        meta = parse_json((self.folder / META_FILE).read_bytes(), META_FILE, "the description of a cache in JSON")
+        if not isinstance(meta, dict) or not isinstance(meta.get("checksums"), list):
+            raise ValueError(f"{META_FILE} is damaged or of another version")
+        found = {name: meta.get(name) for name in self.identity}
+        checksums: list[Any] = meta["checksums"]
         for name, value in self.identity.items():
             if found[name] != value:
-                raise ValueError(f"{name} was {found[name]!r}, is now {value!r}")
+                raise ValueError(f"{name} was {shown(found[name])}, is now {shown(value)}")
         if len(checksums) != len(self._chunks):
             raise ValueError(f"{META_FILE} must have {len(self._chunks)} checksums; it has {len(checksums)}")
+        if not all(isinstance(checksum, str | None) for checksum in checksums):
+            raise ValueError(f"{META_FILE} must have texts as checksums")
         return checksums
 
     def _checked_arrays(self) -> list[Array]:
         arrays = []
         for path in self._paths:
             try:
-                array = np.load(path, mmap_mode="r")
-            except (ValueError, EOFError) as error:  # truncated, or not an array
+                array = map_npy(path)
+            except ValueError as error:  # truncated, or not an array
                 raise ValueError(f"{path.name} is damaged ({error})") from error
-            if array.shape != self.shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+            if array.shape != self.shape or array.dtype != np.float32:
                 raise ValueError(
                     f"{path.name} must be float32 {list(self.shape)}; got {array.dtype} {list(array.shape)}"
                 )
             arrays.append(array)
         return arrays
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    """Write without a buffer, which may take several calls, the last of which says why there is no more room."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _checksum(parts: Iterable[np.ndarray[Any, Any]]) -> str:

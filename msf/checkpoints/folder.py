@@ -6,12 +6,16 @@ one of them decides: `model.safetensors` is written last, and repeats in its hea
 with. A kill between the two leaves a new `config.json` beside old weights; both carry a digest of the saved
 configuration, so the reader sees that they do not belong together and takes the configuration beside the weights. Where
 they do belong together `config.json` counts, so that it can be edited by hand.
+
+The configuration holds a digest of the tensors and is covered by its own: nothing in `model.safetensors` can change
+without being noticed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +28,14 @@ from torch import Tensor
 from msf.config import ExperimentConfig, TaskConfig
 from msf.files.atomic import write_atomically
 from msf.files.hub import find_folder
-from msf.files.tensors import read_safetensors, require_matching_tensors
+from msf.files.json_text import parse_json
+from msf.files.tensors import (
+    digest_of,
+    read_safetensors,
+    require_matching_tensors,
+    require_sound_weights,
+    require_stages,
+)
 from msf.network.unet import UNet
 
 if TYPE_CHECKING:
@@ -34,6 +45,9 @@ FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 AUTOENCODER_FOLDER = "autoencoder"
+TENSORS_FIELD = "tensors_sha256"
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
@@ -75,7 +89,7 @@ def save_checkpoint(
             a checkpoint with another autoencoder. Nothing is written then.
         OSError: The disk is full or not writable; the old checkpoint then stays.
     """
-    require_matching_tensors(_expected_tensors(experiment, state_dict), state_dict, "state_dict")
+    require_matching_tensors(_expected_tensors(experiment, state_dict, "state_dict"), state_dict, "state_dict")
     folder = Path(folder)
     content = {"format": FORMAT, "task": task.to_dict(), "experiment": experiment.to_dict()}
     if experiment.autoencoder.name != "identity":
@@ -85,9 +99,10 @@ def save_checkpoint(
         # Before the configuration that needs it.
         _save_autoencoder(folder, autoencoder, experiment.autoencoder.source)
     folder.mkdir(parents=True, exist_ok=True)
-    content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    text = json.dumps(content, indent=2) + "\n"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    content[TENSORS_FIELD] = digest_of(tensors)
+    content["digest"] = _digest(content)
+    text = json.dumps(content, indent=2) + "\n"
     # Serialised in memory, since `save_file` makes a temporary file of its own, which a kill would leave behind. One
     # entry of metadata only: several come out in a random order, and equal checkpoints should be equal files.
     weights = safetensors.torch.save(tensors, metadata={"config": text})
@@ -106,9 +121,10 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         FileNotFoundError: The folder or one of its two files is missing.
-        ValueError: Not a checkpoint, an unknown format, corrupt files, or tensors that do not fit the network of
-            the configuration; the text lists some of each kind.
-        TypeError: A configuration value of the wrong type.
+        ValueError: Not a checkpoint, an unknown format, corrupt files, tensors that do not fit the network of the
+            configuration (the text lists some of each kind) or differ from those that were saved, or weights that are
+            NaN, infinite or absurdly large.
+        TypeError: A configuration value of the wrong type, or weights that are not floating point.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -116,16 +132,32 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{str(folder)!r} is not a checkpoint: {' and '.join(missing)} missing")
-    state_dict, metadata = read_safetensors(folder / WEIGHTS_FILE)
+    weights = folder / WEIGHTS_FILE
+    state_dict, metadata = read_safetensors(weights)
     content = _read_config((folder / CONFIG_FILE).read_bytes(), folder / CONFIG_FILE)
     if "config" in metadata:
-        beside_weights = _read_config(metadata["config"], folder / WEIGHTS_FILE)
+        beside_weights = _read_config(metadata["config"], weights)
+        _require_saved_tensors(beside_weights, state_dict, weights)
         if "digest" in content and content["digest"] != beside_weights.get("digest"):
             content = beside_weights
-    task = TaskConfig.from_dict(content["task"])
-    experiment = ExperimentConfig.from_dict(content["experiment"])
-    require_matching_tensors(_expected_tensors(experiment, state_dict), state_dict, str(folder / WEIGHTS_FILE))
-    return Checkpoint(task, experiment, state_dict, content.get("autoencoder_fingerprint"))
+    elif TENSORS_FIELD in content:
+        raise ValueError(f"{str(weights)!r} must be the weights that were saved with {CONFIG_FILE}; they name none")
+    else:
+        _log.info("%s has no digest of its tensors, as files of other programs and of earlier versions", weights)
+    try:
+        task = TaskConfig.from_dict(content["task"])
+        experiment = ExperimentConfig.from_dict(content["experiment"])
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{str(folder / CONFIG_FILE)!r} must hold a valid configuration: {error}") from error
+    fingerprint = content.get("autoencoder_fingerprint")
+    if not isinstance(fingerprint, str | None):
+        raise TypeError(
+            f"{str(folder / CONFIG_FILE)!r} must have a text as autoencoder_fingerprint; got {fingerprint!r:.80}"
+        )
+    require_matching_tensors(_expected_tensors(experiment, state_dict, str(weights)), state_dict, str(weights))
+    require_sound_weights(state_dict, str(weights))
+    return Checkpoint(task, experiment, state_dict, fingerprint)
 
 
 def find_checkpoint(folder_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -164,7 +196,25 @@ def _save_autoencoder(folder: Path, autoencoder: Autoencoder, source: str | None
         autoencoder.save_pretrained(path)
 
 
-def _expected_tensors(experiment: ExperimentConfig, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the digest of a configuration without the field that holds it."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _require_saved_tensors(content: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check the configuration that was saved with tensors, and the tensors, against their digests."""
+    if "digest" in content and content["digest"] != _digest(content):
+        raise ValueError(f"{str(path)!r} must be as it was saved; the configuration in its header was changed")
+    if TENSORS_FIELD not in content:
+        _log.info("%s has no digest of its tensors, as files of earlier versions", path)
+    elif "digest" not in content or content[TENSORS_FIELD] != digest_of(tensors):
+        raise ValueError(f"{str(path)!r} must be as it was saved; its tensors were changed, or the file is damaged")
+
+
+def _expected_tensors(experiment: ExperimentConfig, found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    n_stages = len(experiment.network.channel_multipliers) * (experiment.network.n_res_blocks + 1)
+    require_stages({"input_blocks": n_stages, "output_blocks": n_stages}, found, where)
     # Input and output widths are no part of the configuration (they follow from data, code and autoencoder).
     first, last = found.get("input_blocks.0.0.weight"), found.get("out.2.bias")
     with torch.device("meta"):
@@ -178,15 +228,12 @@ def _expected_tensors(experiment: ExperimentConfig, found: Mapping[str, Tensor])
 
 
 def _read_config(text: str | bytes, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:  # JSON or UTF-8
-        raise ValueError(f"{str(path)!r} must hold a configuration in JSON; got: {error}") from error
+    content = parse_json(text, repr(str(path)), "a configuration in JSON")
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{str(path)!r} is not the configuration of a checkpoint: it has no field 'format'")
     if content["format"] != FORMAT:
         raise ValueError(
-            f"{str(path)!r} must have format {FORMAT}; got {content['format']!r}, written by another version"
+            f"{str(path)!r} must have format {FORMAT}; got {content['format']!r:.80}, written by another version"
         )
     missing = [name for name in ("task", "experiment") if name not in content]
     if missing:

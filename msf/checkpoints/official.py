@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,10 @@ from msf.config import (
     TaskConfig,
     UNetConfig,
 )
-from msf.files.tensors import read_safetensors, require_matching_tensors
+from msf.files.tensors import read_safetensors, require_matching_tensors, require_sound_weights
+from msf.files.torch_file import read_torch_file
 from msf.network.unet import UNet
+from msf.plain_values import shown
 
 PUBLISHED_HEAD_CHANNELS = 64
 PIXEL_SIZE = 32
@@ -100,9 +101,11 @@ def load_official(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: No such checkpoint; a pickle that holds more than tensors; a layout that no configuration
-            explains; widths that contradict `code`, `image_channels` or `autoencoder_source`; `n_classes` that the
-            code does not have; heads that do not divide the channels under attention.
+        TypeError: Tensors that are sparse, quantised, complex or whole numbers.
+        ValueError: No such checkpoint; a pickle that holds more than tensors; weights that are NaN, infinite or
+            absurdly large; a layout that no configuration explains; widths that contradict `code`, `image_channels` or
+            `autoencoder_source`; `n_classes` that the code does not have; heads that do not divide the channels under
+            attention.
     """
     if code not in ("rgb", "grey"):
         raise ValueError(f"code must be rgb or grey, the codes of the authors' checkpoints; got {code!r}")
@@ -113,9 +116,7 @@ def load_official(
         )
     tensors = _read_tensors(Path(path))
     prefix = _choose_prefix(tensors, prefix, str(path))
-    state_dict = {
-        name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items() if name.startswith(prefix)
-    }
+    state_dict = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     inferred, channels = _infer_architecture(state_dict, str(path))
     assumed: dict[str, Any] = {
         "head_channels": head_channels,
@@ -127,6 +128,9 @@ def load_official(
     with torch.device("meta"):
         expected = UNet(network, channels, channels).state_dict()
     require_matching_tensors(expected, state_dict, str(path))
+    require_sound_weights(state_dict, str(path))
+    # Copies, since what was read may be mapped from a file that goes away.
+    state_dict = {name: tensor.to(torch.float32, copy=True) for name, tensor in state_dict.items()}
 
     code_config = CodeConfig(name=code, beta=beta)
     semantic_channels = make_code(code_config, n_classes).n_channels
@@ -163,23 +167,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"path must be an existing checkpoint file; got {str(path)!r}")
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{str(path)!r} must hold tensors, dictionaries and plain values only: anything else could run code when "
-            "it is unpickled, and is refused. If you trust the file, save its state dict alone. Reason: "
-            f"{_first_line(error)}"
-        ) from error
-    except (EOFError, RuntimeError) as error:  # no zip archive of PyTorch's, or a damaged one
-        raise ValueError(
-            f"{str(path)!r} must be a file of torch.save, or end in .safetensors; got: {_first_line(error)}"
-        ) from error
-    return dict(_named_tensors(content, ""))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return dict(_named_tensors(read_torch_file(path), ""))
 
 
 def _named_tensors(content: object, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -195,11 +183,11 @@ def _choose_prefix(tensors: Mapping[str, Tensor], wanted: str | None, where: str
     if not found:
         raise ValueError(f"{where} must hold a U-Net of the ADM layout; it has no tensor {_FIRST_TENSOR}")
     if wanted is None and len(found) > 1:
-        raise ValueError(f"prefix must be given, since {where} holds several networks; one of {found}")
+        raise ValueError(f"prefix must be given, since {where} holds several networks; one of {shown(found)}")
     if wanted is None:
         return found[0]
     if wanted not in found:
-        raise ValueError(f"prefix must be one of {found} in {where}; got {wanted!r}")
+        raise ValueError(f"prefix must be one of {shown(found)} in {where}; got {wanted!r}")
     return wanted
 
 

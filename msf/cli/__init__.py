@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from typing import NoReturn
-
 import typer
 
-from msf.cli import classify, demo, evaluate, generate, import_official, info, train, train_autoencoder
+from msf.cli import classify, console, demo, evaluate, generate, import_official, info, train, train_autoencoder
+from msf.interruption import interruptible
 
 app = typer.Typer(
     name="msf",
@@ -27,24 +25,6 @@ app.command("info")(info.info)
 
 
 def main() -> None:
-    """Run a command; bad input ends with one line and exit code 2."""
-    try:
+    """Run a command; whatever ends it early is told in one line, with an exit code of its kind."""
+    with interruptible(), console.errors_as_one_line():
         app()
-    except (ValueError, TypeError, OSError) as error:
-        _stop(error, 2)
-    except FloatingPointError as error:  # a diverged training
-        _stop(error, 1)
-    except RuntimeError as error:
-        from msf_kernels import BackendUnavailableError
-
-        if not isinstance(error, BackendUnavailableError):
-            raise
-        _stop(error, 2)
-    except KeyboardInterrupt:
-        print("msf: interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-def _stop(error: Exception, code: int) -> NoReturn:
-    print(f"msf: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(code)

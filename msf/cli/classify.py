@@ -12,21 +12,17 @@ from rich.table import Table
 
 from msf.cli import console, flags
 from msf.cli.checkpoints import load_flow
-from msf.config import FitName, FlowName, MethodName
+from msf.config import FitName
 
 SHOWN = 30  # rows printed; files hold all
 _PART_BYTES = 1 << 30  # prepared pictures that exist at once
 
 
+@flags.grouped
 def classify(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them.")],
     *,
     checkpoint: flags.Checkpoint = None,
-    n_samples: Annotated[int | None, typer.Option(min=1, help="Noise draws per picture.")] = None,
-    n_steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
-    method: Annotated[MethodName | None, typer.Option(help="Solver.")] = None,
-    flow: Annotated[FlowName | None, typer.Option(help="Flow that classifies.")] = None,
-    readout: flags.Readout = None,
     refer: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the pictures, the most uncertain ones, to refer to a person.")
     ] = 0.0,
@@ -38,10 +34,8 @@ def classify(
         ),
     ] = "stretch",
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write one row per picture.")] = None,
-    seed: flags.Seed = 0,
-    device: flags.Device = None,
-    micro_batch: flags.MicroBatch = None,
-    json_file: flags.JsonFile = None,
+    fields: flags.ClassifyFields,
+    run: flags.Run,
 ) -> None:
     """Classify pictures, with probabilities, distances and uncertainty for each.
 
@@ -54,9 +48,8 @@ def classify(
     if score not in UNCERTAINTY_SCORES:
         raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {score!r}")
     files = find_images(images)
-    network = load_flow(checkpoint, device)
+    network = load_flow(checkpoint, run.device)
     channels, size = network.task.image_channels, network.config.data.image_size
-    inference = network.config.inference
     rows: list[dict[str, Any]] = [{"file": str(file), "error": None} for file in files]
     uncertainty: dict[int, float] = {}
     per_part = max(1, _PART_BYTES // (4 * channels * size**2))
@@ -67,18 +60,9 @@ def classify(
                 rows[first + row]["error"] = reason
             if not part.rows:
                 continue
-            prediction = network.classify(
-                part.images,
-                n_samples=n_samples or inference.n_samples,
-                n_steps=n_steps or inference.classify_steps,
-                method=method or inference.classify_method,
-                flow=flow or inference.flow,
-                readout=readout,
-                seed=seed,
-                micro_batch=micro_batch,
-                progress=advance,
-            )
-            micro_batch = prediction.micro_batch  # one for all parts, so that no picture depends on how they were cut
+            prediction = network.classify(part.images, seed=run.seed, progress=advance, **fields)
+            # One for all parts, so that no picture depends on how they were cut.
+            fields["micro_batch"] = prediction.micro_batch
             described = prediction.to_rows(network.task.class_names)
             scores = prediction.scores()[score].tolist()
             for row, values, value in zip(part.rows, described, scores, strict=True):
@@ -94,7 +78,7 @@ def classify(
     _print_rows([rows[index] for index in uncertainty], score, list(uncertainty.values()))
     if csv_file is not None:
         _write_csv(csv_file, rows, list(rows[next(iter(uncertainty))]))
-    console.write_json(json_file, rows)
+    console.write_json(run.json_file, rows)
     for reason in broken:
         console.err.print(f"msf: not classified: {reason}")
     if broken:

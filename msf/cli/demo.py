@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msf.cli import console, flags
+from msf.cli.train import show_training
 from msf.config import RECIPES
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ ABOUT = (
 )
 
 
+@flags.grouped
 def demo(
     *,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the network, pictures and numbers.")] = Path(
@@ -33,69 +37,63 @@ def demo(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data. Default: a few minutes' worth.")
     ] = None,
-    seed: flags.Seed = 0,
-    device: flags.Device = None,
-    json_file: flags.JsonFile = None,
+    run: flags.Run,
 ) -> None:
     """Train on synthetic cells, classify with uncertainty, generate, and draw everything.
 
     Writes summary.md, metrics.json and pictures. A second call finds the trained network and only draws again.
     """
-    from msf.data import load_dataset
-    from msf.training.train import TrainingProgress, train
-
     started = time.monotonic()
     recipe = RECIPES["demo"]
-    settings = dataclasses.replace(recipe.train, seed=seed, epochs=epochs or recipe.train.epochs)
+    settings = dataclasses.replace(recipe.train, seed=run.seed, epochs=epochs or recipe.train.epochs)
     experiment = dataclasses.replace(recipe, train=settings)
-    dataset = load_dataset(experiment.data.dataset)
-    with console.progress_bar("training on synthetic cells") as advance:
+    with (
+        console.resumable(shlex.join(["msf", *sys.argv[1:]])),  # a second call goes on by itself
+        console.progress_bar("making synthetic cells", lines=True) as advance,
+    ):
+        from msf.data import load_dataset
+        from msf.training.train import train
 
-        def show(progress: TrainingProgress) -> None:
-            advance(progress.step, progress.n_steps, f"loss {progress.loss:.3f}")
-
-        result = train(experiment, dataset, out / "network", device=device, resume=True, progress=show)
+        dataset = load_dataset(experiment.data.dataset)
+        result = train(
+            experiment,
+            dataset,
+            out / "network",
+            device=run.device,
+            resume=True,
+            progress=lambda progress: show_training(progress, advance, "synthetic cells", settings.selection),
+        )
     console.out.print(
         f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"
     )
-    _write_report(out, dataset, seed, device, result.seconds, json_file)
+    _write_report(out, dataset, run, result.seconds)
     console.out.print(f"done in {time.monotonic() - started:.0f} s: open {out / 'summary.md'}")
 
 
-def _write_report(
-    out: Path, dataset: ImageDataset, seed: int, device: str | None, training_seconds: float, json_file: Path | None
-) -> None:
+def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_seconds: float) -> None:
     from msf.cli.checkpoints import load_flow
     from msf.data import phantom_bayes_accuracy, prepare_images
-    from msf.evaluate import prediction_metrics
+    from msf.judge.metrics import prediction_metrics
     from msf.report import certainty_grid, real_and_generated_grid, risk_coverage_figure, write_figure, write_summary
 
-    flow = load_flow(str(out / "network"), device)
-    inference = flow.config.inference
+    flow = load_flow(str(out / "network"), run.device)
+    classifying, generating = flow.config.inference.classify, flow.config.inference.generate
     size, channels = flow.config.data.image_size, flow.task.image_channels
     images = prepare_images(dataset.test.images, size, channels)
     started = time.monotonic()
-    with console.progress_bar("classifying") as advance:
-        prediction = flow.classify(
-            images,
-            n_samples=inference.n_samples,
-            n_steps=inference.classify_steps,
-            method=inference.classify_method,
-            flow=inference.flow,
-            seed=seed,
-            progress=advance,
-        )
-    rate = len(images) * inference.n_samples / (time.monotonic() - started)
+    with console.progress_bar("classifying", lines=True) as advance:
+        prediction = flow.classify(images, seed=run.seed, progress=advance)
+    rate = len(images) * classifying.n_samples / (time.monotonic() - started)
     metrics: dict[str, Any] = {
         "split": "test",
         **prediction_metrics(prediction, dataset.test.labels, class_names=dataset.class_names),
-        "n_samples": inference.n_samples,
-        "seed": seed,
+        "n_samples": classifying.n_samples,
+        "seed": run.seed,
         "samples_per_second": rate,
         "bayes_accuracy_bound": phantom_bayes_accuracy(),
         "training_seconds": training_seconds,
     }
-    real, generated = _pictures_per_class(flow, dataset, images, seed)
+    real, generated = _pictures_per_class(flow, dataset, images, run.seed)
     write_figure(out / "generated.png", real_and_generated_grid(real, generated))
     shown = certainty_grid((images + 1) / 2, prediction, dataset.test.labels, dataset.class_names, RANKED_BY)
     write_figure(out / "certainty.png", shown)
@@ -103,9 +101,9 @@ def _write_report(
     facts = {
         "data": f"phantoms (synthetic), {len(dataset.train)} pictures to train on",
         "label code": flow.code.name,
-        "noise draws per picture": inference.n_samples,
-        "classification": f"{inference.classify_steps} {inference.classify_method} step(s)",
-        "generation": f"{inference.generate_steps} {inference.generate_method} steps",
+        "noise draws per picture": classifying.n_samples,
+        "classification": f"{classifying.n_steps} {classifying.method} step(s)",
+        "generation": f"{generating.n_steps} {generating.method} steps",
         "training": f"{training_seconds:.0f} s",
         "classification speed": f"{rate:.0f} samples/s",
     }
@@ -127,7 +125,7 @@ def _write_report(
         },
     )
     console.write_json(out / "metrics.json", metrics)
-    console.write_json(json_file, metrics)
+    console.write_json(run.json_file, metrics)
     console.print_figures("Test split", {name: metrics[name] for name in ("accuracy", "auc_macro_ovr", "nll", "aurc")})
 
 
@@ -136,17 +134,9 @@ def _pictures_per_class(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
-    inference = flow.config.inference
     labels = torch.arange(dataset.n_classes).repeat_interleave(N_GENERATED)
-    with console.progress_bar("generating") as advance:
-        pictures = flow.generate(
-            labels,
-            n_steps=inference.generate_steps,
-            method=inference.generate_method,
-            flow=inference.flow,
-            seed=seed,
-            progress=advance,
-        ).cpu()
+    with console.progress_bar("generating", lines=True) as advance:
+        pictures = flow.generate(labels, seed=seed, progress=advance).cpu()
     real = {
         name: (images[dataset.test.labels == label][:N_GENERATED] + 1) / 2
         for label, name in enumerate(dataset.class_names)

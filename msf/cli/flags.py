@@ -1,22 +1,30 @@
-"""Command-line flags: those shared by the commands, and those generated from the configuration dataclasses."""
+"""Command-line flags: groups that commands share, and those generated from the configuration dataclasses.
+
+`@grouped` expands a parameter of a command into several flags: one that is annotated with a dataclass of annotated
+fields (`Run`) becomes one flag per field, `ClassifyFields` and `GenerateFields` one per field of those settings, and
+`ConfigFields` one per field of an experiment.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from msf.config import RECIPES, ExperimentConfig, ReadoutName, optional_base
+from msf.config import RECIPES, SHORT_NAMES, ClassifySettings, ExperimentConfig, GenerateSettings, InferenceConfig
+from msf.plain_values import optional_base
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
-Device = Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0. Default: CUDA if there is any.")]
+Device = Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:1. Default: CUDA if there is any.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 DataRoot = Annotated[
     Path | None,
@@ -28,14 +36,6 @@ Checkpoint = Annotated[
         metavar="FOLDER", help="Folder of a trained network, or its hub id. Default: the newest one under runs/."
     ),
 ]
-Readout = Annotated[
-    ReadoutName | None,
-    typer.Option(
-        help="What recovered latents are compared with: the classes' own latents, or colours after decoding "
-        "(published). The same for flows on pixels. Default: as trained."
-    ),
-]
-MicroBatch = Annotated[int | None, typer.Option(min=1, help="Samples per network evaluation. Default: from memory.")]
 
 PANELS = {
     "data": "Data",
@@ -48,22 +48,75 @@ PANELS = {
 }
 
 
-def with_config_flags(*groups: str) -> Callable[[Command], Command]:
-    """Give a command one flag per field of the named groups of `ExperimentConfig`.
+@dataclass(frozen=True)
+class Run:
+    """What every command takes."""
 
-    The command receives them as keyword arguments, None where the flag was not given.
-    """
+    seed: Seed = 0
+    device: Device = None
+    json_file: JsonFile = None
 
-    def decorate(command: Command) -> Command:
-        signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        generated = [_parameter(group, entry) for group in groups for entry in _fields(group)]
-        parameters = [*own, *generated]
-        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
 
-    return decorate
+@dataclass(frozen=True)
+class _Flags:
+    """Flags that together make one argument: their parameters, and how their values become it."""
+
+    parameters: Sequence[inspect.Parameter]
+    build: Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class _SettingsFlags:
+    record: type[ClassifySettings] | type[GenerateSettings]
+
+    def flags(self) -> _Flags:
+        entries = [entry for entry in dataclasses.fields(self.record) if entry.metadata["help"] is not None]
+        hints = typing.get_type_hints(self.record)
+        stored = "Default: as the network was trained."
+        parameters = [
+            _parameter(entry, hints[entry.name], None, note=stored if entry.metadata["is_stored"] else "")
+            for entry in entries
+        ]
+        return _Flags(parameters, lambda given: given)
+
+
+@dataclass(frozen=True)
+class _ConfigFlags:
+    groups: tuple[str, ...]
+
+    def flags(self) -> _Flags:
+        parameters = [_parameter(entry, hint, PANELS[group]) for group in self.groups for entry, hint in _fields(group)]
+        return _Flags(parameters, lambda given: given)
+
+
+ClassifyFields = Annotated[dict[str, Any], _SettingsFlags(ClassifySettings)]
+"""One flag per field of `ClassifySettings`: `{field: value}`, None where the flag was not given."""
+GenerateFields = Annotated[dict[str, Any], _SettingsFlags(GenerateSettings)]
+ConfigFields = Annotated[dict[str, Any], _ConfigFlags(tuple(PANELS))]
+"""One flag per field of `ExperimentConfig`, for `configured`."""
+
+
+def grouped(command: Command) -> Command:
+    """Expand the parameters of a command that stand for groups of flags; see the module."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, _Flags] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        flags = _group(parameter.annotation)
+        if flags is None:
+            parameters.append(parameter)
+        else:
+            groups[parameter.name] = flags
+            parameters.extend(flags.parameters)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, flags in groups.items():
+            given[name] = flags.build({entry.name: given.pop(entry.name) for entry in flags.parameters})
+        command(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return typing.cast(Command, run)
 
 
 def configured(recipe: str, flags: Mapping[str, Any]) -> ExperimentConfig:
@@ -77,11 +130,10 @@ def configured(recipe: str, flags: Mapping[str, Any]) -> ExperimentConfig:
     experiment = RECIPES[recipe]
     changed = {}
     for group in PANELS:
-        entries = {_argument(entry): entry for entry in _fields(group)}
         values = {
-            entry.name: _parsed(entry, group, flags[argument])
-            for argument, entry in entries.items()
-            if flags.get(argument) is not None
+            entry.name: _parsed(entry.name, hint, flags[_argument(entry)])
+            for entry, hint in _fields(group)
+            if flags.get(_argument(entry)) is not None
         }
         if "head_channels" in values or "n_heads" in values:  # giving one of the two replaces the recipe's other
             values = {"head_channels": None, "n_heads": None, **values}
@@ -102,37 +154,60 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
         raise ValueError(f"{name} must be whole numbers separated by commas; got {text!r}") from None
 
 
-def _fields(group: str) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(typing.get_type_hints(ExperimentConfig)[group])
+def _group(annotation: Any) -> _Flags | None:
+    if typing.get_origin(annotation) is Annotated:
+        for marker in annotation.__metadata__:
+            if isinstance(marker, (_SettingsFlags, _ConfigFlags)):
+                return marker.flags()
+        return None
+    if not dataclasses.is_dataclass(annotation):
+        return None
+    record = typing.cast(type[Any], annotation)
+    hints = typing.get_type_hints(record, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=hints[entry.name]
+        )
+        for entry in dataclasses.fields(record)
+    ]
+    return _Flags(parameters, lambda given: record(**given))
+
+
+def _fields(group: str) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """Return the fields of a group of `ExperimentConfig` with their types; of `inference` by their short names."""
+    record = typing.get_type_hints(ExperimentConfig)[group]
+    hints = typing.get_type_hints(record)
+    if record is not InferenceConfig:
+        return [(entry, hints[entry.name]) for entry in dataclasses.fields(record)]
+    found = []
+    for short, ((part, name), *_) in SHORT_NAMES.items():
+        (entry,) = (entry for entry in dataclasses.fields(hints[part]) if entry.name == name)
+        renamed: dataclasses.Field[Any] = dataclasses.field(metadata=entry.metadata)
+        renamed.name = short
+        found.append((renamed, typing.get_type_hints(hints[part])[name]))
+    return found
 
 
 def _argument(entry: dataclasses.Field[Any]) -> str:
     return (entry.metadata["flag"] or entry.name).replace("-", "_")
 
 
-def _type_hint(group: str, entry: dataclasses.Field[Any]) -> Any:
-    return optional_base(typing.get_type_hints(typing.get_type_hints(ExperimentConfig)[group])[entry.name])
-
-
-def _parameter(group: str, entry: dataclasses.Field[Any]) -> inspect.Parameter:
-    argument = _argument(entry)
-    hint = _type_hint(group, entry)
-    flag = "--" + argument.replace("_", "-")
+def _parameter(entry: dataclasses.Field[Any], hint: Any, panel: str | None, *, note: str = "") -> inspect.Parameter:
+    hint = optional_base(hint)
+    flag = "--" + _argument(entry).replace("_", "-")
     is_list = typing.get_origin(hint) is tuple
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
-        help=_sentence(entry.metadata["help"]),
-        rich_help_panel=PANELS[group],
+        help=" ".join([_sentence(entry.metadata["help"]), note]).strip(),
+        rich_help_panel=panel,
         metavar="N,N,..." if is_list else None,
     )
     annotation = Annotated[(str if is_list else hint) | None, option]  # type: ignore[valid-type]
-    return inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(_argument(entry), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _parsed(entry: dataclasses.Field[Any], group: str, value: Any) -> Any:
-    if typing.get_origin(_type_hint(group, entry)) is not tuple:
-        return value
-    return whole_numbers(entry.name, str(value))
+def _parsed(name: str, hint: Any, value: Any) -> Any:
+    return whole_numbers(name, str(value)) if typing.get_origin(optional_base(hint)) is tuple else value
 
 
 def _sentence(text: str) -> str:

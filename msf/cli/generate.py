@@ -9,9 +9,9 @@ import typer
 
 from msf.cli import console, flags
 from msf.cli.checkpoints import load_flow
-from msf.config import FlowName, MethodName
 
 
+@flags.grouped
 def generate(
     *,
     checkpoint: flags.Checkpoint = None,
@@ -20,9 +20,6 @@ def generate(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures per class.")] = 8,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the pictures.")] = Path("generated"),
-    n_steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
-    method: Annotated[MethodName | None, typer.Option(help="Solver.")] = None,
-    flow: Annotated[FlowName | None, typer.Option(help="Flow that generates.")] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -31,31 +28,25 @@ def generate(
             "on. Default: the working size.",
         ),
     ] = None,
-    seed: flags.Seed = 0,
-    device: flags.Device = None,
-    micro_batch: flags.MicroBatch = None,
-    json_file: flags.JsonFile = None,
+    fields: flags.GenerateFields,
+    run: flags.Run,
 ) -> None:
     """Generate pictures of given classes: one PNG each, and a grid with one row per class."""
     import torch
 
     from msf.report import class_grid, write_figure, write_pictures
 
-    network = load_flow(checkpoint, device)
+    network = load_flow(checkpoint, run.device)
     names = network.task.class_names or tuple(str(label) for label in range(network.task.n_classes))
     wanted = _label_numbers(labels, names)
     pixels = _pixels(size, network.task.original_size)
-    inference = network.config.inference
     with console.progress_bar("generating") as advance:
         pictures = network.generate(
             torch.tensor(wanted).repeat_interleave(n),
-            n_steps=n_steps or inference.generate_steps,
-            method=method or inference.generate_method,
-            flow=flow or inference.flow,
-            seed=seed,
-            size=pixels,
-            micro_batch=micro_batch,
+            seed=run.seed,
             progress=advance,
+            size=pixels,
+            **fields,
         ).cpu()
     out.mkdir(parents=True, exist_ok=True)
     files = write_pictures(pictures, [out / f"{label:02d}-{number:04d}.png" for label in wanted for number in range(n)])
@@ -63,7 +54,7 @@ def generate(
     write_figure(out / "grid.png", class_grid(rows))
     console.out.print(f"{len(files)} pictures and grid.png in {out}")
     console.write_json(
-        json_file,
+        run.json_file,
         [
             {"file": str(file), "label": wanted[i // n], "label_name": names[wanted[i // n]]}
             for i, file in enumerate(files)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msf.cli import console, flags
 
+if TYPE_CHECKING:
+    from msf.training.train import TrainingProgress
 
-@flags.with_config_flags("data", "code", "path", "network", "autoencoder", "train", "inference")
+
+@flags.grouped
 def train(
     *,
     recipe: Annotated[
@@ -30,31 +33,28 @@ def train(
     data_root: flags.DataRoot = None,
     device: flags.Device = None,
     json_file: flags.JsonFile = None,
-    **config: Any,
+    config: flags.ConfigFields,
 ) -> None:
     """Train a network and keep the epoch that is best on the validation split.
 
-    A killed run goes on with the same command and --resume. The flags of the configuration change the recipe.
+    A run that was interrupted or killed goes on with the same command and --resume. The flags of the configuration
+    change the recipe.
     """
     experiment = flags.configured(recipe, config)
 
-    from msf.data import load_dataset
-    from msf.training.train import TrainingProgress
-    from msf.training.train import train as run_training
+    with console.resumable(), console.progress_bar(f"reading {experiment.data.dataset}", lines=True) as advance:
+        from msf.data import load_dataset
+        from msf.training.train import train as run_training
 
-    dataset = load_dataset(experiment.data.dataset, data_root)
-    folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"
-    selection = experiment.train.selection
-    with (
-        console.progress_bar("encoding") as advance_encoding,
-        console.progress_bar(f"training on {dataset.name}") as advance,
-    ):
+        dataset = load_dataset(experiment.data.dataset, data_root)
+        folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"
+        selection = experiment.train.selection
+        is_idle = True
 
         def show(progress: TrainingProgress) -> None:
-            note = f"loss {progress.loss:.3f}"
-            if progress.validation is not None:
-                note += f", val {selection} {progress.validation[selection]:.3f}"
-            advance(progress.step, progress.n_steps, note)
+            nonlocal is_idle
+            is_idle = False
+            show_training(progress, advance, dataset.name, selection)
 
         result = run_training(
             experiment,
@@ -64,8 +64,12 @@ def train(
             resume=resume,
             latent_cache=latent_cache,
             progress=show,
-            encoding_progress=advance_encoding,
+            encoding_progress=lambda done, total: advance(
+                done, total, stage="encoding pictures", is_milestone=done == total
+            ),
         )
+    if is_idle:
+        console.err.print(f"All {len(result.history)} epochs were done before; for more, train in another folder.")
     figures = {
         "folder": str(result.folder),
         "best_epoch": result.best_epoch,
@@ -76,3 +80,14 @@ def train(
     console.print_figures(f"Trained on {dataset.name}", figures)
     console.out.print(f"Next: msf evaluate --checkpoint {folder} --split test")
     console.write_json(json_file, {**figures, "history": result.history})
+
+
+def show_training(progress: TrainingProgress, advance: console.Advance, name: str, selection: str) -> None:
+    """Show how far a training is, with the validation figure that chooses the kept epoch."""
+    note = f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}"
+    ends_epoch = progress.validated == 1
+    if progress.validated is not None and not ends_epoch:
+        note += f", validating {progress.validated:.0%}"
+    if progress.validation is not None and progress.validation[selection] is not None:
+        note += f", val {selection} {progress.validation[selection]:.3f}"
+    advance(progress.step, progress.n_steps, note, stage=f"training on {name}", is_milestone=ends_epoch)

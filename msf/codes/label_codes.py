@@ -21,6 +21,7 @@ from msf_kernels import class_distance
 from msf_kernels.shapes import ClassDistances, Codes, Labels, SemanticBatch
 
 PALETTE_LEVELS = (0, 75, 150, 225)
+_FAR = 2.0**10
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +33,14 @@ class LabelCode:
         codes: float32 [n_classes, K]; row i is the point of class i.
         dequantisation_width: Width of the uniform noise that `encode` adds when it is given a generator; in units of
             the code.
+        is_picture: Whether its maps are made at the size of pictures, and encoded like them where the flow runs on
+            latents; else they are made at the network's resolution.
     """
 
     name: str
     codes: Codes
     dequantisation_width: float = 0.0
+    is_picture: bool = False
     _moved: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -252,11 +256,14 @@ def project_on_simplex(weights: Tensor) -> Tensor:
         Same shape and dtype; rows are >= 0 and sum to 1. A row that is a distribution already stays what it is.
 
     Numerics:
-        Sorting, O(n_classes log n_classes) per row; rows are independent of each other.
+        Sorting, O(n_classes log n_classes) per row; rows are independent of each other. Rows far from the simplex are
+        shifted first, which changes no projection: their sums could not hold the 1 that is taken off.
 
     Source:
         Held, Wolfe and Crowder (1974); Duchi et al. (ICML 2008), figure 1.
     """
+    largest = weights.amax(dim=1, keepdim=True)
+    weights = weights - torch.where(largest.abs() > _FAR, largest, 0)
     descending = weights.sort(dim=1, descending=True).values
     excess = descending.cumsum(dim=1) - 1
     rank = torch.arange(1, weights.shape[1] + 1, device=weights.device, dtype=weights.dtype)
@@ -281,7 +288,7 @@ def _accumulation_dtype(values: Tensor) -> torch.dtype:
 
 def _make_rgb(config: CodeConfig, n_classes: int) -> LabelCode:
     codes = palette(n_classes).float() / HALF_RANGE - 1
-    return LabelCode("rgb", codes, dequantisation_width=config.beta / HALF_RANGE)
+    return LabelCode("rgb", codes, dequantisation_width=config.beta / HALF_RANGE, is_picture=True)
 
 
 def _make_grey(config: CodeConfig, n_classes: int) -> LabelCode:
@@ -290,7 +297,7 @@ def _make_grey(config: CodeConfig, n_classes: int) -> LabelCode:
     scale = config.beta / 2
     labels = torch.arange(n_classes, dtype=torch.float32)
     codes = scale * (2 * labels / (n_classes - 1) - 1)
-    return GreyCode("grey", codes[:, None], dequantisation_width=scale / (n_classes - 1))
+    return GreyCode("grey", codes[:, None], dequantisation_width=scale / (n_classes - 1), is_picture=True)
 
 
 def _make_one_hot(_config: CodeConfig, n_classes: int) -> LabelCode:

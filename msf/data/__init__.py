@@ -1,19 +1,30 @@
 """Data: one table of data sets, one loader, pictures transformed in batches."""
 
+from msf.data.arrays import as_tensor
 from msf.data.batches import epoch_batches, epoch_order, seeded_generator
 from msf.data.dataset import ImageDataset, Split, known_datasets, load_dataset
-from msf.data.images import apply_flips, draw_flips, prepare_images, resize_images
+from msf.data.images import (
+    ValueRangeWarning,
+    apply_flips,
+    draw_flips,
+    prepare_images,
+    resize_images,
+    settle_value_range,
+)
 from msf.data.phantoms import make_phantoms, phantom_bayes_accuracy
-from msf.data.pictures import LoadedPictures, find_images, load_pictures, read_image
+from msf.data.pictures import MAX_PIXELS, LoadedPictures, find_images, load_pictures, read_image
 from msf.data.table import MEDMNIST, DatasetInfo
 
 __all__ = [
+    "MAX_PIXELS",
     "MEDMNIST",
     "DatasetInfo",
     "ImageDataset",
     "LoadedPictures",
     "Split",
+    "ValueRangeWarning",
     "apply_flips",
+    "as_tensor",
     "draw_flips",
     "epoch_batches",
     "epoch_order",
@@ -27,4 +38,5 @@ __all__ = [
     "read_image",
     "resize_images",
     "seeded_generator",
+    "settle_value_range",
 ]

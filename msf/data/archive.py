@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from msf.files.damage import DAMAGE, first_line
+from msf.files.npy import NpyHeader, read_npy_header
+from msf.plain_values import shown_names
+
 SPLITS = ("train", "val", "test")
 KEYS = tuple(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))
+# Pictures shrink to a half or a tenth when they are compressed, zeros to a thousandth: arrays may need this many bytes,
+# and this many for every byte of the file.
+FREE_BYTES = 2**31
+BYTES_PER_BYTE = 20
+_N_LISTED = 12
+_CHUNK_BYTES = 2**20
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
     """Return the six arrays of an archive.
+
+    What the headers claim is compared with the file, the machine's memory and a budget (2 GiB, and twenty times the
+    file's size) before anything is allocated.
 
     Args:
         path: An .npz with `train|val|test_images` (uint8 [N, H, W] or [N, H, W, 3]) and `train|val|test_labels`
@@ -27,14 +41,15 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
     Raises:
         TypeError: Arrays of another type.
-        ValueError: File missing or unreadable, keys missing, shapes that do not fit, an empty split, NaN.
+        ValueError: File missing or unreadable, keys missing, shapes that do not fit, an empty split, NaN; or arrays
+            larger than the budget or the machine's memory.
     """
     arrays = _load(path)
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}: a data set must have the arrays {', '.join(KEYS)}; "
-            f"found {', '.join(sorted(arrays)) or 'none'}"
+            f"found {shown_names(sorted(arrays), _N_LISTED) or 'none'}"
         )
     tensors = {}
     for split in SPLITS:
@@ -53,23 +68,72 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+class _Member(NamedTuple):
+    """An array of an archive that has been looked at and not yet read."""
+
+    info: zipfile.ZipInfo
+    header: NpyHeader
+
+
 def _load(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if not path.is_file():
         raise ValueError(f"the data set must be an existing .npz file; there is none at {path}")
-    arrays = {}
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            for key in archive.files:
-                # Only what is wanted is read, but a message about missing keys names all that there is.
-                arrays[key] = archive[key] if key in KEYS else np.empty(0)
-                if not isinstance(arrays[key], np.ndarray):
-                    raise ValueError(f"{key} is no array")
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as an .npz archive of plain arrays: {error}") from error
-    return arrays
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(members) != len(archive.infolist()):
+                raise ValueError("several arrays of one name")
+            found = {name: _look_at(archive, info, name) for name, info in members.items() if name in KEYS}
+            _check_budget(sum(member.header.n_bytes for member in found.values()), path.stat().st_size)
+            # Only what is wanted is read, but a message about missing keys names all that there is.
+            return {name: _read(archive, found[name], name) if name in found else np.empty(0) for name in members}
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be read as an .npz archive of plain arrays: {first_line(error)}") from error
+
+
+def _look_at(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> _Member:
+    if info.compress_type not in _COMPRESSIONS or info.flag_bits & 1:
+        raise ValueError(f"{name} is encrypted, or compressed in another way than NumPy does")
+    with archive.open(info) as file:
+        try:
+            return _Member(info, read_npy_header(cast(Any, file), info.file_size))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _check_budget(n_bytes: int, file_bytes: int) -> None:
+    budget = FREE_BYTES + BYTES_PER_BYTE * file_bytes
+    if n_bytes > budget:
+        raise ValueError(
+            f"its arrays need {n_bytes} bytes, more than the {budget} that a file of this size may need (2 GiB, and "
+            f"{BYTES_PER_BYTE} times its size); if they are right, save them uncompressed, with numpy.savez"
+        )
+    memory = _machine_memory()
+    if memory is not None and n_bytes > memory:
+        raise ValueError(f"its arrays need {n_bytes} bytes, more than this machine's memory of {memory}")
+
+
+def _machine_memory() -> int | None:
+    """Return the bytes of memory that this machine has; None where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _read(archive: zipfile.ZipFile, member: _Member, name: str) -> np.ndarray[Any, Any]:
+    header = member.header
+    values = np.empty(header.n_bytes, np.uint8)
+    with archive.open(member.info) as opened:
+        file = cast(Any, opened)
+        file.read(header.offset)
+        left = memoryview(values.data)
+        while left and (n_read := file.readinto(left[:_CHUNK_BYTES])):
+            left = left[n_read:]
+        if left or file.read(1):  # the last read verifies the checksum
+            raise ValueError(f"{name} is cut off")
+    array = values.view(header.dtype)
+    return array.reshape(header.shape, order="F" if header.is_fortran else "C")
 
 
 def _images(array: np.ndarray[Any, Any], name: str) -> Tensor:
@@ -82,7 +146,7 @@ def _images(array: np.ndarray[Any, Any], name: str) -> Tensor:
         array = array[..., None]
     if array.ndim != 4 or array.shape[3] not in (1, 3) or array.shape[1] != array.shape[2]:
         raise ValueError(f"{name} must be [N, H, W] or [N, H, W, 3] with H = W; got {list(array.shape)}")
-    return torch.from_numpy(array)
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _labels(array: np.ndarray[Any, Any], name: str) -> Tensor:
@@ -92,4 +156,6 @@ def _labels(array: np.ndarray[Any, Any], name: str) -> Tensor:
         array = array[:, 0]
     if array.ndim != 1:
         raise ValueError(f"{name} must be [N] or [N, 1], one class per picture; got {list(array.shape)}")
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must fit 64 bits with a sign; got values up to {array.max()}")
     return torch.from_numpy(array.astype(np.int64))

@@ -17,6 +17,9 @@ from msf_kernels.shapes import Labels
 
 DATA_ENV = "MSF_DATA"
 PHANTOMS = "phantoms"
+_MULTI_LABEL = ("chestmnist",)
+_N_LISTED = 8
+_WHY_BELOW = ", since every class needs a training picture"
 _PHANTOM_INFO = DatasetInfo(
     PHANTOM_CLASSES, channels=3, flips=True, licence="Apache-2.0", citation="procedural, made by this project"
 )
@@ -190,6 +193,11 @@ def _find(name: str, data_root: str | os.PathLike[str] | None) -> Path:
         if path.is_file():
             return path
     base, size = split_size(name)
+    if base in _MULTI_LABEL:
+        raise ValueError(
+            f"data set must have one class per picture; got {name!r}, whose pictures have several: keep those of one "
+            "class, number the classes from 0, and name the path of that .npz"
+        )
     if base not in MEDMNIST:
         found = sorted({path.stem for folder in folders for path in folder.glob("*.npz")})
         at_hand = f"; archives at hand: {', '.join(found)}" if found else ""
@@ -204,17 +212,22 @@ def _find(name: str, data_root: str | os.PathLike[str] | None) -> Path:
 def _check_labels(tensors: dict[str, Tensor], path: Path, info: DatasetInfo | None) -> int:
     """Return the number of classes: the table's, or what the labels say."""
     labels = {split: tensors[f"{split}_labels"] for split in SPLITS}
+    # A class needs a training picture, so that more classes than pictures are none: a bound before they are counted.
     found = 1 + max(int(values.max()) for values in labels.values())
-    n_classes = found if info is None else len(info.class_names)
+    n_classes = min(found, len(labels["train"])) if info is None else len(info.class_names)
     for split, values in labels.items():
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= n_classes:
-            raise ValueError(f"{split}_labels of {path} must be in [0, {n_classes}); got values from {low} to {high}")
+            why = _WHY_BELOW if info is None and high >= n_classes else ""
+            raise ValueError(
+                f"{split}_labels of {path} must be in [0, {n_classes}){why}; got values from {low} to {high}"
+            )
     if info is None:
         absent = (labels["train"].bincount(minlength=n_classes) == 0).nonzero().flatten().tolist()
         if absent or n_classes < 2:
+            listed = ", ".join(map(str, absent[:_N_LISTED])) + (", ..." if len(absent) > _N_LISTED else "")
             raise ValueError(
                 f"train_labels of {path} must count two or more classes from 0 without gaps; "
-                f"got {n_classes} class(es), without training pictures: {absent or 'none'}"
+                f"got {n_classes} class(es), without training pictures: {f'[{listed}]' if absent else 'none'}"
             )
     return n_classes

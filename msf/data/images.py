@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msf.config import ValueRange
+from msf.data.arrays import NumpyArray, as_tensor, listed
+from msf_kernels.checks import FLOATING
 from msf_kernels.shapes import ImageBatch
 
 HALF_RANGE = 127.5  # levels 0..255 become value / HALF_RANGE - 1
@@ -15,9 +20,21 @@ _HALF_RANGES = {torch.uint8: HALF_RANGE, torch.uint16: 32767.5}
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 N_FLIPS = 4  # as it is, left-right, upside down, both
 _RANGE_SLACK = 1e-5  # rounding of a caller's own normalisation
+_BOUNDS: dict[ValueRange, tuple[float, float]] = {"signed": (-1.0, 1.0), "unit": (0.0, 1.0)}
 
 
-def prepare_images(images: Tensor, size: int, channels: int, *, allow_grey: bool = False) -> ImageBatch:
+class ValueRangeWarning(UserWarning):
+    """Pictures are read as values in [-1, 1] and look like values in [0, 1]."""
+
+
+def prepare_images(
+    images: Tensor | NumpyArray,
+    size: int,
+    channels: int,
+    *,
+    allow_grey: bool = False,
+    value_range: ValueRange | None = None,
+) -> ImageBatch:
     """Return pictures as the network takes them.
 
     Levels become `level / 127.5 - 1` (`level / 32767.5 - 1` for uint16); another size is resized (bilinear,
@@ -25,32 +42,41 @@ def prepare_images(images: Tensor, size: int, channels: int, *, allow_grey: bool
     where that is allowed.
 
     Args:
-        images: uint8 or uint16 [N, H, W] or [N, H, W, C], or floating point [N, C, H, W] in [-1, 1]; C = 1 or 3.
+        images: Tensor or NumPy array: uint8 or uint16 [N, H, W] or [N, H, W, C], or floating point [N, C, H, W]; C = 1
+            or 3.
         size: Height and width of the result, >= 1.
         channels: Channels of the result, 1 or 3.
         allow_grey: Permit three channels to become one, which loses the colour.
+        value_range: What floating-point values mean: `signed`, black is -1 and white 1; or `unit`, black is 0 and
+            white 1, as in the pictures that `generate` returns. None: `signed`, with a warning where that looks wrong.
 
     Returns:
-        float32 [N, channels, size, size] in [-1, 1], on the device of `images`.
+        float32 [N, channels, size, size] in [-1, 1], on the device of `images`. Differentiable.
 
     Raises:
-        TypeError: Not a tensor, or neither uint8, uint16 nor floating point.
-        ValueError: Wrong shape; values outside [-1, 1], NaN or infinite; three channels where one is wanted.
+        TypeError: Neither tensor nor array, or neither uint8, uint16 nor floating point.
+        ValueError: Wrong shape; values outside the range, NaN or infinite (the first such pictures are named); levels
+            with a `value_range`; three channels where one is wanted; one picture where a batch is wanted.
+
+    Warns:
+        ValueRangeWarning: No `value_range`, and nothing in the whole batch is below 0.
 
     Numerics:
         float32 throughout; a picture's result does not depend on the batch.
     """
     if size < 1 or channels not in (1, 3):
         raise ValueError(f"size must be >= 1 and channels 1 or 3; got {size} and {channels}")
-    images = _as_float(images)
+    settled = settle_value_range(images, channels, value_range, allow_grey=allow_grey)
+    images = as_tensor("images", images)
+    if settled is None:
+        planes = (images[..., None] if images.ndim == 3 else images).permute(0, 3, 1, 2)
+        images = planes.float().div_(_HALF_RANGES[images.dtype]).sub_(1)
+    else:
+        images = images.float() * 2 - 1 if settled == "unit" else images.float()
     n_given = images.shape[1]
     if n_given == 1 and channels == 3:
         images = images.expand(-1, 3, -1, -1)
     elif n_given == 3 and channels == 1:
-        if not allow_grey:
-            raise ValueError(
-                "images have 3 channels and the network takes 1; give grey pictures, or allow_grey=True for luminance"
-            )
         weights = torch.tensor(LUMINANCE, device=images.device)
         images = torch.einsum("nchw,c->nhw", images, weights)[:, None]
     return resize_images(images, size).clamp(-1, 1).contiguous()
@@ -103,30 +129,82 @@ def apply_flips(images: ImageBatch, flips: Tensor) -> ImageBatch:
     return images
 
 
-def _as_float(images: Tensor) -> Tensor:
-    """Return float32 [N, C, H, W] in [-1, 1]."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch tensor; got {type(images).__name__}")
+def settle_value_range(
+    images: Tensor | NumpyArray, channels: int, value_range: ValueRange | None, *, allow_grey: bool = False
+) -> ValueRange | None:
+    """Check a whole batch, and return what its values mean, for `prepare_images` to be told with every part of it.
+
+    Args:
+        images: As for `prepare_images`.
+        channels: Likewise.
+        value_range: What the caller says.
+        allow_grey: Likewise.
+
+    Returns:
+        `signed` or `unit` for floating point, None for levels, whose range is that of their dtype.
+
+    Raises:
+        TypeError: See `prepare_images`.
+        ValueError: See `prepare_images`.
+
+    Warns:
+        ValueRangeWarning: See `prepare_images`.
+    """
+    if value_range is not None and value_range not in get_args(ValueRange):
+        raise ValueError(f"value_range must be one of {', '.join(get_args(ValueRange))}; got {value_range!r}")
+    images = as_tensor("images", images)
+    if _channels_of(images, channels) == 3 and channels == 1 and not allow_grey:
+        raise ValueError(
+            "images have 3 channels and the network takes 1; give grey pictures, or allow_grey=True for luminance"
+        )
     if images.dtype in _HALF_RANGES:
-        return _planes(images).float() / _HALF_RANGES[images.dtype] - 1
-    if not images.is_floating_point():
+        if value_range is not None:
+            raise ValueError(
+                f"value_range must be None for {images.dtype}, whose range is its own; got {value_range!r}"
+            )
+        return None
+    settled: ValueRange = value_range or "signed"
+    if not images.numel():
+        return settled
+    values = images.detach()
+    low, high = (float(value) for value in values.aminmax())  # both NaN if any value is
+    lowest, highest = _BOUNDS[settled]
+    if not (low >= lowest - _RANGE_SLACK and high <= highest + _RANGE_SLACK):
+        is_inside = (values >= lowest - _RANGE_SLACK) & (values <= highest + _RANGE_SLACK)
+        rows = (~is_inside).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"floating-point images must be finite and in [{lowest:g}, {highest:g}]; got values from {low} to "
+            f"{high}, outside in {listed('picture', rows)} (value_range {settled!r})"
+        )
+    if value_range is None and 0 <= low < 1:  # a white picture is white in both ranges
+        warnings.warn(
+            "images hold nothing below 0, and are read as values in [-1, 1], where 0 is grey: say value_range='unit' "
+            "if black is 0, or value_range='signed' if this is right",
+            ValueRangeWarning,
+            stacklevel=3,
+        )
+    return settled
+
+
+def _channels_of(images: Tensor, channels: int) -> int:
+    """Return the channels of pictures, whose dtype and shape are checked on the way."""
+    name = str(images.dtype).removeprefix("torch.")
+    if images.dtype in FLOATING:
+        _check_shape(images, images.shape[1:2], images.shape[2:], "floating-point images must be [N, C, H, W]")
+        return images.shape[1]
+    if images.dtype not in _HALF_RANGES:
         raise TypeError(f"images must be uint8, uint16, or floating point in [-1, 1]; got {images.dtype}")
-    _check_shape(images, images.shape[1:2], images.shape[2:], "floating-point images must be [N, C, H, W]")
-    if images.numel():
-        low, high = (float(value) for value in images.aminmax())
-        if not (low >= -1 - _RANGE_SLACK and high <= 1 + _RANGE_SLACK):
-            raise ValueError(f"floating-point images must be finite and in [-1, 1]; got values from {low} to {high}")
-    return images.float()
-
-
-def _planes(images: Tensor) -> Tensor:
-    """Return levels [N, C, H, W] from [N, H, W] or [N, H, W, C]."""
+    wanted = f"{name} images must be [N, H, W] or [N, H, W, C]"
     if images.ndim == 3:
+        height, width, last = images.shape
+        if last in (1, 3, 4) and (width != last or last == channels == 3):
+            raise ValueError(
+                f"{wanted}; got {[height, width, last]}, which looks like one picture with its channels: give "
+                f"[1, {height}, {width}, {last}]"
+            )
         images = images[..., None]
-    _check_shape(
-        images, images.shape[3:], images.shape[1:3], f"{str(images.dtype)[6:]} images must be [N, H, W] or [N, H, W, C]"
-    )
-    return images.permute(0, 3, 1, 2)
+    _check_shape(images, images.shape[3:], images.shape[1:3], wanted)
+    return images.shape[3]
 
 
 def _check_shape(images: Tensor, channels: Sequence[int], pixels: Sequence[int], wanted: str) -> None:

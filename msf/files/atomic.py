@@ -23,7 +23,7 @@ def write_atomically(path: str | os.PathLike[str], writer: Callable[[Path], obje
     Raises:
         FileNotFoundError: The folder does not exist.
         OSError: The disk is full or not writable; the old content then stays, as after any exception of `writer`,
-            which arrives unchanged.
+            which arrives unchanged, but for the name of the file where it has none.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -34,6 +34,10 @@ def write_atomically(path: str | os.PathLike[str], writer: Callable[[Path], obje
         writer(temporary)
         _flush_to_disk(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,32 +10,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msf.config import ReadoutName
+from msf.config import ClassifySettings
 from msf.data import prepare_images
+from msf.flow.joint_space import JointSpace
+from msf.flow.readout import Readout
 from msf.flow.solver import FlowSolver, check_noise
-from msf.judge.uncertainty import Decision, Prediction, check_decision, make_prediction
-from msf_kernels.sampling import CapturedTrajectory, Mean, MeanEntropy, Moments, Statistic, StopRule, Votes, draw
+from msf.judge.uncertainty import Draws, Prediction, make_prediction
+from msf_kernels.sampling import (
+    CapturedTrajectory,
+    Mean,
+    MeanEntropy,
+    Moments,
+    SamplingResult,
+    Statistic,
+    Votes,
+    draw,
+)
 from msf_kernels.shapes import ImageBatch, SemanticBatch
 
 # Prepared pictures that exist at once; a split of any size is worked off in parts of this many bytes.
 _PREPARED_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class Readout:
-    """How a recovered semantic map is compared with the classes.
-
-    Args:
-        name: What is compared; see `MedSymmFlow.classify`.
-        distance: From [B, K, H, W] to the distance to each class and each class's share of the pixels, both
-            [B, n_classes].
-        probability: From [B, K, H, W] to class probabilities [B, n_classes], where a map is a posterior mean that
-            determines them; else None.
-    """
-
-    name: ReadoutName
-    distance: Callable[[SemanticBatch], tuple[Tensor, Tensor]]
-    probability: Callable[[SemanticBatch], Tensor] | None = None
 
 
 class ClassifyTrajectory:
@@ -65,28 +60,52 @@ class ClassifyTrajectory:
         return values
 
 
-def classify(
-    solver: FlowSolver,
-    readout: Readout,
-    images: Tensor,
-    *,
-    image_size: int,
-    image_channels: int,
-    encode: Callable[[ImageBatch], Tensor],
-    noise_shape: tuple[int, int, int],
-    device: torch.device,
-    n_samples: int,
-    seed: int,
-    noise: Tensor | None = None,
-    micro_batch: int | None = None,
-    latents: Tensor | None = None,
-    decision: Decision = "distance",
-    stop: StopRule | None = None,
-    antithetic: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    keep_samples: bool = False,
-) -> Prediction:
-    """Classify pictures with a flow and a read-out; `MedSymmFlow.classify` is the public form.
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRequest:
+    """What a caller of `MedSymmFlow.classify` wants, as it travels to the engine.
+
+    Args:
+        images: Pictures, in any form that `prepare_images` takes; [N, ...], N >= 1.
+        settings: How they are classified.
+        seed: Seed of the noise.
+        noise: Noise to use instead; [N, n_samples, K, H, W], float.
+        latents: Image parts of the joint states of all pictures, to use instead of encoding them.
+        progress: Called as `progress(n_done, n_total)`, in samples.
+
+    Raises:
+        ValueError: No picture, or another number of latents.
+    """
+
+    images: Tensor
+    settings: ClassifySettings
+    seed: int = 0
+    noise: Tensor | None = None
+    latents: Tensor | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the network."""
+        if len(self.images) == 0:
+            raise ValueError("images must hold at least one picture; got none")
+        if self.latents is not None and len(self.latents) != len(self.images):
+            raise ValueError(f"latents must be one per picture, N = {len(self.images)}; got {len(self.latents)}")
+
+    def part(self, rows: slice, micro_batch: int | None) -> ClassifyRequest:
+        """Return the request for some of the pictures, with progress in terms of all."""
+        n_samples, progress = self.settings.n_samples, self.progress
+        before, total = rows.start * n_samples, len(self.images) * n_samples
+        return ClassifyRequest(
+            images=self.images[rows],
+            settings=dataclasses.replace(self.settings, micro_batch=micro_batch),
+            seed=self.seed,
+            noise=None if self.noise is None else self.noise[rows],
+            latents=None if self.latents is None else self.latents[rows],
+            progress=None if progress is None else lambda n_done, _n_part: progress(before + n_done, total),
+        )
+
+
+def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, device: torch.device) -> Prediction:
+    """Classify pictures with a flow; `MedSymmFlow.classify` is the public form.
 
     Probabilities are read from the code (`mean_code`) where one evaluation estimates the posterior mean of the code
     and that mean determines the class probabilities: one Euler step, affinely independent codes. Otherwise they are
@@ -94,27 +113,13 @@ def classify(
     votes are all that is left, and they are not probabilities: every draw estimates the same mean.
 
     Args:
+        request: Pictures and settings.
         solver: Leads from picture and noise to the semantic map; its network is on `device`.
-        readout: Comparison with the classes; gives probabilities only where they may be read from one evaluation.
-        images: Pictures, in any form that `prepare_images` takes; [N, ...].
-        image_size: Height and width of the prepared pictures.
-        image_channels: Channels of the prepared pictures.
-        encode: Turns prepared pictures into the image part of the joint state; called once per picture.
-        noise_shape: Shape (K, H, W) of the semantic part of the joint state.
-        device: Where the network is.
-        n_samples: Noise draws per picture; at most, with `stop`.
-        seed: Seed of the noise.
-        noise: Noise to use instead; [N, n_samples, K, H, W], float.
-        micro_batch: Samples evaluated at once.
-        latents: Image parts of the joint states of all pictures, to use instead of encoding them.
-        decision: Rule for the label; see `Prediction`.
-        stop: Rule that ends the sampling of settled pictures.
-        antithetic: Draw noise in pairs of opposite sign.
-        progress: Called as `progress(n_done, n_total)`, in samples.
-        keep_samples: Keep each draw's distances.
+        space: Between pictures and joint states, and the read-outs.
+        device: Where network and autoencoder are.
 
     Returns:
-        The prediction, on the device of `images`.
+        The prediction, on the device of the pictures.
 
     Raises:
         TypeError: A tensor of the wrong dtype.
@@ -124,15 +129,14 @@ def classify(
         The noise of a picture is keyed by its own content, so its prediction does not depend on its position or on
         what else is classified; equal pictures get equal predictions. Bits are equal for an equal micro-batch.
     """
-    check_decision(decision)
-    if len(images) == 0:
-        raise ValueError("images must hold at least one picture; got none")
-    if latents is not None and len(latents) != len(images):
-        raise ValueError(f"latents must be one per picture, N = {len(images)}; got {len(latents)}")
-    if noise is not None:
-        check_noise(noise, "[N, n_samples, K, H, W]", (len(images), n_samples, *noise_shape))
+    images, settings = request.images, request.settings
+    if request.noise is not None:
+        wanted = (len(images), settings.n_samples, *space.semantic_shape)
+        check_noise(request.noise, "[N, n_samples, K, H, W]", wanted)
+    readout = space.readout(settings.readout, device, is_mean=solver.is_single_evaluation)
     is_posterior_mean = readout.probability is not None
     trajectory = ClassifyTrajectory(solver, readout)
+    captured = CapturedTrajectory(trajectory)
     statistics: dict[str, Statistic] = {
         "distance": Moments("distance"),
         "votes": Votes("distance"),
@@ -140,49 +144,62 @@ def classify(
     }
     if is_posterior_mean:
         statistics |= {"probability": Mean("probability"), "entropy": MeanEntropy("probability")}
-
-    captured = CapturedTrajectory(trajectory)
-    per_part = max(1, _PREPARED_BYTES // (4 * image_channels * image_size**2))
-    parts = []
+    per_part = max(1, _PREPARED_BYTES // (4 * space.image_channels * space.image_size**2))
+    micro_batch, parts = settings.micro_batch, []
     for first in range(0, len(images), per_part):
-        rows = slice(first, first + per_part)
-        prepared = prepare_images(images[rows], image_size, image_channels)
-        result = draw(
-            captured,
-            encode(prepared) if latents is None else latents[rows],
-            n_samples,
-            noise_shape,
-            seed=seed,
-            input_key=None if noise is not None else content_key(prepared),
-            noise=None if noise is None else noise[rows],
-            antithetic=antithetic,
-            statistics=statistics,
-            keep_samples=("distance",) if keep_samples else False,
-            stop=stop,
-            micro_batch=micro_batch,
-            device=device,
-            progress=None if progress is None else _shifted(progress, first * n_samples, len(images) * n_samples),
-        )
+        asked = request.part(slice(first, first + per_part), micro_batch)
+        part = _draw_part(asked, captured, statistics, space, device)
         # Where memory was short once it will be again.
-        micro_batch = result.micro_batch
-        parts.append(result)
+        micro_batch = part.micro_batch
+        parts.append(part)
 
     def joined(statistic: str, name: str) -> Tensor:
         return torch.cat([part.statistics[statistic][name] for part in parts]).to(images.device)
 
-    return make_prediction(
+    draws = Draws(
         class_distance=joined("distance", "mean"),
         distance_std=joined("distance", "variance").sqrt(),
         votes=joined("votes", "share"),
         pixel_votes=joined("pixel_votes", "mean"),
-        n_samples=n_samples if stop is None else torch.cat([part.n_samples for part in parts]).to(images.device),
-        nfe=trajectory.nfe,
-        micro_batch=parts[-1].micro_batch,
-        decision=decision,
-        readout=readout.name,
         code_probability=joined("probability", "mean") if is_posterior_mean else None,
         code_entropy=joined("entropy", "mean") if is_posterior_mean else None,
-        sample_distance=torch.cat([part.samples["distance"] for part in parts]) if keep_samples else None,
+        sample_distance=torch.cat([part.samples["distance"] for part in parts]) if settings.keep_samples else None,
+    )
+    n_samples = torch.cat([part.n_samples for part in parts]).to(images.device)
+    return make_prediction(
+        draws,
+        decision=settings.decision,
+        readout=readout.name,
+        n_samples=settings.n_samples if settings.stop is None else n_samples,
+        nfe=trajectory.nfe,
+        micro_batch=parts[-1].micro_batch,
+    )
+
+
+def _draw_part(
+    request: ClassifyRequest,
+    captured: CapturedTrajectory,
+    statistics: dict[str, Statistic],
+    space: JointSpace,
+    device: torch.device,
+) -> SamplingResult:
+    settings = request.settings
+    prepared = prepare_images(request.images, space.image_size, space.image_channels)
+    return draw(
+        captured,
+        space.encode(prepared, device) if request.latents is None else request.latents,
+        settings.n_samples,
+        space.semantic_shape,
+        seed=request.seed,
+        input_key=None if request.noise is not None else content_key(prepared),
+        noise=request.noise,
+        antithetic=settings.antithetic,
+        statistics=statistics,
+        keep_samples=("distance",) if settings.keep_samples else False,
+        stop=settings.stop,
+        micro_batch=settings.micro_batch,
+        device=device,
+        progress=request.progress,
     )
 
 
@@ -191,10 +208,6 @@ def content_key(prepared: ImageBatch) -> Tensor:
 
     Two different pictures share a key, and then their noise, with probability 2^-31.
     """
-    pictures = prepared.cpu().contiguous().numpy()
+    pictures = prepared.detach().cpu().contiguous().numpy()
     digests = [hashlib.blake2b(picture.tobytes(), digest_size=4).digest() for picture in pictures]
     return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)
-
-
-def _shifted(progress: Callable[[int, int], None], n_before: int, n_total: int) -> Callable[[int, int], None]:
-    return lambda n_done, _n_part: progress(n_before + n_done, n_total)

@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from msf.config import GenerateSettings
+from msf.flow.joint_space import JointSpace
 from msf.flow.solver import FlowSolver, check_noise
 from msf_kernels.philox_normal import IMAGE_STREAM
 from msf_kernels.sampling import draw
 from msf_kernels.shapes import ImageBatch, SemanticBatch
 
 
-def generate(
-    solver: FlowSolver,
-    semantic: SemanticBatch,
-    *,
-    noise_shape: tuple[int, int, int],
-    decode: Callable[[Tensor], ImageBatch],
-    device: torch.device,
-    seed: int,
-    noise: Tensor | None = None,
-    micro_batch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> ImageBatch:
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """What a caller of `MedSymmFlow.generate` wants, as it travels to the engine.
+
+    Args:
+        semantic: Semantic maps at t = 0; [N, K, H, W], float, N >= 1.
+        settings: How the pictures are made; `size` is the caller's own.
+        seed: Seed of the noise.
+        noise: Noise to use instead; [N, C, H, W], float.
+        progress: Called as `progress(n_done, n_total)`, in pictures.
+    """
+
+    semantic: SemanticBatch
+    settings: GenerateSettings
+    seed: int = 0
+    noise: Tensor | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+def generate(request: GenerateRequest, solver: FlowSolver, space: JointSpace, device: torch.device) -> ImageBatch:
     """Make one picture per semantic map; `MedSymmFlow.generate` is the public form.
 
     Args:
+        request: Semantic maps and settings.
         solver: Leads from noise and code to the picture; its network is on `device`.
-        semantic: Semantic maps at t = 0; [N, K, H, W], float, N >= 1.
-        noise_shape: Shape (C, H, W) of the image part of the joint state.
-        decode: Turns the image part [N, C, H, W] of joint states into pictures, about in [-1, 1], on its device.
-        device: Where the network is.
-        seed: Seed of the noise.
-        noise: Noise to use instead; [N, C, H, W], float.
-        micro_batch: Pictures made at once.
-        progress: Called as `progress(n_done, n_total)`, in pictures.
+        space: Between joint states and pictures.
+        device: Where network and autoencoder are.
 
     Returns:
-        Pictures in [0, 1], float32, on the device of `semantic`.
+        Pictures in [0, 1], float32, on the device of the semantic maps.
 
     Raises:
         TypeError: Noise that is not floating point.
@@ -49,21 +55,23 @@ def generate(
         The noise of a picture is keyed by its position, so equal labels give different pictures and the first
         pictures are the same whatever follows.
     """
+    semantic, noise, settings = request.semantic, request.noise, request.settings
     if noise is not None:
-        check_noise(noise, "[N, C, H, W]", (len(semantic), *noise_shape))
+        check_noise(noise, "[N, C, H, W]", (len(semantic), *space.image_shape))
     result = draw(
         lambda codes, sample_noise: solver.to_picture(sample_noise, codes),
         semantic,
         1,
-        noise_shape,
-        seed=seed,
+        space.image_shape,
+        seed=request.seed,
         stream=IMAGE_STREAM,
         noise=None if noise is None else noise[:, None],
         statistics={},
         keep_samples=True,
-        micro_batch=micro_batch,
+        micro_batch=settings.micro_batch,
         device=device,
-        progress=progress,
+        progress=request.progress,
     )
     (image,) = result.samples.values()
-    return (decode(image[:, 0]) / 2 + 0.5).clamp(0, 1)
+    pictures = space.decode(image[:, 0], device, memory_bytes=settings.memory_bytes)
+    return (pictures / 2 + 0.5).clamp(0, 1)

@@ -11,8 +11,8 @@ from msf.autoencoder import Autoencoder
 from msf.autoencoder.batches import decode_in_parts, encode_in_parts
 from msf.codes.label_codes import LabelCode
 from msf.codes.latent import make_latent_code
-from msf.config import LATENT_RESOLUTION_CODES, ExperimentConfig, ReadoutName
-from msf.flow.classify import Readout
+from msf.config import ExperimentConfig, ReadoutName
+from msf.flow.readout import Readout
 from msf_kernels.shapes import ImageBatch, SemanticBatch
 
 
@@ -32,7 +32,8 @@ class JointSpace:
         semantic_shape: Shape (K, h, w) of the semantic part.
 
     Raises:
-        ValueError: Pictures of this size cannot be encoded, or give latents that the network cannot take.
+        ValueError: Pictures of this size cannot be encoded, or give latents that the network cannot take; or the
+            configured read-out is not to be had with this code.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class JointSpace:
         self.is_latent = experiment.autoencoder.name != "identity"
         self.image_shape = autoencoder.latent_shape(self.image_size, self.image_size)
         self.has_noise = self.is_latent and experiment.autoencoder.posterior == "sample"
-        # The colours of the classes have latents like any picture; other codes are made at this resolution.
-        self._has_latent_code = self.is_latent and code.name not in LATENT_RESOLUTION_CODES
+        self._has_latent_code = self.is_latent and code.is_picture
+        self._check_readout(experiment.inference.classify.readout)
         channels, height, width = self.image_shape
         self.semantic_shape = (channels if self._has_latent_code else code.n_channels, height, width)
         multiple = experiment.network.size_multiple
@@ -107,15 +108,18 @@ class JointSpace:
         """
         if name not in get_args(ReadoutName):
             raise ValueError(f"readout must be one of {', '.join(get_args(ReadoutName))}; got {name!r}")
+        self._check_readout(name)
         if self.is_latent and name == "decoded":
-            if not self._has_latent_code:
-                raise ValueError(
-                    f"readout must be 'latent' for code {self.code.name!r}, which lives at latent resolution and has "
-                    "nothing to decode; got 'decoded'"
-                )
             return Readout(name, self._decoded_distance)
         code = self.semantic_code(device)
         return Readout(name, code.distance, code.probability if is_mean and code.is_affinely_independent else None)
+
+    def _check_readout(self, name: ReadoutName) -> None:
+        if self.is_latent and name == "decoded" and not self._has_latent_code:
+            raise ValueError(
+                f"readout must be 'latent' for code {self.code.name!r}, which lives at latent resolution and has "
+                "nothing to decode; got 'decoded'"
+            )
 
     def _decoded_distance(self, latents: SemanticBatch) -> tuple[Tensor, Tensor]:
         """Return distances of decoded maps to the colours, and votes; few pictures exist at once."""

@@ -15,9 +15,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from msf.config import ReadoutName
+from msf.config import Decision, ReadoutName
 
-Decision = Literal["distance", "pixel_votes", "probability"]
 ProbabilitySource = Literal["mean_code", "votes"]
 
 
@@ -144,20 +143,46 @@ def entropy(probability: Tensor) -> Tensor:
     return terms.sum(-1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What was accumulated over the draws of N pictures.
+
+    Args:
+        class_distance: Mean over draws of the distance to each class; [N, n_classes], float.
+        distance_std: Standard deviation over draws of that distance; [N, n_classes].
+        votes: Share of the draws nearest to each class; [N, n_classes].
+        pixel_votes: Mean over draws of the share of pixels nearest to each class; [N, n_classes].
+        code_probability: Mean over draws of the code's class probabilities; [N, n_classes]. Only where these are an
+            estimate of p(label | picture), which the caller decides.
+        code_entropy: Mean over draws of the entropy of the code's class probabilities, in nats; [N].
+        sample_distance: Distances per draw; [N, S, n_classes].
+
+    Raises:
+        ValueError: Only one of `code_probability` and `code_entropy` is given.
+    """
+
+    class_distance: Tensor
+    distance_std: Tensor
+    votes: Tensor
+    pixel_votes: Tensor
+    code_probability: Tensor | None = None
+    code_entropy: Tensor | None = None
+    sample_distance: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if (self.code_probability is None) != (self.code_entropy is None):
+            raise ValueError("code_probability and code_entropy must be given together")
+
+
 def make_prediction(
+    draws: Draws,
     *,
-    class_distance: Tensor,
-    distance_std: Tensor,
-    votes: Tensor,
-    pixel_votes: Tensor,
     n_samples: int | Tensor,
     nfe: int,
     micro_batch: int,
     decision: Decision = "distance",
     readout: ReadoutName = "latent",
-    code_probability: Tensor | None = None,
-    code_entropy: Tensor | None = None,
-    sample_distance: Tensor | None = None,
 ) -> Prediction:
     """Build a prediction from what was accumulated over the draws.
 
@@ -165,39 +190,31 @@ def make_prediction(
     or the argmax of `pixel_votes` or `probability`, ties to the lowest class.
 
     Args:
-        class_distance: Mean over draws of the distance to each class; [N, n_classes], float.
-        distance_std: Standard deviation over draws of that distance; [N, n_classes].
-        votes: Share of the draws nearest to each class; [N, n_classes].
-        pixel_votes: Mean over draws of the share of pixels nearest to each class; [N, n_classes].
+        draws: The accumulated statistics.
         n_samples: Draws made, for all or per picture ([N]).
         nfe: Evaluations of the network per draw.
         micro_batch: Draws evaluated at once.
         decision: The rule for the label; see `Prediction`.
         readout: What the maps were compared with, passed on.
-        code_probability: Mean over draws of the code's class probabilities; [N, n_classes]. Only where these are an
-            estimate of p(label | picture), which the caller decides.
-        code_entropy: Mean over draws of the entropy of the code's class probabilities, in nats; [N].
-        sample_distance: Distances per draw, passed on; [N, S, n_classes].
 
     Returns:
-        The prediction, on the device of the arguments.
+        The prediction, on the device of the statistics.
 
     Raises:
-        ValueError: `decision` is unknown, or only one of `code_probability` and `code_entropy` is given.
+        ValueError: `decision` is unknown.
     """
     check_decision(decision)
-    if (code_probability is None) != (code_entropy is None):
-        raise ValueError("code_probability and code_entropy must be given together")
-    if code_probability is not None and code_entropy is not None:
+    votes, class_distance = draws.votes, draws.class_distance
+    if draws.code_probability is not None and draws.code_entropy is not None:
         source: ProbabilitySource = "mean_code"
-        probability, expected_entropy = code_probability, code_entropy
+        probability, expected_entropy = draws.code_probability, draws.code_entropy
     else:
         source = "votes"
         probability, expected_entropy = votes, votes.new_zeros(len(votes))
     predictive_entropy = entropy(probability)
     label = {
         "distance": class_distance.argmin(1),
-        "pixel_votes": pixel_votes.argmax(1),
+        "pixel_votes": draws.pixel_votes.argmax(1),
         "probability": probability.argmax(1),
     }[decision]
     nearest, second = class_distance.topk(2, dim=1, largest=False).values.unbind(1)
@@ -205,9 +222,9 @@ def make_prediction(
         label=label,
         probability=probability,
         class_distance=class_distance,
-        distance_std=distance_std,
+        distance_std=draws.distance_std,
         votes=votes,
-        pixel_votes=pixel_votes,
+        pixel_votes=draws.pixel_votes,
         predictive_entropy=predictive_entropy,
         expected_entropy=expected_entropy,
         # The entropy is concave, so this is >= 0 but for rounding.
@@ -220,7 +237,7 @@ def make_prediction(
         probability_source=source,
         decision=decision,
         readout=readout,
-        sample_distance=sample_distance,
+        sample_distance=draws.sample_distance,
     )
 
 

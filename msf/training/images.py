@@ -112,7 +112,11 @@ def validation_latents(
             dataset, "val", space.autoencoder, space.image_size, flips=False, device=device, progress=progress
         )
         return cache.batch(rows)
-    parts = [space.encode(_prepared(dataset.val, part, space), device).cpu() for part in rows.split(_PART)]  # type: ignore[no-untyped-call]
+    parts = []
+    for part in torch.split(rows, _PART):
+        parts.append(space.encode(_prepared(dataset.val, part, space), device).cpu())
+        if progress is not None:
+            progress(int(part[-1]) + 1, len(rows))
     return torch.cat(parts)
 
 

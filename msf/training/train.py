@@ -1,4 +1,4 @@
-"""Training: a loop that can be killed at any moment and goes on where it was.
+"""Training: a loop that can be interrupted or killed at any moment and goes on where it was.
 
 Everything random in a step is a function of (seed, step) alone: order, flips, times, dequantisation and noise. A
 resumed run therefore sees what the uninterrupted run would have seen.
@@ -6,91 +6,48 @@ resumed run therefore sees what the uninterrupted run would have seen.
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import os
-import pickle
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
-from msf.config import ExperimentConfig, TaskConfig
+from msf.config import ExperimentConfig, Selection, TaskConfig
 from msf.data import ImageDataset, epoch_batches, seeded_generator
 from msf.device import choose_device
 from msf.evaluate import evaluate
-from msf.files.atomic import write_atomically
+from msf.files.claim import claimed_folder
+from msf.files.state import STATE_FILE
 from msf.flow.path import sample_times
+from msf.interruption import Interrupted, disturbed, undisturbed
 from msf.medsymmflow import MedSymmFlow
 from msf.training.ema import weight_average
+from msf.training.folder import HISTORY_FILE, RunFolder
 from msf.training.images import TrainingImages, validation_latents
 from msf.training.losses import symmetric_loss
+from msf.training.progress import Position, TrainingProgress, TrainingResult
+from msf.training.state import require_state_of_run
 from msf_kernels import symmetric_path
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-STATE_FILE = "training_state.pt"
-HISTORY_FILE = "history.json"
-# A loss is read from the device only this often, so that a step does not wait for it.
+__all__ = ["HISTORY_FILE", "STATE_FILE", "TrainingProgress", "TrainingResult", "TrainingRun", "train"]
+
+# A loss is read from the device only this often, so that a step does not wait for it; sooner where steps are slow.
 REPORT_EVERY = 10
+REPORT_SECONDS = 10.0
 # Keeps the draws of a step apart from those of an epoch's order.
 STEP_STREAM = 1
-VALIDATION_FIGURES = ("accuracy", "balanced_accuracy", "auc_macro_ovr")
 
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """What a progress callback is told.
-
-    Args:
-        step: Optimiser steps done, of `n_steps`.
-        n_steps: Steps of the whole run.
-        epoch: Current epoch, from 0.
-        loss: Mean training loss since the last report.
-        validation: Figures of the last validation, None before the first.
-    """
-
-    step: int
-    n_steps: int
-    epoch: int
-    loss: float
-    validation: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """How a run ended.
-
-    Args:
-        folder: Holds the checkpoint of the best epoch.
-        best_epoch: From 0.
-        best_value: Its value of the selection figure, on the validation split.
-        history: One dictionary per epoch.
-        seconds: Training time of all parts of the run, validation included.
-    """
-
-    folder: Path
-    best_epoch: int
-    best_value: float
-    history: list[dict[str, Any]]
-    seconds: float
-
-
-@dataclass
-class _Position:
-    """Where a run stands; saved as plain values."""
-
-    step: int = 0
-    epoch_loss: float = 0.0  # sum over the steps of the unfinished epoch
-    best_epoch: int = -1
-    best_value: float = -math.inf
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -107,7 +64,8 @@ def train(
     """Train a velocity network on the `train` split and keep the epoch that is best on `val`.
 
     The test split is never read. `folder` gets `config.json` and `model.safetensors` (the averaged weights of the best
-    epoch, with the autoencoder of a flow on latents), `training_state.pt` (for `resume`) and `history.json`.
+    epoch, with the autoencoder of a flow on latents), `training_state.pt` (for `resume`) and `history.json`. Whatever
+    ends the training early carries a note (`__notes__`) on what of it the folder keeps. Ctrl-C saves the state first.
 
     Args:
         experiment: What to train and how.
@@ -118,7 +76,7 @@ def train(
         resume: Go on from the folder's training state, or start if it has none.
         latent_cache: For a flow on latents: encode all pictures before the first step, or take them from the disk where
             an earlier run left them (see `msf.autoencoder.latent_cache`). The losses are the same without, only later.
-        progress: Called every few steps.
+        progress: Called every few steps, during validation, and when an epoch has ended.
         encoding_progress: Called as `encoding_progress(n_done, n_total)` while pictures are encoded beforehand.
 
     Returns:
@@ -126,9 +84,11 @@ def train(
 
     Raises:
         ValueError: The folder holds a run and `resume` is false; or it holds a run of another configuration, other
-            data or another autoencoder; or the data do not fit the configuration; or the device is not this process's.
+            data or another autoencoder; or another training uses it; or the data do not fit the configuration; or the
+            device is not this process's.
         FileNotFoundError: The autoencoder is not to be had.
-        FloatingPointError: The loss is not finite; the last saved state stays.
+        FloatingPointError: The loss or a weight is not finite; the last saved state, from before, stays.
+        OSError: The folder is a file or cannot be written, or the disk is full; what was saved before stays.
 
     Numerics:
         Weights, optimiser and averages in float32; the network runs under bfloat16 autocast if the configuration says
@@ -148,10 +108,15 @@ def train(
             "GPU with CUDA_VISIBLE_DEVICES"
         )
     # Dropout draws from the global generator, which is seeded per step; the caller's state comes back.
-    with torch.random.fork_rng():
+    claim = claimed_folder(folder, "training") if accelerator.is_main_process else nullcontext()
+    with torch.random.fork_rng(), claim:
         run = TrainingRun(experiment, dataset, Path(folder), accelerator, resume)
-        run.encode_images(latent_cache, encoding_progress)
-        return run.train(progress)
+        try:
+            run.encode_images(latent_cache, encoding_progress)
+            return run.train(progress)
+        except BaseException as error:
+            error.add_note(run.folder.kept(run.n_steps))
+            raise
 
 
 def _is_given(wanted: torch.device, given: torch.device) -> bool:
@@ -169,7 +134,7 @@ class TrainingRun:
     Args:
         experiment: What to train and how.
         dataset: Pictures and labels.
-        folder: Created if missing.
+        folder: Exists when the run is trained.
         accelerator: Decides on device and processes.
         resume: Take over the folder's training state, if it has one.
     """
@@ -186,7 +151,6 @@ class TrainingRun:
         self.experiment = experiment
         self.settings = experiment.train
         self.dataset = dataset
-        self.folder = folder
         self.accelerator = accelerator
         self.device = accelerator.device
         self.task = TaskConfig(
@@ -202,9 +166,16 @@ class TrainingRun:
                 "selection must be accuracy or balanced_accuracy where the val split holds a single class; "
                 "got 'auc_macro_ovr'"
             )
+        if self.settings.batch_size > len(dataset.train):
+            _log.warning(
+                "batch_size is %d, but there are %d pictures to train on: every step sees them all",
+                self.settings.batch_size,
+                len(dataset.train),
+            )
         self.steps_per_epoch = math.ceil(len(dataset.train) / self.settings.batch_size)
         self.n_steps = self.steps_per_epoch * self.settings.epochs
-        self.position = _Position()
+        self.position = Position()
+        self._is_whole = True  # weights and position belong to the same step
 
         torch.manual_seed(self.settings.seed)
         self.flow = flow = MedSymmFlow(self.task, experiment).to(self.device)
@@ -217,6 +188,9 @@ class TrainingRun:
             flow.network.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
         )
         self.network, self.optimizer = accelerator.prepare(flow.network, optimizer)
+        self.folder = RunFolder(
+            folder, experiment.to_dict(), dataset.fingerprint, autoencoder_fingerprint=flow.autoencoder.fingerprint
+        )
         self._restore(resume)
 
     def encode_images(self, use_cache: bool, progress: Callable[[int, int], None] | None) -> None:
@@ -236,36 +210,54 @@ class TrainingRun:
 
     def train(self, progress: Callable[[TrainingProgress], None] | None) -> TrainingResult:
         """Take all steps that are left; `encode_images` has been called."""
+        self._started = time.monotonic() - self.position.seconds
+        self._saved = time.monotonic()
+        try:
+            while len(self.position.history) < self.settings.epochs:
+                self._run_epoch(progress)
+        except (Interrupted, KeyboardInterrupt) as error:
+            self._save_at_last(error)
+            raise
         position = self.position
-        started = time.monotonic() - position.seconds
-        saved = time.monotonic()
-        first_epoch, first_batch = divmod(position.step, self.steps_per_epoch)
-        for epoch in range(first_epoch, self.settings.epochs):
-            self.network.train()
-            loss_sum = torch.tensor(position.epoch_loss, dtype=torch.float64, device=self.device)
-            batches = epoch_batches(
-                len(self.dataset.train), self.settings.batch_size, self.settings.seed, epoch, first_batch=first_batch
-            )
-            for batch, rows in enumerate(batches, start=first_batch + 1):
-                loss_sum += self.step(rows)
-                position.step += 1
-                ends_epoch = batch == self.steps_per_epoch
-                if ends_epoch or batch % REPORT_EVERY == 0:
-                    position.epoch_loss = self._finite(loss_sum)
-                    self._report(progress, epoch, position.epoch_loss / batch)
-                    position.seconds = time.monotonic() - started
-                    if not ends_epoch and time.monotonic() - saved > self.settings.checkpoint_seconds:
-                        self._save_state()
-                        saved = time.monotonic()
-            self._finish_epoch(epoch, position.epoch_loss / self.steps_per_epoch)
-            first_batch, position.epoch_loss = 0, 0.0
-            position.seconds = time.monotonic() - started
-            self._save_state()
-            saved = time.monotonic()
-        return TrainingResult(self.folder, position.best_epoch, position.best_value, position.history, position.seconds)
+        return TrainingResult(
+            self.folder.path, position.best_epoch, position.best_value, position.history, position.seconds
+        )
+
+    def _run_epoch(self, progress: Callable[[TrainingProgress], None] | None) -> None:
+        """Take the epoch's steps that are left, validate, and save."""
+        epoch = len(self.position.history)
+        first_batch = self.position.step - epoch * self.steps_per_epoch
+        settings, n, reported = self.settings, len(self.dataset.train), time.monotonic()
+        self.network.train()
+        batches = epoch_batches(n, settings.batch_size, settings.seed, epoch, first_batch=first_batch)
+        for batch, rows in enumerate(batches, start=first_batch + 1):
+            with undisturbed():
+                loss = self.step(rows)
+                self._loss_sum += loss
+                self.position.step += 1
+                self._is_whole = True
+            ends_epoch = batch == self.steps_per_epoch
+            if ends_epoch or batch % REPORT_EVERY == 0 or time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                self._report(progress, epoch, self._finite_loss() / batch)
+                if not ends_epoch and time.monotonic() - self._saved > settings.checkpoint_seconds:
+                    self._save_state()
+        self._finish_epoch(epoch, self._finite_loss() / self.steps_per_epoch, progress)
+        self.accelerator.wait_for_everyone()
+        self._save_state()
+        self._report(progress, epoch, self.position.history[-1]["train_loss"], validated=1.0)
 
     def step(self, rows: Tensor) -> Tensor:
         """Take one optimiser step on the pictures of a batch; return its loss, 0-dim, on the device."""
+        with disturbed():
+            loss = self._gradients(rows)
+        self._is_whole = False
+        self.optimizer.step()
+        self.average.update_parameters(self.accelerator.unwrap_model(self.network))
+        return loss.detach()
+
+    def _gradients(self, rows: Tensor) -> Tensor:
+        """Leave the gradients of a batch's loss with the weights; return the loss."""
         settings, step = self.settings, self.position.step
         learning_rate = self._learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -298,9 +290,7 @@ class TrainingRun:
         self.accelerator.backward(loss)
         if settings.gradient_clip:
             self.accelerator.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
-        self.optimizer.step()
-        self.average.update_parameters(self.accelerator.unwrap_model(self.network))
-        return loss.detach()
+        return loss
 
     def _learning_rate(self, step: int) -> float:
         """Return the rate of a one-cycle schedule: a half cosine up, a half cosine down."""
@@ -311,23 +301,36 @@ class TrainingRun:
         share = 1 - step / n_rising if step < n_rising else (step - n_rising) / n_falling
         return low + (high - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
-    def _finite(self, loss_sum: Tensor) -> float:
-        value = float(loss_sum)
+    def _finite_loss(self) -> float:
+        """Return the sum of the unfinished epoch's losses; raise where the training has diverged."""
+        value = float(self._loss_sum)
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the training loss is {value} near step {self.position.step}; lower learning_rate "
-                f"({self.settings.learning_rate}) or use precision 'fp32'; the last good state is kept"
-            )
+            raise self._diverged(f"the training loss is {value}")
+        self.position.epoch_loss = value
         return value
 
-    def _report(self, progress: Callable[[TrainingProgress], None] | None, epoch: int, loss: float) -> None:
+    def _diverged(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what} near step {self.position.step}: start again in another folder with a lower learning_rate "
+            f"({self.settings.learning_rate}) or precision 'fp32'"
+        )
+
+    def _report(
+        self,
+        progress: Callable[[TrainingProgress], None] | None,
+        epoch: int,
+        loss: float,
+        validated: float | None = None,
+    ) -> None:
         if progress is not None and self.accelerator.is_main_process:
             position = self.position
             last = position.history[-1] if position.history else None
-            progress(TrainingProgress(position.step, self.n_steps, epoch, loss, last))
+            progress(TrainingProgress(position.step, self.n_steps, epoch, loss, last, validated))
 
-    def _finish_epoch(self, epoch: int, loss: float) -> None:
+    def _finish_epoch(self, epoch: int, loss: float, progress: Callable[[TrainingProgress], None] | None) -> None:
         """Validate the averaged weights and keep them if they are the best so far."""
+        if not all(tensor.isfinite().all() for tensor in self.average.module.state_dict().values()):
+            raise self._diverged("a weight is not finite")
         metrics = evaluate(
             self.averaged_flow,
             self.dataset,
@@ -335,62 +338,55 @@ class TrainingRun:
             latents=self.val_latents,
             n_samples=self.settings.validation_samples,
             seed=self.settings.seed,
+            progress=lambda n_done, n_total: self._report(progress, epoch, loss, min(n_done / n_total, 0.99)),
         )
-        figures = {name: metrics[name] for name in VALIDATION_FIGURES}
+        figures = {name: metrics[name] for name in get_args(Selection)}
         position = self.position
-        position.history.append({"epoch": epoch, "train_loss": loss, **figures})
-        if figures[self.settings.selection] > position.best_value:
-            position.best_epoch, position.best_value = epoch, figures[self.settings.selection]
-            if self.accelerator.is_main_process:
-                self.averaged_flow.save_pretrained(self.folder)
+        is_best = figures[self.settings.selection] > position.best_value
+        if is_best and self.accelerator.is_main_process:
+            self.averaged_flow.save_pretrained(self.folder.path)
+        best = {"best_epoch": epoch, "best_value": figures[self.settings.selection]} if is_best else {}
+        history = [*position.history, {"epoch": epoch, "train_loss": loss, **figures}]
+        with undisturbed():
+            self._is_whole = False
+            self.position = replace(position, **best, history=history, epoch_loss=0.0)
+            self._loss_sum.zero_()
+            self._is_whole = True
 
     def _save_state(self) -> None:
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        state = {
-            "experiment": self.experiment.to_dict(),
-            "data_fingerprint": self.dataset.fingerprint,
-            "autoencoder_fingerprint": self.flow.autoencoder.fingerprint,
-            "network": self.accelerator.unwrap_model(self.network).state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "position": asdict(self.position),
-        }
-        write_atomically(self.folder / STATE_FILE, lambda path: torch.save(state, path))
-        history = json.dumps(self.position.history, indent=2) + "\n"
-        write_atomically(self.folder / HISTORY_FILE, lambda path: path.write_text(history))
+        self._finite_loss()
+        self.position.seconds = time.monotonic() - self._started
+        if self.accelerator.is_main_process:
+            tensors = {
+                "network": self.accelerator.unwrap_model(self.network).state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+            try:
+                self.folder.save(tensors, self.position)
+            except FloatingPointError as error:
+                raise self._diverged(str(error)) from error
+        self._saved = time.monotonic()
+
+    def _save_at_last(self, interruption: BaseException) -> None:
+        """Save where the run stands; an error on the way is told by the interruption, and does not replace it."""
+        if self._is_whole:
+            try:
+                with undisturbed(is_last=True):
+                    self._save_state()
+            except Exception as error:
+                interruption.add_note(f"step {self.position.step} could not be saved ({error})")
 
     def _restore(self, resume: bool) -> None:
-        path = self.folder / STATE_FILE
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return
-        if not resume:
-            raise ValueError(f"folder {str(self.folder)!r} holds a training run: resume it, or choose another folder")
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{str(path)!r} must be an intact training state; got: {reason}") from error
-        # Through JSON, which turns the tuples of both into lists.
-        saved, wanted = json.loads(json.dumps([state["experiment"], self.experiment.to_dict()]))
-        if saved != wanted:
-            differences = "; ".join(_differences(saved, wanted))
-            raise ValueError(f"folder {str(self.folder)!r} holds a run of another configuration: {differences}")
-        if state["data_fingerprint"] != self.dataset.fingerprint:
-            raise ValueError(f"folder {str(self.folder)!r} holds a run on other data than {self.dataset.name!r} is now")
-        autoencoder = self.flow.autoencoder.fingerprint
-        if state.get("autoencoder_fingerprint", autoencoder) != autoencoder:
-            raise ValueError(f"folder {str(self.folder)!r} holds a run with another autoencoder than there is now")
-        self.accelerator.unwrap_model(self.network).load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.position = _Position(**state["position"])
+        network = self.accelerator.unwrap_model(self.network)
 
+        def check(state: Mapping[str, Any], path: Path) -> None:
+            require_state_of_run(state, path, network, self.average, self.optimizer, self.n_steps)
 
-def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    for group, fields in wanted.items():
-        for name, value in fields.items():
-            if saved[group].get(name) != value:
-                yield f"{group}.{name} was {saved[group].get(name)!r}, now {value!r}"
+        restored = self.folder.restore(check, resume=resume)
+        if restored is not None:
+            state, self.position = restored
+            network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        self._loss_sum = torch.tensor(self.position.epoch_loss, dtype=torch.float64, device=self.device)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from msf_kernels.checks import require_int
+from msf_kernels.checks import as_int, as_tensor, require_int
 from msf_kernels.philox_normal import SEMANTIC_STREAM
 from msf_kernels.sampling.capture import CapturedTrajectory, Evaluate, GraphedFunction, Trajectory
 from msf_kernels.sampling.collector import Collector
-from msf_kernels.sampling.memory import default_micro_batch, is_out_of_memory
-from msf_kernels.sampling.result import SamplingResult
+from msf_kernels.sampling.memory import default_micro_batch, is_out_of_memory, largest_filled_up
+from msf_kernels.sampling.result import InvalidSamplesError, SamplingResult
 from msf_kernels.sampling.schedule import Chunk, Schedule, block_bounds
 from msf_kernels.sampling.statistics import Statistic
 from msf_kernels.sampling.stopping import StopRule
+from msf_kernels.sampling.validity import first_of
 from msf_kernels.sampling.work_items import Inputs, Layout, NoiseRule, WorkItems
 
 READOUT = "readout"
@@ -36,7 +37,7 @@ def draw(
     noise_dtype: torch.dtype = torch.float32,
     antithetic: bool = False,
     statistics: Mapping[str, Statistic] | None = None,
-    keep_samples: bool | Sequence[str] = False,
+    keep_samples: bool | str | Sequence[str] = False,
     stop: StopRule | None = None,
     micro_batch: int | None = None,
     device: torch.device | str | None = None,
@@ -58,8 +59,8 @@ def draw(
             [B, ...], then named `"readout"`, or a mapping of names to such tensors. A row of the readout must be a
             function of the same row of inputs and noise. A `CapturedTrajectory` keeps CUDA graphs between calls; an
             attribute `nfe` (evaluations of the velocity field per sample) is passed on to the result.
-        inputs: What is known of each input: a tensor [N, ...], or a tuple or mapping of tensors with first axis N. It
-            may live on another device than `device`; rows are moved as they are needed.
+        inputs: What is known of each input: a tensor or array [N, ...], or a tuple or mapping of such with first axis
+            N. It may live on another device than `device`; rows are moved as they are needed.
         n_samples: Samples per input; with `stop`, at most. In [1, 2^32).
         noise_shape: Shape of one sample's noise.
         seed: Seed of the noise, in [0, 2^63).
@@ -72,10 +73,13 @@ def draw(
             the noise then varies less; `variance` is still that of single samples.
         statistics: What to accumulate, by a name of your choice; default: `Moments` of every floating-point readout,
             under the readout's name.
-        keep_samples: Also return the samples themselves: True for all readouts, or the names of some.
+        keep_samples: Also return the samples themselves: True for all readouts, or the name or names of some.
         stop: Rule that ends the sampling of an input early, such as `SettledVote(alpha=0.05)`. It is asked at fixed
             sample counts of each input, so results still do not depend on what else is drawn.
-        micro_batch: Samples evaluated at once; default: see `default_micro_batch`. Halved when memory runs out.
+        micro_batch: Samples evaluated at once; default: see `default_micro_batch`. Halved when memory runs out. Where
+            it is larger than all the work there is, it is lowered to that, but not below 64 on a CPU or 1024 elsewhere:
+            filling up costs time, and up to these sizes it is what keeps bits equal. `SamplingResult.micro_batch` is
+            what it came to.
         device: Where the trajectory runs; default: where `inputs` are.
         capture: On CUDA, run the micro-batch (noise, trajectory, readout) as one CUDA graph where possible. The
             trajectory must then do the same work whatever the values.
@@ -89,14 +93,19 @@ def draw(
     Raises:
         TypeError: An argument of the wrong type or dtype, or a readout that is not made of tensors.
         ValueError: A shape or a number out of range, or arguments that exclude each other (`noise` or `stop` with
-            `antithetic`, `stop` with `order`).
+            `antithetic`, `stop` with `order`); a readout that changes its names, shape, dtype or device between
+            micro-batches.
+        InvalidSamplesError: A readout that is used is NaN or infinite, or no label; a `ValueError`. The text names the
+            first such input and sample. It is raised at the end, and `result` has everything that was drawn, so that
+            the other inputs are not lost. With `stop`, an invalid input is not settled and draws no more samples.
 
     Numerics:
         Statistics are fp64. Per-sample readouts, and with them all statistics, are bit for bit the same for an input
         alone or among others, for any `order`, and sample s is the same for any `n_samples`, provided that the
-        micro-batch is equal and that the trajectory's rows do not depend on their position in the micro-batch (true of
-        convolutions and matrix products on the CPU; not of `sigmoid` and `silu` on tensors whose size is no multiple
-        of the vector width). Statistics of n samples may differ in the last bit with and without `stop`.
+        micro-batch (that of the result) is equal and that the trajectory's rows do not depend on their position in the
+        micro-batch (true of convolutions and matrix products on the CPU; not of `sigmoid` and `silu` on tensors whose
+        size is no multiple of the vector width). Statistics of n samples may differ in the last bit with and without
+        `stop`.
         No gradients.
 
     Example:
@@ -104,13 +113,17 @@ def draw(
         >>> result.statistics["readout"]["mean"].shape
         torch.Size([2, 3])
     """
-    noise_shape = tuple(noise_shape)
+    noise_shape = _as_shape(noise_shape)
+    n_samples, seed, stream = as_int("n_samples", n_samples), as_int("seed", seed), as_int("stream", stream)
+    micro_batch = None if micro_batch is None else as_int("micro_batch", micro_batch)
+    keep_samples = _as_names(keep_samples)
     _check_numbers(n_samples, micro_batch, stop, antithetic, noise, order)
     noise_rule = NoiseRule(noise_shape, seed, stream, noise_dtype, antithetic)
-    items = WorkItems(inputs, noise_rule, n_samples, input_key, noise)
+    items = WorkItems(inputs, noise_rule, n_samples, as_tensor(input_key), as_tensor(noise))
     place = torch.device(device) if device is not None else items.device
     if micro_batch is None:
         micro_batch = default_micro_batch(items.bytes_per_sample, place)
+    micro_batch = min(micro_batch, max(items.n_inputs * n_samples, largest_filled_up(place)))
     captured = trajectory if isinstance(trajectory, CapturedTrajectory) else CapturedTrajectory(trajectory)
     run: Evaluate = functools.partial(_evaluate, captured.trajectory, items.layout)
     if capture:
@@ -146,8 +159,13 @@ def draw(
             if progress is not None:
                 progress(collector.n_done, items.n_inputs * n_samples)
     assert collector is not None  # there is at least one input and one sample
-    return SamplingResult(
-        statistics={name: accumulator.finish() for name, accumulator in collector.accumulators.items()},
+    records = collector.validity.read()
+    first_invalid = first_of(records, items.n_inputs)
+    result = SamplingResult(
+        statistics={
+            name: _without(first_invalid >= 0, accumulator.finish())
+            for name, accumulator in collector.accumulators.items()
+        },
         samples=collector.samples,
         n_samples=collector.n_samples,
         settled=collector.settled if stop is not None else None,
@@ -156,7 +174,23 @@ def draw(
         n_evaluations=n_evaluations,
         nfe=getattr(captured.trajectory, "nfe", None),
         is_captured=isinstance(run, GraphedFunction) and run.is_captured,
+        first_invalid=first_invalid,
     )
+    if bool((first_invalid >= 0).any()):
+        raise InvalidSamplesError(result, records)
+    return result
+
+
+def _without(is_invalid: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return results of a statistic, NaN for invalid inputs where they are floating."""
+    if not bool(is_invalid.any()):
+        return values
+    return {
+        name: value.index_fill(0, is_invalid.nonzero().flatten().to(value.device), torch.nan)
+        if value.is_floating_point()
+        else value
+        for name, value in values.items()
+    }
 
 
 def _evaluate(trajectory: Trajectory, layout: Layout, *tensors: Tensor) -> dict[str, Tensor]:
@@ -202,6 +236,26 @@ def _check_numbers(
         raise ValueError("antithetic must be False with stop: a stopping rule counts independent samples")
     if order is not None and stop is not None:
         raise ValueError("order must be None with stop: later micro-batches depend on the results of earlier ones")
+
+
+def _as_shape(noise_shape: object) -> tuple[int, ...]:
+    if isinstance(noise_shape, str) or not isinstance(noise_shape, Iterable):
+        raise TypeError(f"noise_shape must be a sequence of sizes, such as (3,); got {noise_shape!r}")
+    sizes = tuple(as_int("noise_shape", size) for size in noise_shape)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"noise_shape must hold sizes >= 0; got {list(sizes)}")
+    return sizes
+
+
+def _as_names(keep_samples: object) -> bool | tuple[str, ...]:
+    if isinstance(keep_samples, str):
+        return (keep_samples,)
+    if keep_samples is None or isinstance(keep_samples, bool):
+        return bool(keep_samples)
+    names = tuple(keep_samples) if isinstance(keep_samples, Iterable) else (keep_samples,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"keep_samples must be True, False or names of readouts; got {keep_samples!r}")
+    return names
 
 
 def _describe(value: object) -> str:

@@ -13,6 +13,7 @@ from msf_kernels.sampling.engine import draw
 from msf_kernels.sampling.result import SamplingResult
 from msf_kernels.sampling.work_items import Inputs
 from msf_kernels.solvers import EULER, Tableau, check_time_grid, integrate
+from msf_kernels.solvers.tableau import as_tableau
 from msf_kernels.solvers.time_grid import TimeGridLike
 
 Start = Callable[[Any, Tensor], Tensor]
@@ -34,7 +35,7 @@ class FlowTrajectory:
     Args:
         velocity_field: Callable `(z, t) -> v`, as for `msf_kernels.solvers.integrate`.
         time_grid: [S + 1] strictly monotone numbers, both ends included; shared by all samples.
-        tableau: Explicit fixed-step method.
+        tableau: Explicit fixed-step method, or its name.
         start: Makes the state [B, ...] at `time_grid[0]` from the rows of inputs and noise; default: inputs and noise
             joined on axis 1, inputs first.
         readout: Makes what is kept from the state at `time_grid[-1]`: a tensor [B, ...] or a mapping of names to such;
@@ -49,7 +50,7 @@ class FlowTrajectory:
         self,
         velocity_field: Callable[..., Tensor],
         time_grid: TimeGridLike,
-        tableau: Tableau = EULER,
+        tableau: Tableau | str = EULER,
         *,
         start: Start = join_channels,
         readout: Callable[[Tensor], Readout] = end_state,
@@ -61,7 +62,7 @@ class FlowTrajectory:
             raise ValueError(f"time_grid must be [S + 1], shared by all samples; got shape {list(grid.shape)}")
         self._velocity_field = velocity_field
         self._time_grid = grid
-        self._tableau = tableau
+        self._tableau = as_tableau(tableau)
         self._start = start
         self._readout = readout
         self._cast_to = cast_to
@@ -88,7 +89,7 @@ def sample_flow(
     noise_shape: Sequence[int],
     *,
     time_grid: TimeGridLike,
-    tableau: Tableau = EULER,
+    tableau: Tableau | str = EULER,
     start: Start = join_channels,
     readout: Callable[[Tensor], Readout] = end_state,
     cast_to: torch.dtype | None = None,

@@ -8,6 +8,8 @@ import torch
 
 # Where the network, not the launches, sets the pace; more only delays the first result and pads more at the end.
 _LARGEST = {"cpu": 16, "cuda": 64}
+# Up to here a micro-batch is filled up however little work there is, so that bits do not depend on the work.
+_LARGEST_FILLED_UP = {"cpu": 64, "cuda": 1024}
 # A U-Net keeps some hundred feature maps per map of its input alive, in the worst moment of an evaluation.
 _WORKING_MAPS = 512
 _SHARE_OF_MEMORY = 0.25
@@ -28,6 +30,11 @@ def default_micro_batch(bytes_per_sample: int, device: torch.device) -> int:
     fitting = int(_total_memory(device) * _SHARE_OF_MEMORY) // max(1, _WORKING_MAPS * bytes_per_sample)
     largest = _LARGEST.get(device.type, _LARGEST["cuda"])
     return largest if fitting >= largest else 1 << max(0, fitting.bit_length() - 1)
+
+
+def largest_filled_up(device: torch.device) -> int:
+    """Return up to which size a micro-batch is filled up with repetitions where there is less work than that."""
+    return _LARGEST_FILLED_UP.get(device.type, _LARGEST_FILLED_UP["cuda"])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

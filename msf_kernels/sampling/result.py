@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,6 +25,8 @@ class SamplingResult:
             for inputs that settled.
         nfe: Evaluations of the velocity field per sample, where the trajectory says so by an attribute `nfe`.
         is_captured: Whether the trajectory ran as a CUDA graph.
+        first_invalid: int64 [N] on the CPU, number of each input's first sample that is not finite or that a statistic
+            cannot use; -1 where all are fine. Only an `InvalidSamplesError` carries a result with others.
     """
 
     statistics: dict[str, dict[str, Tensor]]
@@ -35,3 +38,35 @@ class SamplingResult:
     n_evaluations: int
     nfe: int | None
     is_captured: bool
+    first_invalid: Tensor
+
+
+class InvalidSamplesError(ValueError):
+    """Samples of some inputs are NaN or infinite, or no labels; what became of the others is kept.
+
+    Args:
+        result: The whole draw. Floating statistics of invalid inputs are NaN and they are never settled; those of the
+            others are as if they had been drawn alone.
+        wanted: By (name of readout, what it must be): int64 [N], the first sample of each input that is not so, or -1.
+
+    Attributes:
+        result: As given; `result.first_invalid` says which inputs are invalid.
+        input_index: Number of the first invalid input.
+        sample_index: Number of its first invalid sample.
+        readout: Name of the readout that was invalid there.
+    """
+
+    def __init__(self, result: SamplingResult, wanted: Mapping[tuple[str, str], Tensor]) -> None:
+        """Find the first offending sample of the first offending input, and word it."""
+        self.result = result
+        invalid = (result.first_invalid >= 0).nonzero().flatten().tolist()
+        self.input_index: int = invalid[0]
+        self.sample_index = int(result.first_invalid[self.input_index])
+        self.readout, text = next(
+            key for key, first in wanted.items() if int(first[self.input_index]) == self.sample_index
+        )
+        super().__init__(
+            f"readout {self.readout!r} must {text}; sample {self.sample_index} of input {self.input_index} is not so "
+            f"(inputs with such samples: {len(invalid)} of {len(result.first_invalid)}): check the trajectory and the "
+            "input there; results of the other inputs are in this error's `result`"
+        )

@@ -13,11 +13,17 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from msf_kernels.checks import as_int, require_int
+
 VoteRule = Literal["argmin", "argmax", "label"]
 
 
 class Accumulator(Protocol):
-    """State of a statistic during one draw."""
+    """State of a statistic during one draw.
+
+    It may also have `accepts(values) -> bool [n, length]`, the samples that it can use, and `wanted`, the end of a
+    sentence that begins with "the readout must". A draw ends in an `InvalidSamplesError` where there are others.
+    """
 
     def update(self, rows: Tensor, values: Tensor) -> None:
         """Add one block of samples to each of some inputs.
@@ -91,7 +97,8 @@ class Mean:
 class MeanEntropy:
     """Mean over samples of the entropy of each sample's own probabilities, in nats.
 
-    Results: `mean`, fp64 [N]. With the entropy of the mean probability it gives the mutual information.
+    Results: `mean`, fp64 [N]. With the entropy of the mean probability it gives the mutual information. A sample with a
+    negative probability cannot be used.
 
     Args:
         reads: Name of the readout, probabilities [B, n_classes].
@@ -108,7 +115,8 @@ class MeanEntropy:
 class Votes:
     """How many samples vote for each class.
 
-    Results: `count`, int64 [N, n_classes], and `share`, fp64 [N, n_classes].
+    NaN never votes, nor does a label that is not whole or not in [0, n_classes). Results: `count`, int64
+    [N, n_classes], and `share`, fp64 [N, n_classes]: NaN for an input with such a sample.
 
     Args:
         reads: Name of the readout.
@@ -123,6 +131,9 @@ class Votes:
 
     def __post_init__(self) -> None:
         """Check the rule."""
+        if self.n_classes is not None:
+            object.__setattr__(self, "n_classes", as_int("n_classes", self.n_classes))
+            require_int("n_classes", self.n_classes, 1)
         if self.rule not in ("argmin", "argmax", "label"):
             raise ValueError(f"rule must be one of argmin, argmax, label; got {self.rule!r}")
         if (self.rule == "label") != (self.n_classes is not None):
@@ -139,8 +150,16 @@ class Votes:
             raise ValueError(
                 f"readout {self.reads!r} must be {wanted} for votes by {self.rule}; got {list(readout.shape)}"
             )
+        if readout.is_complex():
+            raise TypeError(f"readout {self.reads!r} must hold real numbers for votes; got {readout.dtype}")
         n_classes = self.n_classes if self.n_classes is not None else readout.shape[1]
         return VotesAccumulator(n_inputs, n_classes, self.rule, readout.device)
+
+
+def are_finite(values: Tensor) -> Tensor:
+    """Say which samples [n, length, ...] have neither NaN nor infinity; bool [n, length]."""
+    finite = values.isfinite()
+    return finite.flatten(2).all(2) if finite.dim() > 2 else finite
 
 
 def tree_sum(values: Tensor, dim: int) -> Tensor:
@@ -175,6 +194,13 @@ class _MeanAccumulator:
 class _MeanEntropyAccumulator(_MeanAccumulator):
     def update(self, rows: Tensor, values: Tensor) -> None:
         super().update(rows, tree_sum(torch.special.entr(values.double()), 2))
+
+    def accepts(self, values: Tensor) -> Tensor:
+        return (values >= 0).all(2)
+
+    @property
+    def wanted(self) -> str:
+        return "hold no negative probability"
 
 
 class _MomentsAccumulator:
@@ -214,6 +240,7 @@ class VotesAccumulator:
     def __init__(self, n_inputs: int, n_classes: int, rule: VoteRule, device: torch.device) -> None:
         """Start with no votes; `Votes` describes the rules."""
         self.count = torch.zeros(n_inputs, n_classes, dtype=torch.int64, device=device)
+        self.is_valid = torch.ones(n_inputs, dtype=torch.bool, device=device)
         self._classes = torch.arange(n_classes, device=device)
         self._rule = rule
 
@@ -224,12 +251,26 @@ class VotesAccumulator:
             label = values.argmin(2)
         elif self._rule == "argmax":
             label = values.argmax(2)
-        votes = (label.unsqueeze(2) == self._classes).sum(1)
+        accepted = self.accepts(values)
+        votes = ((label.unsqueeze(2) == self._classes) & accepted.unsqueeze(2)).sum(1)
         self.count.index_copy_(0, rows, self.count.index_select(0, rows) + votes)
+        self.is_valid.index_copy_(0, rows, self.is_valid.index_select(0, rows) & accepted.all(1))
+
+    @property
+    def wanted(self) -> str:
+        """What a sample must be in order to vote."""
+        return f"be a whole number in [0, {len(self._classes)})" if self._rule == "label" else "be finite"
+
+    def accepts(self, values: Tensor) -> Tensor:
+        """Say which samples [n, length, ...] can vote; bool [n, length]."""
+        if self._rule != "label":
+            return are_finite(values)
+        return (values.unsqueeze(2) == self._classes).any(2)
 
     def finish(self) -> dict[str, Tensor]:
         """Return `count` and `share`; see `Votes`."""
-        return {"count": self.count, "share": self.count.double() / self.count.sum(1, keepdim=True)}
+        share = self.count.double() / self.count.sum(1, keepdim=True)
+        return {"count": self.count, "share": torch.where(self.is_valid.unsqueeze(1), share, torch.nan)}
 
 
 def _per_input(values: Tensor, like: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from msf_kernels.checks import as_float, as_int
 from msf_kernels.sampling.statistics import VoteRule, Votes
 
 
 class StopDecision(Protocol):
-    """State of a rule during one draw."""
+    """State of a rule during one draw; it may have `accepts` and `wanted`, as an `Accumulator` may."""
 
     def update(self, rows: Tensor, values: Tensor) -> Tensor:
         """Take one more block of samples for each of some inputs and say which of them are settled now.
@@ -53,7 +54,8 @@ class SettledVote:
     Guarantee: for each input, the probability that it is ever settled for a class that is not among its most probable
     ones is at most alpha, whatever the vote probabilities, however often the rule is asked, and for every maximum
     number of samples. Votes must be independent draws (so not antithetic pairs). Nothing is claimed for inputs that
-    are not settled. The statement is about the votes of the same trajectory, not about the truth of the class.
+    are not settled, and one with a sample that cannot vote (see `Votes`) never is. The statement is about the votes of
+    the same trajectory, not about the truth of the class.
 
     Why: let p_a <= p_b for two classes, and look at the votes for one of the two only. A vote multiplies the integrand
     by 2 q if it is for a, which happens with probability p_a / (p_a + p_b) <= 1/2, else by 2 (1 - q); its expected
@@ -84,6 +86,8 @@ class SettledVote:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        object.__setattr__(self, "alpha", as_float("alpha", self.alpha))
+        object.__setattr__(self, "first", as_int("first", self.first))
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must be in (0, 1); got {self.alpha!r}")
         if self.first < 1:
@@ -116,8 +120,15 @@ class _SettledVoteDecision:
 
     def update(self, rows: Tensor, values: Tensor) -> Tensor:
         self._votes.update(rows, values)
-        count = self._votes.count.index_select(0, rows)
-        return is_settled(count, self._thresholds)
+        count, is_valid = (each.index_select(0, rows) for each in (self._votes.count, self._votes.is_valid))
+        return is_settled(count, self._thresholds) & is_valid
+
+    def accepts(self, values: Tensor) -> Tensor:
+        return self._votes.accepts(values)
+
+    @property
+    def wanted(self) -> str:
+        return self._votes.wanted
 
 
 def is_settled(count: Tensor, thresholds: Tensor) -> Tensor:

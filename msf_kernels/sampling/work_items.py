@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_kernels.checks import require_shape, require_tensor
+from msf_kernels.checks import as_tensor, require_shape, require_tensor
 from msf_kernels.philox_normal import philox_normal
 from msf_kernels.sampling.blocks import expand_ranges
 from msf_kernels.sampling.schedule import Chunk
@@ -64,18 +64,16 @@ class Layout:
 class WorkItems:
     """All inputs of a draw and where their noise comes from."""
 
-    def __init__(
-        self, inputs: Inputs, noise_rule: NoiseRule, n_samples: int, input_key: Tensor | None, noise: Tensor | None
-    ) -> None:
+    def __init__(self, inputs: Inputs, noise_rule: NoiseRule, n_samples: int, input_key: object, noise: object) -> None:
         """Check and flatten the inputs; see `draw` for the arguments."""
         names, self._rows = _flatten(inputs)
         self.layout = Layout(names, noise_rule if noise is None else None)
         self.n_inputs = self._rows[0].shape[0]
         self.device = self._rows[0].device
-        self._noise = noise
         if input_key is None:
             input_key = torch.arange(self.n_inputs)
         require_tensor("input_key", input_key, "[N]", (torch.int64,))
+        assert isinstance(input_key, Tensor)
         require_shape("input_key", input_key, "[N]", (self.n_inputs,))
         self._key = (input_key.cpu() & _KEY_MASK) << _SAMPLE_BITS
         noise_bytes = noise_rule.dtype.itemsize * torch.Size(noise_rule.shape).numel()
@@ -85,6 +83,7 @@ class WorkItems:
             wanted = (self.n_inputs, n_samples, *noise_rule.shape)
             require_shape("noise", noise, "[N, n_samples, *noise_shape]", wanted)
             noise_bytes = noise[:1, :1].nbytes
+        self._noise = noise
         self.bytes_per_sample = sum(row[:1].nbytes for row in self._rows) + noise_bytes
 
     def gather(self, chunks: Sequence[Chunk], micro_batch: int, device: torch.device) -> list[Tensor]:
@@ -111,13 +110,17 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _flatten(inputs: Inputs) -> tuple[tuple[str, ...] | int | None, list[Tensor]]:
     names: tuple[str, ...] | int | None = None
+    inputs = as_tensor(inputs)  # type: ignore[assignment]
     if isinstance(inputs, Tensor):
-        rows = [inputs]
+        rows: list[Any] = [inputs]
     elif isinstance(inputs, Mapping):
         names, rows = tuple(inputs), list(inputs.values())
-    else:
+    elif isinstance(inputs, Sequence):
         rows = list(inputs)
         names = len(rows)
+    else:
+        raise TypeError(f"inputs must be a tensor, or a tuple or mapping of tensors; got a {type(inputs).__name__}")
+    rows = [as_tensor(row) for row in rows]
     if not rows:
         raise ValueError("inputs must hold at least one tensor; got none")
     for row in rows:

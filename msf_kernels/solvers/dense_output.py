@@ -17,7 +17,14 @@ def has_dense_output(tableau: Tableau) -> bool:
 
 
 def interpolate(
-    tableau: Tableau, z_old: Tensor, z_new: Tensor, slopes: Sequence[Tensor], dt: Tensor, theta: Tensor
+    tableau: Tableau,
+    z_old: Tensor,
+    z_new: Tensor,
+    slopes: Sequence[Tensor],
+    dt: Tensor,
+    theta: Tensor,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Return the states at the shares `theta` of their steps.
 
@@ -31,6 +38,7 @@ def interpolate(
         slopes: The step's slopes, each [m, ...].
         dt: [m] signed step.
         theta: [m] in [0, 1].
+        backend: Backend of `rk_combine`.
 
     Returns:
         [m, ...] in the dtype of `z_old`; exactly `z_new` where theta is 1.
@@ -50,7 +58,7 @@ def interpolate(
         chord = end - start
         between = start + share * chord + rest * ((1.0 - 2.0 * share) * chord + (share - 1.0) * first + share * last)
         if tableau.midpoint_weights is not None:
-            middle = rk_combine(z_old, slopes, tableau.midpoint_weights, dt).to(work)
+            middle = rk_combine(z_old, slopes, tableau.midpoint_weights, dt, backend=backend).to(work)
             cubic_middle = 0.5 * (start + end) + 0.125 * (first - last)
             between = between + 16.0 * rest.square() * (middle - cubic_middle)
     return torch.where(share == 1.0, end, between).to(z_old.dtype)

@@ -8,10 +8,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from msf_kernels.checks import as_tensor
 from msf_kernels.rk_combine._allocation import empty_combined
 from msf_kernels.rk_combine.api import choose_rk_combine, choose_rk_combine_out
+from msf_kernels.solvers.field_calls import are_overwritten, checked_velocity, edited_text, evaluate_guarded, extent_of
 from msf_kernels.solvers.solution import Solution, SolveStatus
-from msf_kernels.solvers.tableau import EULER, Stage, Tableau
+from msf_kernels.solvers.tableau import EULER, Stage, Tableau, as_tableau
 from msf_kernels.solvers.time_grid import TimeGridLike, check_time_grid
 from msf_kernels.solvers.workspace import Workspace
 
@@ -25,7 +27,7 @@ def integrate(
     velocity_field: VelocityField,
     z_start: Tensor,
     time_grid: TimeGridLike,
-    tableau: Tableau = EULER,
+    tableau: Tableau | str = EULER,
     *,
     return_trajectory: bool = False,
     cast_to: torch.dtype | None = None,
@@ -38,13 +40,15 @@ def integrate(
     sum in one fused pass.
 
     Args:
-        velocity_field: Callable `(z, t) -> v`; v has the shape of z and any floating dtype. `t` is a Python float on
-            a shared grid and a tensor [N] in the grid's dtype on per-sample grids. It must not change z in place,
-            nor a result that it returned earlier in the step. Its exceptions arrive unchanged.
-        z_start: [N, ...] floating; dtype and memory format of the solution. Not modified.
+        velocity_field: Callable `(z, t) -> v`; v has the shape and device of z and any floating dtype. `t` is a Python
+            float on a shared grid and a tensor [N] in the grid's dtype on per-sample grids. It must change neither in
+            place. It may return z, a view of it, or the same buffer every time: see Memory. Its exceptions arrive
+            unchanged.
+        z_start: [N, ...] floating tensor or array; dtype and memory format of the solution. Not modified.
         time_grid: [S + 1] numbers shared by all items (see `uniform_grid`, `grid_from_step_size`), or a floating
             tensor [N, S + 1] with one grid per item; strictly monotone, both ends included.
-        tableau: Explicit method. Evaluations that only serve its error estimate are not made.
+        tableau: Explicit method, or its name (see `get_tableau`; `"rk4"` is the classic one). Evaluations that only
+            serve its error estimate are not made.
         return_trajectory: Also return the states at all grid times.
         cast_to: Floating dtype in which the velocity field receives z, for a network in lower precision under a
             float32 state; default that of the state. The copy is written by the pass that makes the state.
@@ -58,7 +62,13 @@ def integrate(
 
     Raises:
         TypeError: `z_start` is not a floating tensor, the velocity is not one, or the grid does not hold numbers.
-        ValueError: The grid is not monotone, or a shape does not fit.
+        ValueError: The grid is not monotone, or a shape or device does not fit; an unknown name of a tableau; the
+            velocity field changed z or t in place.
+
+    Memory: results of the velocity field that lie in the same memory, or were edited after they were returned, are
+    recognised before a step is completed: the step's evaluations are then made once more, and results are copied from
+    there on. Edits of z and t are recognised where PyTorch counts them: not under `torch.inference_mode`, through
+    `.data` or by other libraries in the same memory.
 
     Numerics: the state stays in its dtype and times in theirs: a float64 grid does not promote a float32 state, and a
     bfloat16 state does not round the times. Arithmetic and rounding are those of `rk_combine`. No value is read back
@@ -68,10 +78,8 @@ def integrate(
 
     Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.1.
     """
-    if not isinstance(z_start, Tensor):
-        raise TypeError(f"z_start must be a tensor [N, ...]; got {type(z_start).__name__}")
-    if not z_start.is_floating_point():
-        raise TypeError(f"z_start must have a floating dtype; got {z_start.dtype}")
+    z_start = checked_start(z_start)
+    tableau = as_tableau(tableau)
     grid = check_time_grid(time_grid)
     if isinstance(grid, Tensor):
         if z_start.ndim == 0 or grid.shape[0] != z_start.shape[0]:
@@ -86,12 +94,16 @@ def integrate(
         velocity_field, z_start, tableau, cast_to, None if torch.compiler.is_compiling() else workspace, backend
     )
     state, z = z_start, z_start if cast_to is None else z_start.to(cast_to)
-    trajectory = [z_start]
+    # The field has seen the states, and may have kept them.
+    trajectory, versions = [z_start], [solver.version_of(z_start)]
     n_steps = (len(grid) if isinstance(grid, tuple) else grid.shape[1]) - 1
     for i, (times, dt) in enumerate(steps):
         state, z = solver.advance(state, z, times, dt, is_kept=return_trajectory or i == n_steps - 1)
         if return_trajectory:
             trajectory.append(state)
+            versions.append(solver.version_of(state))
+    if return_trajectory and [solver.version_of(state) for state in trajectory] != versions:
+        raise ValueError(edited_text("velocity_field", "z"))
     return Solution(
         state=state,
         trajectory=torch.stack(trajectory) if return_trajectory else None,
@@ -100,13 +112,14 @@ def integrate(
     )
 
 
-def checked_velocity(velocity: object, z: Tensor) -> Tensor:
-    """Return what a velocity field returned for `z`, or raise because it is no tensor of the shape of `z`."""
-    if not isinstance(velocity, Tensor):
-        raise TypeError(f"velocity_field must return a tensor; got {type(velocity).__name__}")
-    if velocity.shape != z.shape:
-        raise ValueError(f"velocity_field must return the shape of z, {list(z.shape)}; got {list(velocity.shape)}")
-    return velocity
+def checked_start(z_start: object) -> Tensor:
+    """Return where a solve starts as a floating tensor, or raise because it is none."""
+    z = as_tensor(z_start)
+    if not isinstance(z, Tensor):
+        raise TypeError(f"z_start must be a tensor [N, ...]; got {type(z).__name__}")
+    if not z.is_floating_point():
+        raise TypeError(f"z_start must have a floating dtype; got {z.dtype}")
+    return z
 
 
 def _shared_steps(grid: tuple[float, ...], stages: Sequence[Stage]) -> Iterator[_Step]:
@@ -151,6 +164,14 @@ class _FixedStep:
         self.cast_to = cast_to
         self.backend = backend
         self.nfe = 0
+        # Whether a slope is needed after a later evaluation; tracing has neither addresses nor versions.
+        is_needed_later = any(j < i for i, update in enumerate(updates) for j in update.sources)
+        is_tracing = torch.compiler.is_compiling()
+        self.counts_edits = not (is_tracing or torch.is_inference_mode_enabled() or z_start.is_inference())
+        self.guards_slopes = is_needed_later and not is_tracing
+        self.copies_slopes = False
+        self.extent = 0
+        self.counts_slope_edits = False
         # What serves each update, in new memory and in a buffer, for as long as the velocities stay of one kind.
         self.kind: tuple[torch.Size, torch.dtype, torch.device, bool] | None = None
         self.chosen: list[Callable[..., Any] | None] = []
@@ -165,19 +186,42 @@ class _FixedStep:
         self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor, *, is_kept: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the state after one step, in new memory if it is to be kept, and the copy that the field reads."""
+        z_first = z
+        state_version = state._version if self.counts_edits else 0
         slopes: list[Tensor] = []
+        versions: list[int] = []
         combined = state
         dt_number, dt_items = (1.0, dt) if isinstance(dt, Tensor) else (dt, None)
         last = len(self.buffers)
         for i, (sources, weights) in enumerate(self.updates):
-            velocity = self.velocity_field(z, times[i])
+            time = times[i]
+            if not self.counts_edits:
+                velocity = self.velocity_field(z, time)
+            elif not isinstance(time, Tensor):
+                version = z._version
+                velocity = self.velocity_field(z, time)
+                if z._version != version:
+                    raise ValueError(edited_text("velocity_field", "z"))
+            else:
+                velocity = evaluate_guarded(self.velocity_field, z, time)
             self.nfe += 1
             if (
                 not isinstance(velocity, Tensor)
                 or (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad) != self.kind
             ):
                 self.expect(checked_velocity(velocity, z))
+            if self.copies_slopes:
+                velocity = velocity.clone()
             slopes.append(velocity)
+            if i == last and self.counts_edits and state._version != state_version:
+                raise ValueError(edited_text("velocity_field", "z"))
+            if self.guards_slopes and not self.copies_slopes:
+                if i < last:
+                    if self.counts_slope_edits:
+                        versions.append(velocity._version)
+                elif are_overwritten(slopes, versions, self.extent):
+                    self.copies_slopes = True
+                    return self.advance(state, z_first, times, dt, is_kept=is_kept)
             used = slopes if sources is None else [slopes[j] for j in sources]
             if i < last:
                 out = self.buffers[i]
@@ -197,11 +241,17 @@ class _FixedStep:
                 z = out if cast_out is None else cast_out
         return combined, z
 
+    def version_of(self, state: Tensor) -> int:
+        return state._version if self.counts_edits else 0
+
     def expect(self, velocity: Tensor) -> None:
         """Forget what served velocities of another kind."""
         self.kind = (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
         self.chosen = [None] * len(self.updates)
         self.chosen_out = [None] * len(self.updates)
+        if self.guards_slopes:
+            self.extent = extent_of(velocity)
+            self.counts_slope_edits = not velocity.is_inference()
 
     def choose(self, i: int, state: Tensor, used: Sequence[Tensor], dt: float | Tensor) -> Callable[..., Any]:
         weights = self.updates[i][1]

@@ -6,22 +6,51 @@ import importlib
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from msf_kernels.checks import as_float, as_int, as_tensor, require_bool
 from msf_kernels.solvers.adaptive import integrate_adaptive
+from msf_kernels.solvers.field_calls import edited_text, require_velocity, version_of
 from msf_kernels.solvers.integrate import integrate
 from msf_kernels.solvers.step_control import PIDController, rms_norm
-from msf_kernels.solvers.tableau import BOSH3, DOPRI5, EULER, FEHLBERG2, HEUN, HEUN3, HEUN_EULER, MIDPOINT, RK4_38
-from msf_kernels.solvers.time_grid import check_time_grid, grid_from_step_size
+from msf_kernels.solvers.tableau import (
+    BOSH3,
+    DOPRI5,
+    EULER,
+    FEHLBERG2,
+    HEUN,
+    HEUN3,
+    HEUN_EULER,
+    MIDPOINT,
+    RK4,
+    RK4_38,
+)
+from msf_kernels.solvers.time_grid import check_time_grid, grid_from_step_size, has_readable_values
 
 State: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
-FIXED_METHODS = {"euler": EULER, "midpoint": MIDPOINT, "heun2": HEUN, "heun3": HEUN3, "rk4": RK4_38}
-ADAPTIVE_METHODS = {"adaptive_heun": HEUN_EULER, "fehlberg2": FEHLBERG2, "bosh3": BOSH3, "dopri5": DOPRI5}
+# torchdiffeq's names first, then this library's own where they differ.
+FIXED_METHODS = {
+    "euler": EULER,
+    "midpoint": MIDPOINT,
+    "heun2": HEUN,
+    "heun3": HEUN3,
+    "rk4": RK4_38,
+    "heun": HEUN,
+    "rk4_38": RK4_38,
+    "rk4_classic": RK4,
+}
+ADAPTIVE_METHODS = {
+    "adaptive_heun": HEUN_EULER,
+    "fehlberg2": FEHLBERG2,
+    "bosh3": BOSH3,
+    "heun_euler": HEUN_EULER,
+    "dopri5": DOPRI5,
+}
 # Methods of torchdiffeq, in any of its versions, that are handed to it.
 DELEGATED_METHODS = (
     "dopri8",
@@ -61,13 +90,16 @@ def odeint(
 
     Args:
         func: Callable `(t, y) -> dy`; t is a 0-dim tensor in the dtype of y, [N] with `per_sample`; y and dy are
-            tensors like `y0`, or tuples of them.
-        y0: Floating tensor of any shape, or a tuple of them.
-        t: [T] floating; strictly increasing or strictly decreasing; its first entry is the time of `y0`.
+            tensors like `y0`, or tuples of them; dy may have another floating dtype. It must not change y in place; it
+            may return y, or the same buffer every time.
+        y0: Floating tensor or array of any shape, or a tuple of them; finite.
+        t: [T] floating tensor or array; strictly increasing or decreasing; its first entry is the time of `y0`.
         rtol: Relative tolerance of adaptive methods: a number, a tensor, or one of them per member of a tuple state.
         atol: Absolute tolerance; likewise.
-        method: Fixed step: `euler`, `midpoint`, `heun2`, `heun3`, `rk4` (the 3/8 rule). Adaptive: `adaptive_heun`,
-            `fehlberg2`, `bosh3`, `dopri5` (default). torchdiffeq's others are handed to it when it is installed.
+        method: Fixed step: `euler`, `midpoint`, `heun2` (or `heun`), `heun3`, `rk4` (the 3/8 rule, as in torchdiffeq;
+            `"rk4"` is the classic method everywhere else in this library), and without doubt `rk4_38` and
+            `rk4_classic`. Adaptive: `adaptive_heun` (or `heun_euler`), `fehlberg2`, `bosh3`, `dopri5` (default).
+            torchdiffeq's others are handed to it when it is installed.
         options: Fixed step: `step_size`, or `grid_constructor(func, y0, t)`; without them `t` is the grid; outputs
             between grid points are interpolated linearly. Adaptive: `first_step`, `min_step`, `max_step`, `safety`,
             `ifactor`, `dfactor`, `max_num_steps`, `norm`, `dtype` (of time), `per_sample`, and with it
@@ -80,7 +112,8 @@ def odeint(
 
     Raises:
         TypeError: Wrong Python types or dtypes.
-        ValueError: `t` is not monotone, an unknown method, wrong shapes or ranges.
+        ValueError: `t` is not monotone, an unknown method, wrong shapes or ranges, NaN or infinity in `y0` (fixed-step
+            methods look for them on the CPU only, where that costs no wait), `func` changed y in place.
         RuntimeError: An adaptive solve could not be finished; the text says what to change. (`integrate_adaptive`
             returns the last state instead.)
         ImportError: Something is asked for that only torchdiffeq has, and it is not installed.
@@ -89,12 +122,22 @@ def odeint(
     float64 unless `dtype` says otherwise. Gradients flow by autograd to `y0` and whatever `func` uses; a `t` that
     requires a gradient, a complex state, or a `func` with torchdiffeq's callbacks is handed to torchdiffeq.
     `max_num_steps` limits the whole solve. `adaptive_heun` evaluates its first slope at the accepted state.
+    An adaptive solve has one error norm over the whole state, as torchdiffeq has: a row's steps, and so its last
+    digits, then depend on the other rows. With `per_sample` they do not: a row has the same bits alone as in any batch.
+    Results do not share memory with `y0` or with what `func` returns, and results of `func` that share memory with each
+    other are told apart (see `integrate`).
     """
     chosen = "dopri5" if method is None else method
     known = (*FIXED_METHODS, *ADAPTIVE_METHODS, *DELEGATED_METHODS)
     if chosen not in known:
         raise ValueError(f"method must be one of {', '.join(known)}; got {chosen!r}")
+    if not callable(func):
+        raise TypeError(f"func must be callable as func(t, y); got {type(func).__name__}")
+    if not isinstance(options, (Mapping, type(None))):
+        raise TypeError(f"options must be a mapping of names to values; got {type(options).__name__}")
     remaining = dict(options or {})
+    y0 = cast(State, tuple(map(as_tensor, y0)) if isinstance(y0, tuple) else as_tensor(y0))
+    t = cast(Tensor, as_tensor(t))
     feature = _only_in_torchdiffeq(func, y0, t, chosen, remaining, event_fn)
     if feature is not None:
         solve = _torchdiffeq(feature)
@@ -104,7 +147,9 @@ def odeint(
     packing = _Packing(y0)
     state = packing.pack(y0)
     if len(times) == 1:
-        return packing.unpack(state[None], leading=1)
+        return packing.unpack(state[None].clone(), leading=1)
+    if chosen in ADAPTIVE_METHODS or has_readable_values(state):
+        packing.require_finite(y0)
     if chosen in FIXED_METHODS:
         remaining.pop("norm", None)
         solution = _solve_fixed(packing.field(func), func, y0, state, t, times, chosen, remaining)
@@ -126,6 +171,8 @@ class _Packing:
             if not isinstance(member, Tensor) or not member.is_floating_point():
                 got = member.dtype if isinstance(member, Tensor) else type(member).__name__
                 raise TypeError(f"y0 must hold floating tensors; got {got}")
+            if member.device != members[0].device:
+                raise ValueError(f"y0 must be on one device; got {members[0].device} and {member.device}")
         self.shapes = [member.shape for member in members] if isinstance(y0, tuple) else None
 
     def pack(self, y: State) -> Tensor:
@@ -140,27 +187,58 @@ class _Packing:
         parts = torch.split(y, [shape.numel() for shape in self.shapes], dim=leading)
         return tuple(part.reshape((*y.shape[:leading], *shape)) for part, shape in zip(parts, self.shapes, strict=True))
 
+    def require_finite(self, y0: State) -> None:
+        for i, member in enumerate(y0 if isinstance(y0, tuple) else (y0,)):
+            if not bool((is_finite := member.isfinite()).all()):
+                place = (~is_finite).nonzero()[0].tolist()
+                name = "y0" if self.shapes is None else f"y0[{i}]"
+                raise ValueError(f"{name} must be finite; got {member[tuple(place)].item()} at index {place}")
+
+    def evaluate(self, func: Callable[[Any, Any], Any], time: Tensor, z: Tensor) -> Tensor:
+        """Return the packed derivative at the packed state z; errors speak of `func` and y."""
+        version = version_of(z)
+        derivative = func(time, self.unpack(z))
+        if version_of(z) != version:
+            raise ValueError(edited_text("func", "y"))
+        if self.shapes is None:
+            return require_velocity(derivative, z, "func", "y0")
+        if not isinstance(derivative, (tuple, list)) or len(derivative) != len(self.shapes):
+            got = type(derivative).__name__
+            if isinstance(derivative, (tuple, list)):
+                got += f" of {len(derivative)}"
+            raise TypeError(f"func must return a tuple of {len(self.shapes)} tensors, like y0; got {got}")
+        members = self.unpack(z)
+        for i, (member, y) in enumerate(zip(derivative, members, strict=True)):
+            require_velocity(member, y, f"func's result {i}", f"y0[{i}]")
+        return self.pack(tuple(derivative))
+
     def field(self, func: Callable[[Any, Any], Any]) -> Callable[[Tensor, float], Tensor]:
         """Return `func` as a velocity field of the packed state on a shared grid."""
 
         def velocity_field(z: Tensor, time: float) -> Tensor:
-            return self.pack(func(z.new_full((), time), self.unpack(z)))
+            return self.evaluate(func, z.new_full((), time), z)
 
         return velocity_field
 
     def tolerance(self, name: str, value: Any) -> float | Tensor:
+        value = as_tensor(value) if getattr(value, "ndim", 0) else value
         if isinstance(value, Tensor) and (value.ndim == 0 or self.shapes is None):
             return value.detach()
-        if isinstance(value, (int, float)):
-            return float(value)
+        if isinstance(value, (int, float)) or getattr(value, "ndim", None) == 0:
+            return as_float(name, value)
         if self.shapes is None:
             raise TypeError(f"{name} must be a number or a tensor for a tensor state; got {type(value).__name__}")
+        if not isinstance(value, Iterable) or isinstance(value, str):
+            raise TypeError(f"{name} must be a number, a tensor, or one per member of y0; got {type(value).__name__}")
         members = list(value)
         if len(members) != len(self.shapes):
             raise ValueError(f"{name} must have one entry per member of y0, {len(self.shapes)}; got {len(members)}")
         return torch.cat(
             [
-                torch.as_tensor(member).detach().reshape(-1).expand(shape.numel())
+                torch.as_tensor(member if isinstance(member, Tensor) else as_float(name, member))
+                .detach()
+                .reshape(-1)
+                .expand(shape.numel())
                 for member, shape in zip(members, self.shapes, strict=True)
             ]
         )
@@ -201,9 +279,17 @@ def _solve_fixed(
         assert trajectory is not None
         return trajectory
     if step_size is not None:
-        grid = grid_from_step_size(float(step_size), times[0], times[-1])
+        step_size = as_float("options['step_size']", step_size)
+        if not 0 < step_size < math.inf:
+            raise ValueError(f"options['step_size'] must be finite and > 0, also backward in time; got {step_size}")
+        grid = grid_from_step_size(step_size, times[0], times[-1])
+    elif not callable(constructor):
+        raise TypeError(f"options['grid_constructor'] must be callable; got {type(constructor).__name__}")
     else:
-        built = check_time_grid(constructor(func, y0, t))
+        try:
+            built = check_time_grid(constructor(func, y0, t))
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("time_grid", "the grid of options['grid_constructor']")) from error
         if isinstance(built, Tensor) or built[0] != times[0] or built[-1] != times[-1]:
             raise ValueError("grid_constructor must return [S + 1] times that start and end where t does")
         grid = built
@@ -234,18 +320,30 @@ def _solve_adaptive(
     options: dict[str, Any],
 ) -> Tensor:
     is_per_sample = options.pop("per_sample", False)
+    require_bool("options['per_sample']", is_per_sample)
     drop_finished = options.pop("drop_finished", False) if is_per_sample else True
+    require_bool("options['drop_finished']", drop_finished)
     custom_norm = options.pop("norm", None)
+    if custom_norm is not None and not callable(custom_norm):
+        raise TypeError(f"options['norm'] must be callable; got {type(custom_norm).__name__}")
     time_dtype = options.pop("dtype", torch.float32 if state.device.type == "mps" else torch.float64)
-    controller = PIDController(
-        safety=float(options.pop("safety", 0.9)),
-        min_factor=float(options.pop("dfactor", 0.2)),
-        max_factor=float(options.pop("ifactor", 10.0)),
-    )
-    first_step = _finite_or_none(options.pop("first_step", None))
-    min_step = float(options.pop("min_step", 0.0))
-    max_step = _finite_or_none(options.pop("max_step", None))
-    max_steps = int(options.pop("max_num_steps", 2**31 - 1))
+    if time_dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"options['dtype'] must be a floating dtype; got {time_dtype}")
+
+    def number(name: str, default: float | None) -> Any:
+        value = options.pop(name, default)
+        return None if value is None else as_float(f"options[{name!r}]", value)
+
+    try:
+        controller = PIDController(
+            safety=number("safety", 0.9), min_factor=number("dfactor", 0.2), max_factor=number("ifactor", 10.0)
+        )
+    except ValueError as error:
+        text = str(error).replace("min_factor", "options['dfactor']").replace("max_factor", "options['ifactor']")
+        raise ValueError(text) from None
+    first_step, min_step, max_step = number("first_step", None), number("min_step", 0.0), number("max_step", None)
+    first_step, max_step = (None if value == math.inf else value for value in (first_step, max_step))
+    max_steps = as_int("options['max_num_steps']", options.pop("max_num_steps", 2**31 - 1))
     _warn_of_unused(method, options)
     if is_per_sample:
         if packing.shapes is not None:
@@ -253,13 +351,13 @@ def _solve_adaptive(
         rows, norm = state, custom_norm or rms_norm
 
         def field(z: Tensor, time: Tensor) -> Tensor:
-            return packing.pack(func(time.to(z.dtype), z))
+            return packing.evaluate(func, time.to(z.dtype, copy=True), z)
 
     else:
         rows, norm = state[None], packing.norm(custom_norm)
 
         def field(z: Tensor, time: Tensor) -> Tensor:
-            return packing.pack(func(time[0].to(z.dtype), packing.unpack(z[0])))[None]
+            return packing.evaluate(func, time[0].to(z.dtype, copy=True), z[0])[None]
 
     grid = torch.tensor(times, dtype=time_dtype, device=state.device)
     solution = integrate_adaptive(
@@ -346,7 +444,3 @@ def _torchdiffeq(feature: str) -> Callable[..., Any]:
 def _warn_of_unused(method: str, options: Mapping[str, Any]) -> None:
     if options:
         warnings.warn(f"odeint: method {method!r} does not use options {sorted(options)}", stacklevel=4)
-
-
-def _finite_or_none(value: Any) -> float | None:
-    return None if value is None or float(value) == math.inf else float(value)

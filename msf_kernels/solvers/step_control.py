@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from msf_kernels.checks import require_finite, require_positive
+from msf_kernels.checks import as_float, require_finite, require_positive
 
 # Maps a scaled error [n, ...] to one number per item [n]; at most 1 is within tolerance.
 Norm: TypeAlias = Callable[[Tensor], Tensor]
@@ -51,7 +51,9 @@ class PIDController:
     max_factor: float = 10.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Turn the numbers into Python floats and check the ranges."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, as_float(field.name, getattr(self, field.name)))
         require_finite("p", self.p)
         require_positive("i", self.i)
         require_finite("d", self.d)
@@ -77,20 +79,42 @@ class PIDController:
             k: Order of the error estimate plus one.
         """
         e = ratio.clamp_min(_SMALLEST_RATIO)
-        grown = e.pow(-(self.p + self.i + self.d) / k)
+        grown = power(e, -(self.p + self.i + self.d) / k)
         if self.p or self.d:
-            grown = grown * previous.pow((self.p + 2 * self.d) / k) * older.pow(-self.d / k)
-        shrunk = e.pow(-1.0 / k).clamp_max(1.0 / self.safety)
+            grown = grown * power(previous, (self.p + 2 * self.d) / k) * power(older, -self.d / k)
+        has_one_power = self.i == 1.0 and not (self.p or self.d)
+        shrunk = (grown if has_one_power else power(e, -1.0 / k)).clamp_max(1.0 / self.safety)
         factor = self.safety * torch.where(is_accepted, grown, shrunk)
         return factor.clamp(self.min_factor, self.max_factor).nan_to_num(nan=self.min_factor)
 
 
 def rms_norm(scaled: Tensor) -> Tensor:
-    """Root mean square over all axes but the first: [n, ...] to [n]; 0 for an item without elements."""
+    """Root mean square over all axes but the first: [n, ...] to [n]; 0 for an item without elements.
+
+    Squares are added by halves, in an order that the shape of an item fixes: a sum by PyTorch is split otherwise when
+    there are other items, strides or threads.
+    """
     flat = scaled.flatten(1) if scaled.ndim > 1 else scaled[:, None]
-    if flat.shape[1] == 0:
+    n_elements = flat.shape[1]
+    if n_elements == 0:
         return flat.new_zeros(flat.shape[0])
-    return flat.square().mean(dim=1).sqrt()
+    total = flat.square()
+    while (width := total.shape[1]) > 1:
+        half = width // 2
+        added = total[:, :half] + total[:, half : 2 * half]
+        total = torch.cat([added, total[:, -1:]], dim=1) if width % 2 else added
+    return (total.squeeze(1) / n_elements).sqrt()
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """Return `base ** exponent` of [n] numbers, with bits that do not depend on n or on an element's place.
+
+    On a CPU PyTorch computes whole vectors of elements and what is left over by functions that round differently. An
+    input with gaps goes through the latter alone.
+    """
+    if base.device.type != "cpu":
+        return base.pow(exponent)
+    return torch.stack([base, base], dim=-1)[..., 0].pow(exponent)
 
 
 def tolerance(z: Tensor, other: Tensor, rtol: float | Tensor, atol: float | Tensor) -> Tensor:
@@ -128,7 +152,7 @@ def first_step_length(
     guess = torch.minimum(guess, longest)
     bend = norm((probe(guess) - slope) / scale).to(longest) / guess
     largest = torch.maximum(speed, bend)
-    length = torch.where(largest <= 1e-15, torch.maximum(tiny, 1e-3 * guess), (0.01 / largest).pow(1.0 / k))
+    length = torch.where(largest <= 1e-15, torch.maximum(tiny, 1e-3 * guess), power(0.01 / largest, 1.0 / k))
     length = torch.minimum(torch.minimum(100 * guess, length), longest)
     # A probe that ran into NaN says nothing about the step, except that it must be short.
     return torch.where(length.isfinite() & (length > 0), length, tiny)

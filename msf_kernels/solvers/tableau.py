@@ -180,14 +180,25 @@ def get_tableau(name: str) -> Tableau:
     """Return a built-in tableau by name.
 
     Args:
-        name: Such as `"heun"` or `"dopri5"`.
+        name: That of a tableau, such as `"heun"` or `"dopri5"`, or another one that is in use for it: `"rk4_classic"`,
+            `"heun2"`, `"adaptive_heun"`. `"rk4"` is the classic method here; in `odeint` it is the 3/8 rule, as in
+            torchdiffeq. `"rk4_classic"` and `"rk4_38"` mean the same in both.
 
     Raises:
+        TypeError: Not a string.
         ValueError: Unknown name; the text lists the known ones.
     """
-    if name not in _BUILT_IN:
-        raise ValueError(f"tableau must be one of {', '.join(sorted(_BUILT_IN))}; got {name!r}")
-    return _BUILT_IN[name]
+    if not isinstance(name, str):
+        raise TypeError(f"tableau must be a Tableau or the name of one; got {type(name).__name__}")
+    tableau = _BUILT_IN.get(name) or _OTHER_NAMES.get(name)
+    if tableau is None:
+        raise ValueError(f"tableau must be one of {', '.join((*sorted(_BUILT_IN), *_OTHER_NAMES))}; got {name!r}")
+    return tableau
+
+
+def as_tableau(tableau: Tableau | str) -> Tableau:
+    """Return a tableau as it is, and a name as the tableau that it means; raises as `get_tableau`."""
+    return tableau if isinstance(tableau, Tableau) else get_tableau(tableau)
 
 
 def _stage(node: float, weights: tuple[float, ...]) -> Stage:
@@ -320,3 +331,4 @@ _BUILT_IN = {
     tableau.name: tableau
     for tableau in (EULER, MIDPOINT, HEUN, HEUN3, RK4, RK4_38, HEUN_EULER, FEHLBERG2, BOSH3, DOPRI5)
 }
+_OTHER_NAMES = {"rk4_classic": RK4, "heun2": HEUN, "adaptive_heun": HEUN_EULER}

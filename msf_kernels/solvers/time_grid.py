@@ -7,11 +7,13 @@ it is; and the velocity field receives its times as Python floats, so they are n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from msf_kernels.checks import as_float, as_int, as_tensor
 
 TimeGridLike: TypeAlias = "Sequence[float] | Tensor"
 
@@ -33,11 +35,10 @@ def uniform_grid(n_steps: int, start: float = 0.0, end: float = 1.0) -> tuple[fl
         Python floats, length n_steps + 1.
 
     Raises:
-        TypeError: `n_steps` is not an integer.
+        TypeError: `n_steps` is not an integer, or an end is not a number.
         ValueError: `n_steps` < 1, or the ends are equal or not finite.
     """
-    if not isinstance(n_steps, int) or isinstance(n_steps, bool):
-        raise TypeError(f"n_steps must be an integer; got {type(n_steps).__name__}")
+    n_steps = as_int("n_steps", n_steps)
     if n_steps < 1:
         raise ValueError(f"n_steps must be >= 1; got {n_steps}")
     start, end = _check_ends(start, end)
@@ -60,8 +61,10 @@ def grid_from_step_size(step_size: float, start: float = 0.0, end: float = 1.0) 
         Python floats, at least two.
 
     Raises:
-        ValueError: `step_size` is not a finite number > 0, or the ends are equal or not finite.
+        TypeError: `step_size` or an end is not a number.
+        ValueError: `step_size` is not finite and > 0, or the ends are equal or not finite.
     """
+    step_size = as_float("step_size", step_size)
     if not 0 < step_size < math.inf:
         raise ValueError(f"step_size must be finite and > 0, also backward in time; got {step_size}")
     start, end = _check_ends(start, end)
@@ -74,31 +77,43 @@ def check_time_grid(time_grid: TimeGridLike) -> tuple[float, ...] | Tensor:
     """Return a checked grid: a tuple of floats when it is shared, the tensor itself when it is per sample.
 
     Args:
-        time_grid: [S + 1] numbers or tensor shared by all items (a tensor's values are read to the host, once), or
-            [N, S + 1] floating tensor with one grid per item. Strictly monotone and finite, S >= 1; items may run in
-            different directions.
+        time_grid: [S + 1] numbers, tensor or array shared by all items (a tensor's values are read to the host, once),
+            or [N, S + 1] floating tensor or array with one grid per item. Strictly monotone and finite, S >= 1; items
+            may run in different directions.
 
     Returns:
         The shared grid as Python floats, or the per-sample grid.
 
     Raises:
         TypeError: Not numbers, or a per-sample grid of another dtype than float.
-        ValueError: Too short, not finite, not strictly monotone, or of another shape.
+        ValueError: Too short, not finite, not strictly monotone, or of another shape; a shared grid that requires a
+            gradient, which numbers on the host could not pass on.
 
     Numerics: the values of a per-sample grid are checked where that costs no wait for a device, on the CPU and
     outside of tracing; on a device they are taken as they are.
     """
-    if not isinstance(time_grid, Tensor):
-        return _check_shared([_number(value, i) for i, value in enumerate(time_grid)])
+    given = as_tensor(time_grid)
+    if not isinstance(given, Tensor):
+        if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping, Set)):
+            raise TypeError(
+                f"time_grid must be a sequence of times, such as uniform_grid(10) for ten steps; got {_shown(given)}"
+            )
+        return _check_shared([_number(value, i) for i, value in enumerate(given)])
+    time_grid = given
     if time_grid.ndim == 1:
-        return _check_shared([float(value) for value in time_grid.tolist()])
+        if time_grid.requires_grad:
+            raise ValueError(
+                "time_grid must not require a gradient when it is shared, [S + 1]: its values are read to the host; "
+                "give one grid per item, [N, S + 1]"
+            )
+        return _check_shared([_number(value, i) for i, value in enumerate(time_grid.tolist())])
     if time_grid.ndim != 2 or time_grid.shape[1] < 2:
         raise ValueError(
             f"time_grid must be [S + 1] or [N, S + 1] with both ends of at least one step; got {list(time_grid.shape)}"
         )
     if not time_grid.is_floating_point():
         raise TypeError(f"time_grid must be floating when it is per sample; got {time_grid.dtype}")
-    if _has_readable_values(time_grid):
+    if has_readable_values(time_grid):
         _check_per_sample(time_grid)
     return time_grid
 
@@ -133,19 +148,27 @@ def _check_per_sample(time_grid: Tensor) -> None:
         )
 
 
-def _has_readable_values(tensor: Tensor) -> bool:
+def has_readable_values(tensor: Tensor) -> bool:
+    """Say whether reading a tensor's values costs no wait for a device and breaks no trace."""
     is_plain = type(tensor) in (Tensor, torch.nn.Parameter)
     return is_plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_ends(start: float, end: float) -> tuple[float, float]:
-    start, end = float(start), float(end)
+    start, end = as_float("start", start), as_float("end", end)
     if not (-math.inf < start < math.inf and -math.inf < end < math.inf and start != end):
         raise ValueError(f"start and end must be finite and differ; got {start} and {end}")
     return start, end
 
 
 def _number(value: object, index: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"time_grid must hold numbers; got {type(value).__name__} at index {index}")
-    return float(value)
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"time_grid must not require a gradient when it is shared; the time at index {index} does")
+    try:
+        return as_float("time_grid", value)
+    except TypeError:
+        raise TypeError(f"time_grid must hold numbers; got {type(value).__name__} at index {index}") from None
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, (int, float)) else type(value).__name__

@@ -1,12 +1,18 @@
 import dataclasses
+import inspect
 import json
+import math
 import typing
 
+import numpy as np
 import pytest
+import torch
 
 from msf.cli.flags import PANELS, configured
+from msf.cli.train import train
 from msf.config import (
     RECIPES,
+    SHORT_NAMES,
     AutoencoderConfig,
     CodeConfig,
     DataConfig,
@@ -77,11 +83,15 @@ def test_a_value_of_another_type_is_refused(make):
 
 
 def test_every_field_of_the_configuration_is_a_flag_of_its_own():
-    arguments = [
-        entry.metadata["flag"] or entry.name
-        for group in PANELS
+    parameters = inspect.signature(train).parameters
+    own = {"recipe", "out", "resume", "latent_cache", "data_root", "device", "json_file"}
+    arguments = [name for name in parameters if name not in own]
+    expected = {
+        (entry.metadata["flag"] or entry.name).replace("-", "_")
+        for group in set(PANELS) - {"inference"}
         for entry in dataclasses.fields(typing.get_type_hints(ExperimentConfig)[group])
-    ]
+    }
+    assert set(arguments) == expected | set(SHORT_NAMES)
     assert set(PANELS) == {entry.name for entry in dataclasses.fields(ExperimentConfig)}
     assert len(set(arguments)) == len(arguments)
 
@@ -95,3 +105,53 @@ def test_flags_change_the_recipe_and_leave_the_rest():
         recipe.network, channel_multipliers=(1, 2), n_heads=2, head_channels=None
     )
     assert changed.path == recipe.path
+
+
+JUNK = [
+    None, True, -1, 0, 1, 1.5, float("nan"), float("inf"), 1e308, 2**31, 2**63, 10**400, 10**5000, "", "x", "\ud800",
+    b"x", [], (), [1], (1,), ("x",), (None,), (10**400,), ((1,),), {}, {"a": 1}, {1}, object(), int, math.pi,
+    [1] * 10**6, np.float32(1.5), np.int64(3), np.nan, np.zeros(3), torch.zeros(3), torch.tensor(1),
+]  # fmt: skip
+CLASSES = [
+    TaskConfig,
+    *(type(getattr(ExperimentConfig(), entry.name)) for entry in dataclasses.fields(ExperimentConfig)),
+]
+
+
+@pytest.mark.parametrize("cls", [ExperimentConfig, *CLASSES])
+def test_whatever_a_field_holds_it_is_taken_or_refused_in_one_short_line(cls):
+    required = {"n_classes": 3, "image_channels": 1} if cls is TaskConfig else {}
+    for entry in dataclasses.fields(cls):
+        for value in JUNK:
+            for make in (lambda **values: cls(**values), lambda **values: cls.from_dict(values)):
+                try:
+                    config = make(**{**required, entry.name: value})
+                except (TypeError, ValueError) as error:
+                    text = str(error)
+                else:
+                    text = json.dumps(config.to_dict())  # plain values only
+                assert "\n" not in text, (entry.name, value)
+                assert len(text) < 4000, (entry.name, value)
+
+
+def test_numpys_numbers_become_pythons():
+    config = TrainConfig(epochs=np.int64(3), learning_rate=np.float32(0.5), batch_size=np.uint8(4))
+    assert (config.epochs, config.learning_rate, config.batch_size) == (3, 0.5, 4)
+    assert {type(config.epochs), type(config.batch_size)} == {int}
+    assert type(config.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"n_res_blocks": 10**6}, "n_res_blocks must be <= 64; got 1000000"),
+        ({"base_channels": 32 * 10**9}, "base_channels times .* must be at most 16384; got 64000000000"),
+        ({"base_channels": 8192, "channel_multipliers": (1, 4)}, "must be at most 16384; got 32768"),
+        ({"channel_multipliers": (1,) * 13}, "channel_multipliers must be at most 12"),
+        ({"channel_multipliers": (1,) * 10**5}, "channel_multipliers must be a list of at most 65536 entries"),
+        ({"head_channels": 0}, "head_channels must be >= 1; got 0"),
+    ],
+)
+def test_networks_that_would_be_built_for_minutes_are_refused(values, text):
+    with pytest.raises(ValueError, match=text):
+        UNetConfig(**values)

@@ -6,9 +6,10 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from msf.data import ImageDataset, Split
-from msf.evaluate import NLL_PROBABILITY_FLOOR, evaluate, prediction_metrics
+from msf.evaluate import evaluate
+from msf.judge.metrics import NLL_PROBABILITY_FLOOR, prediction_metrics
 from msf.judge.selective import augrc, aurc, e_aurc
-from msf.judge.uncertainty import UNCERTAINTY_SCORES, entropy, make_prediction
+from msf.judge.uncertainty import UNCERTAINTY_SCORES, Draws, entropy, make_prediction
 from msf_kernels.sampling import SettledVote
 
 
@@ -17,16 +18,14 @@ def _prediction(n=60, n_classes=4, seed=0, votes=None):
     distance = torch.rand(n, n_classes, generator=generator) + 0.1
     probability = torch.softmax(-5 * distance + torch.rand(n, n_classes, generator=generator), 1)
     code = {"code_probability": probability, "code_entropy": 0.9 * entropy(probability)} if votes is None else {}
-    prediction = make_prediction(
+    draws = Draws(
         class_distance=distance,
         distance_std=0.1 * distance,
         votes=probability if votes is None else votes,
         pixel_votes=probability,
-        n_samples=8,
-        nfe=1,
-        micro_batch=2,
         **code,
     )
+    prediction = make_prediction(draws, n_samples=8, nfe=1, micro_batch=2)
     labels = torch.where(
         torch.rand(n, generator=generator) < 0.7,
         prediction.label,
@@ -220,7 +219,7 @@ def test_evaluation_of_a_split_has_every_agreed_figure_and_is_valid_json(make_fl
     assert metrics["probability_source"] == "votes"
     assert metrics["samples_per_second"] == pytest.approx(40 / metrics["seconds"])
     assert calls[-1] == (40, 40)
-    prediction = flow.classify(dataset.val.images, 4, 2, "heun", seed=5, micro_batch=8)
+    prediction = flow.classify(dataset.val.images, n_samples=4, n_steps=2, method="heun", seed=5, micro_batch=8)
     for name, value in prediction_metrics(prediction, dataset.val.labels, class_names=("a", "b", "c")).items():
         assert metrics[name] == value, name
 

@@ -9,6 +9,7 @@ import msf
 from msf.config import (
     RECIPES,
     AutoencoderConfig,
+    ClassifySettings,
     CodeConfig,
     DataConfig,
     ExperimentConfig,
@@ -85,9 +86,10 @@ def test_saving_and_loading_gives_the_same_predictions_and_pictures(make_flow, p
     assert loaded.official_report is None
     assert not loaded.network.training
     for kind in ("joint", "conditional"):
-        before, after = (f.classify(pictures, 4, 2, "heun", kind, keep_samples=True) for f in (flow, loaded))
+        settings = ClassifySettings(n_samples=4, n_steps=2, method="heun", keep_samples=True)
+        before, after = (f.classify(pictures, settings, flow=kind) for f in (flow, loaded))
         assert torch.equal(before.sample_distance, after.sample_distance)
-        before, after = (f.generate([0, 1], 2, flow=kind) for f in (flow, loaded))
+        before, after = (f.generate([0, 1], n_steps=2, flow=kind) for f in (flow, loaded))
         assert torch.equal(before, after)
 
 
@@ -127,31 +129,31 @@ def test_a_bfloat16_network_keeps_a_float32_state(make_flow, pictures):
     flow = make_flow(code="simplex")
     z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     exact = flow.velocity_field(z, 0.5)
-    reference = flow.classify(pictures, 8, 2, keep_samples=True)
-    picture = flow.generate([0, 1, 2], 3)
+    reference = flow.classify(pictures, n_samples=8, n_steps=2, keep_samples=True)
+    picture = flow.generate([0, 1, 2], n_steps=3)
 
     low = make_flow(code="simplex").to(dtype=torch.bfloat16)
     assert low.dtype == torch.bfloat16
     velocity = low.velocity_field(z, 0.5)
     assert velocity.dtype == torch.float32
     assert 0 < (velocity - exact).abs().max() < 0.05 * exact.abs().max()
-    prediction = low.classify(pictures, 8, 2, keep_samples=True)
+    prediction = low.classify(pictures, n_samples=8, n_steps=2, keep_samples=True)
     assert prediction.sample_distance.dtype == torch.float32
     torch.testing.assert_close(prediction.sample_distance, reference.sample_distance, atol=0.05, rtol=0.02)
     assert not torch.equal(prediction.sample_distance, reference.sample_distance)
-    assert low.generate([0, 1, 2], 3).dtype == torch.float32
-    torch.testing.assert_close(low.generate([0, 1, 2], 3), picture, atol=0.05, rtol=0)
+    assert low.generate([0, 1, 2], n_steps=3).dtype == torch.float32
+    torch.testing.assert_close(low.generate([0, 1, 2], n_steps=3), picture, atol=0.05, rtol=0)
 
 
 def test_predictions_ignore_dropout_and_leave_the_training_mode_as_it_was(make_flow, pictures):
     flow = make_flow(dropout=0.5)
     flow.network.train()
-    first = flow.classify(pictures, 4, keep_samples=True).sample_distance
+    first = flow.classify(pictures, n_samples=4, keep_samples=True).sample_distance
     assert flow.network.training
-    assert torch.equal(first, flow.classify(pictures, 4, keep_samples=True).sample_distance)
-    assert torch.equal(flow.generate([0, 1], 2), flow.generate([0, 1], 2))
+    assert torch.equal(first, flow.classify(pictures, n_samples=4, keep_samples=True).sample_distance)
+    assert torch.equal(flow.generate([0, 1], n_steps=2), flow.generate([0, 1], n_steps=2))
     flow.network.eval()
-    assert torch.equal(first, flow.classify(pictures, 4, keep_samples=True).sample_distance)
+    assert torch.equal(first, flow.classify(pictures, n_samples=4, keep_samples=True).sample_distance)
     assert not flow.network.training
 
 
@@ -176,7 +178,7 @@ def test_the_conditional_flow_is_refused_where_times_are_shared(make_flow, pictu
     ("arguments", "message"),
     [
         ({"n_steps": 0}, "n_steps must be >= 1; got 0"),
-        ({"method": "dopri5"}, "method must be one of euler, midpoint, heun, rk4, rk4_38; got 'dopri5'"),
+        ({"method": "rk5"}, "method must be one of euler, midpoint, heun, heun3, rk4, rk4_38.*; got 'rk5'"),
         ({"flow": "marginal"}, "flow must be one of joint, conditional; got 'marginal'"),
     ],
 )

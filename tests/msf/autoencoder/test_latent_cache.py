@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import logging
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from msf.autoencoder import LatentPosterior, latent_cache
+from msf.autoencoder import LatentPosterior, latent_cache, latent_store
 from msf.autoencoder.batches import encode_in_parts
 from msf.autoencoder.latent_cache import default_cache_folder, open_latent_cache
 from msf.data import (
@@ -21,10 +22,10 @@ from msf.data import (
     Split,
     apply_flips,
     draw_flips,
-    latent_store,
     load_dataset,
     prepare_images,
 )
+from msf.interruption import Interrupted, interruptible
 
 SIZE = 24
 CHUNK = 14
@@ -244,6 +245,64 @@ def test_an_array_of_another_shape_is_encoded_anew(tmp_path, caplog):
     assert "mean.npy must be float32 [1, 37, 2, 8, 8]" in caplog.text
 
 
+def npy_header(text):
+    content = text.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content
+
+
+def changed_meta(**fields):
+    return lambda folder: (folder / "meta.json").write_text(
+        json.dumps({**json.loads((folder / "meta.json").read_text()), **fields})
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "meta.json").write_text("[" * 200_000),
+        lambda folder: (folder / "meta.json").write_text("[]"),
+        lambda folder: (folder / "meta.json").write_bytes(b"\xff\xfe\xfd"),
+        changed_meta(checksums=3),
+        changed_meta(checksums=[]),
+        changed_meta(checksums=[3, [], {}]),
+        changed_meta(shape=None),
+        changed_meta(shape=[[1]]),
+        changed_meta(pictures=["x" * 10**5]),
+        lambda folder: (folder / "mean.npy").write_bytes(b""),
+        lambda folder: (folder / "mean.npy").write_bytes(npy_header("{'descr': '<f4', 'fortran_order': False}")),
+        lambda folder: (folder / "mean.npy").write_bytes(
+            npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**40},), }}")
+        ),
+        lambda folder: (folder / "mean.npy").write_bytes(npy_header("{" + "(" * 9000 + "}")),
+        lambda folder: np.save(folder / "mean.npy", np.array([{}]), allow_pickle=True),
+        lambda folder: np.save(folder / "mean.npy", np.zeros((1, N, 2, 8, 8), ">f4")),
+        lambda folder: np.save(folder / "mean.npy", np.zeros((8, 8, 2, N, 1), np.float32).T),
+    ],
+)
+def test_whatever_stands_in_the_files_they_are_used_or_made_anew(tmp_path, damage, caplog):
+    opened(tmp_path)
+    damage(files(tmp_path))
+    n_encoded, cache = n_encoded_by_opening(tmp_path)
+    assert n_encoded == N
+    assert torch.equal(cache.batch(torch.arange(N)), on_the_fly(dataset(), torch.arange(N)).mean)
+    assert "encoded anew" in caplog.text
+    assert "allow_pickle" not in caplog.text
+    assert all(len(record.getMessage()) < 1000 for record in caplog.records)
+
+
+def test_latents_that_are_not_finite_are_encoded_anew_whatever_vouches_for_them(tmp_path):
+    opened(tmp_path)
+    array = np.load(files(tmp_path) / "mean.npy", mmap_mode="r+")
+    array[0, CHUNK, 0, 0, 0] = np.nan
+    array.flush()
+    meta = json.loads((files(tmp_path) / "meta.json").read_text())
+    meta["checksums"][1] = latent_store._checksum([array[0, CHUNK : 2 * CHUNK]])
+    changed_meta(**meta)(files(tmp_path))
+    n_encoded, cache = n_encoded_by_opening(tmp_path)
+    assert n_encoded == CHUNK
+    assert cache.batch(torch.arange(N)).isfinite().all()
+
+
 def test_an_error_on_the_way_keeps_what_was_encoded(tmp_path):
     class Failing(SmallAutoencoder):
         def encode(self, images):
@@ -256,6 +315,49 @@ def test_an_error_on_the_way_keeps_what_was_encoded(tmp_path):
     n_encoded, cache = n_encoded_by_opening(tmp_path)
     assert n_encoded == N - CHUNK
     assert torch.equal(cache.batch(torch.arange(N)), on_the_fly(dataset(), torch.arange(N)).mean)
+
+
+@pytest.mark.parametrize("posterior", ["mode", "sample"])
+@pytest.mark.parametrize("n_bytes", [0, 1, 1000])
+def test_a_full_disk_keeps_what_was_encoded_and_says_how_to_go_on(tmp_path, monkeypatch, posterior, n_bytes):
+    """The disk takes the first chunk, and of the second one not all: some bytes, then none."""
+    room = CHUNK * 2 * 8 * 8 * 4 * (1 if posterior == "mode" else 2) + n_bytes
+    write, open_file, written = latent_store.FileIO.write, latent_store.Path.open, []
+
+    class Full(latent_store.FileIO):
+        def write(self, content):
+            n_left = room - sum(written)
+            if n_left <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device", self.name)
+            written.append(write(self, memoryview(content)[:n_left]))
+            return written[-1]
+
+    def open_full(path, mode="r", **keywords):
+        return Full(path, mode) if mode == "r+b" else open_file(path, mode, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_store.Path, "open", open_full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            opened(tmp_path, posterior=posterior)
+    (note,) = caught.value.__notes__
+    assert "keeps the latents that were encoded before; MSF_CACHE names another place" in note
+    assert "--no-latent-cache (latent_cache=False)" in note
+    n, cache = n_encoded_by_opening(tmp_path, posterior=posterior)
+    assert n == N - CHUNK
+    whole = opened(tmp_path / "whole", posterior=posterior)
+    assert torch.equal(cache.batch(torch.arange(N)), whole.batch(torch.arange(N)))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX sends them")
+def test_a_signal_keeps_what_was_encoded(tmp_path):
+    def interrupt(n_done, n_total):
+        if n_done >= 2 * CHUNK:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught, interruptible():
+        opened(tmp_path, progress=interrupt)
+    assert "keeps the latents that were encoded before" in caught.value.__notes__[0]
+    assert n_encoded_by_opening(tmp_path)[0] == N - 2 * CHUNK
 
 
 def test_latents_that_are_not_finite_are_never_kept(tmp_path):

@@ -103,8 +103,18 @@ def test_progress_counts_to_the_end(dataset, tmp_path):
     seen = []
     settings = AutoencoderTraining(epochs=3, **TINY)
     train_autoencoder(dataset, tmp_path / "a", settings, device="cpu", progress=seen.append)
-    assert [(p.step, p.n_steps) for p in seen] == [(10, 12), (12, 12)]
+    # Every ten steps, and at the end of every epoch.
+    told = [(p.step, p.n_steps, p.n_epochs) for p in seen if p.stage == "pictures"]
+    assert told == [(4, 12, 1), (8, 12, 2), (10, 12, 2), (12, 12, 3)]
+    assert [p.step for p in seen if p.stage == "figures"] == [8, 16, 24, 32, 40, 42]
     assert all(p.loss > 0 for p in seen)
+
+
+def test_progress_tells_of_the_colours_too(dataset, tmp_path):
+    seen = []
+    settings = AutoencoderTraining(epochs=1, **{**TINY, "colour_steps": 25})
+    train_autoencoder(dataset, tmp_path / "a", settings, device="cpu", progress=seen.append)
+    assert [(p.step, p.n_steps) for p in seen if p.stage == "colours"] == [(10, 25), (20, 25)]
 
 
 def test_bfloat16_trains_too(dataset, tmp_path):

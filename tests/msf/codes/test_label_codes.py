@@ -280,3 +280,14 @@ def test_an_empty_batch_stays_empty():
     assert maps.shape == (0, 2, 4, 4)
     assert code.probability(maps).shape == (0, 3)
     assert code.decode_mean(maps).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e4, 1e8, 1e20, 1e30])
+def test_weights_far_from_the_simplex_are_projected_on_it_too(dtype, size):
+    weights = size * torch.randn(64, 7, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    for moved in (weights, weights.abs() + size, -weights.abs() - size):
+        projected = project_on_simplex(moved)
+        assert (projected >= 0).all()
+        torch.testing.assert_close(projected.sum(dim=1), torch.ones(64, dtype=dtype), rtol=0, atol=1e-4)
+        assert (projected.argmax(dim=1) == moved.argmax(dim=1)).all()

@@ -111,7 +111,7 @@ def test_an_empty_batch_stays_empty():
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), ValueError, r"uint8 images must be \[N, H, W\] or \[N, H, W, C\]"),
         (torch.zeros(4, 4, dtype=torch.uint8), ValueError, "uint8 images"),
         (torch.zeros(2, 4, 4, dtype=torch.int64), TypeError, "uint8, uint16, or floating point.*got torch.int64"),
-        ([[0]], TypeError, "torch tensor; got list"),
+        ([[0]], TypeError, "torch tensor or a NumPy array; got list"),
     ],
 )
 def test_what_is_wrong_with_pictures_is_named(images, error, text):

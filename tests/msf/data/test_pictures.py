@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +172,89 @@ def test_files_and_folders_are_searched_in_order(tmp_path):
 def test_sizes_and_channels_out_of_range_are_refused_whatever_the_files(size, channels):
     with pytest.raises(ValueError, match="size must be >= 1 and channels 1 or 3"):
         load_pictures([], size, channels)
+
+
+# Sizes and depths
+
+
+def noise(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_a_picture_beyond_the_budget_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = saved(tmp_path / "p.png", noise(40, 30))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(
+        ValueError, match=r"p\.png' .*got: 40 x 30 pixels, more than max_pixels = 1199: make it smaller"
+    ):
+        read_image(path, max_pixels=1199)
+    monkeypatch.undo()
+    assert read_image(path, max_pixels=1200).shape == (30, 40, 3)
+    assert load_pictures([path], 8, 3, max_pixels=1199).rows == []
+    for call in (lambda: read_image(path, max_pixels=0), lambda: load_pictures([], 8, 3, max_pixels=-1)):
+        with pytest.raises(ValueError, match="max_pixels must be >= 1; got"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("limit", "shape"), [(64 * 48, (48, 64)), (64 * 48 - 1, (24, 32)), (700, (12, 16)), (50, (6, 8))]
+)
+def test_a_jpeg_beyond_the_budget_is_decoded_smaller(tmp_path, limit, shape):
+    smooth = Image.fromarray(COLOUR).resize((64, 48), Image.Resampling.BICUBIC)
+    path = saved(tmp_path / "p.jpg", smooth, quality=95)
+    image = read_image(path, max_pixels=limit)
+    assert image.shape == (*shape, 3)
+    wanted = np.asarray(smooth.resize(shape[::-1], Image.Resampling.BOX)).astype(int)
+    assert np.abs(image.numpy().astype(int) - wanted).mean() < 12
+
+
+def test_a_jpeg_that_no_reduction_fits_and_a_progressive_one_are_refused(tmp_path):
+    plain = saved(tmp_path / "a.jpg", noise(64, 48))
+    progressive = saved(tmp_path / "b.jpg", noise(64, 48), progressive=True)
+    for path, limit in ((plain, 47), (progressive, 1000)):
+        with pytest.raises(ValueError, match="64 x 48 pixels, more than max_pixels"):
+            read_image(path, max_pixels=limit)
+    assert read_image(progressive, max_pixels=64 * 48).shape == (48, 64, 3)
+
+
+def test_the_budget_is_ours_and_not_pillows(tmp_path, monkeypatch):
+    path = saved(tmp_path / "p.png", noise(40, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(path).shape == (30, 40, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def packed_tiff(path, values, bits):
+    """Write a grey TIFF of `bits` bits per value, which Pillow reads and does not write."""
+    rows = [int("".join(f"{value:0{bits}b}" for value in row), 2) for row in values]
+    height, width = values.shape
+    data = b"".join(row.to_bytes(width * bits // 8, "big") for row in rows)
+    tags = [
+        (256, width),
+        (257, height),
+        (258, bits),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, len(data)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    start = struct.pack("<I", 8 + len(data))
+    path.write_bytes(b"II*\0" + start + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def test_a_tiff_of_twelve_bits_uses_its_own_range(tmp_path):
+    values = np.array([[0, 1, 4094, 4095], [2048, 1000, 3, 4]])
+    packed_tiff(tmp_path / "twelve.tif", values, 12)
+    image = read_image(tmp_path / "twelve.tif")
+    assert image.dtype == torch.uint16
+    assert (levels(image) == np.rint(values * 65535 / 4095)).all()
+
+
+def test_thirty_two_bits_are_refused_whatever_their_values(tmp_path):
+    for k, value in enumerate((0, 3, 65535, 70000, -1)):
+        path = saved(tmp_path / f"{k}.tif", Image.fromarray(np.full((4, 4), value, np.int32)))
+        with pytest.raises(ValueError, match=f"from {value} to {value}.*whose range is unknown"):
+            read_image(path)

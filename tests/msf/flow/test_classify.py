@@ -24,7 +24,9 @@ def _noise(key, n_samples, channels, seed):
 def test_a_prediction_is_what_plain_loops_over_pictures_and_draws_give(make_flow, pictures, n_steps, method, nfe):
     flow = make_flow(code="simplex")
     n_samples, seed = 6, 11
-    prediction = flow.classify(pictures, n_samples, n_steps, method, seed=seed, keep_samples=True)
+    prediction = flow.classify(
+        pictures, n_samples=n_samples, n_steps=n_steps, method=method, seed=seed, keep_samples=True
+    )
 
     noise = _noise(content_key(pictures), n_samples, 2, seed)
     dt = -1 / n_steps
@@ -64,7 +66,7 @@ def test_a_prediction_is_what_plain_loops_over_pictures_and_draws_give(make_flow
 
 def test_the_conditional_flow_holds_the_picture(make_flow, pictures):
     flow = make_flow(code="simplex", time_coupling="independent")
-    prediction = flow.classify(pictures, 3, 2, flow="conditional", seed=3, keep_samples=True)
+    prediction = flow.classify(pictures, n_samples=3, n_steps=2, flow="conditional", seed=3, keep_samples=True)
     noise = _noise(content_key(pictures), 3, 2, 3)
     with torch.no_grad():
         for i in range(5):
@@ -74,7 +76,7 @@ def test_the_conditional_flow_holds_the_picture(make_flow, pictures):
                 semantic = semantic - 0.5 * v[:, 1:]
             expected = flow.code.distance(semantic)[0]
             torch.testing.assert_close(prediction.sample_distance[i], expected, atol=2e-5, rtol=0)
-    joint = flow.classify(pictures, 3, 2, seed=3, keep_samples=True)
+    joint = flow.classify(pictures, n_samples=3, n_steps=2, seed=3, keep_samples=True)
     assert not torch.allclose(joint.sample_distance, prediction.sample_distance, atol=1e-3)
 
 
@@ -95,8 +97,8 @@ def test_a_prediction_is_the_same_bits_alone_and_among_others(make_flow, picture
 
 def test_more_draws_begin_with_the_same_draws(make_flow, pictures):
     flow = make_flow()
-    few = flow.classify(pictures, 3, micro_batch=4, keep_samples=True)
-    many = flow.classify(pictures, 8, micro_batch=4, keep_samples=True)
+    few = flow.classify(pictures, n_samples=3, micro_batch=4, keep_samples=True)
+    many = flow.classify(pictures, n_samples=8, micro_batch=4, keep_samples=True)
     assert torch.equal(many.sample_distance[:, :3], few.sample_distance)
     assert not torch.equal(many.sample_distance[:, 3:6], few.sample_distance)
 
@@ -104,7 +106,9 @@ def test_more_draws_begin_with_the_same_draws(make_flow, pictures):
 def test_the_seed_changes_the_draws_and_equal_pictures_share_them(make_flow, pictures):
     flow = make_flow()
     twice = pictures[[2, 2]]
-    first, again, other = (flow.classify(twice, 4, seed=seed, keep_samples=True).sample_distance for seed in (0, 0, 1))
+    first, again, other = (
+        flow.classify(twice, n_samples=4, seed=seed, keep_samples=True).sample_distance for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first, other)
@@ -113,10 +117,10 @@ def test_the_seed_changes_the_draws_and_equal_pictures_share_them(make_flow, pic
 def test_given_noise_replaces_the_seed(make_flow, pictures):
     flow = make_flow()
     noise = _noise(content_key(pictures), 4, 3, 0)
-    by_seed = flow.classify(pictures, 4, keep_samples=True)
-    given = flow.classify(pictures, 4, noise=noise, seed=99, keep_samples=True)
+    by_seed = flow.classify(pictures, n_samples=4, keep_samples=True)
+    given = flow.classify(pictures, n_samples=4, noise=noise, seed=99, keep_samples=True)
     assert torch.equal(by_seed.sample_distance, given.sample_distance)
-    swapped = flow.classify(pictures, 4, noise=noise.flip(1), keep_samples=True)
+    swapped = flow.classify(pictures, n_samples=4, noise=noise.flip(1), keep_samples=True)
     torch.testing.assert_close(swapped.sample_distance.flip(1), given.sample_distance, atol=1e-6, rtol=0)
 
 
@@ -143,11 +147,11 @@ def test_a_split_larger_than_one_part_gives_the_same_prediction(make_flow, pictu
 
 def test_settled_pictures_stop_early(make_flow, pictures):
     flow = make_flow()
-    prediction = flow.classify(pictures, 128, stop=SettledVote(alpha=0.05), micro_batch=16)
+    prediction = flow.classify(pictures, n_samples=128, stop=SettledVote(alpha=0.05), micro_batch=16)
     assert prediction.n_samples.shape == (5,)
     assert prediction.n_samples.dtype == torch.int64
     assert (prediction.n_samples < 128).any()
-    full = flow.classify(pictures, 128)
+    full = flow.classify(pictures, n_samples=128)
     settled = prediction.n_samples < 128
     assert torch.equal(prediction.votes[settled].argmax(1), full.votes[settled].argmax(1))
     assert prediction.to_rows()[0]["n_samples"] == int(prediction.n_samples[0])
@@ -155,10 +159,10 @@ def test_settled_pictures_stop_early(make_flow, pictures):
 
 def test_antithetic_pairs_use_opposite_noise(make_flow, pictures):
     flow = make_flow()
-    pairs = flow.classify(pictures, 4, antithetic=True, keep_samples=True)
+    pairs = flow.classify(pictures, n_samples=4, antithetic=True, keep_samples=True)
     noise = _noise(content_key(pictures), 4, 3, 0)
     noise[:, 1::2] = -noise[:, ::2]
-    given = flow.classify(pictures, 4, noise=noise, keep_samples=True)
+    given = flow.classify(pictures, n_samples=4, noise=noise, keep_samples=True)
     torch.testing.assert_close(pairs.sample_distance, given.sample_distance, atol=1e-5, rtol=0)
 
 
@@ -166,22 +170,22 @@ def test_every_form_of_a_picture_gives_the_same_prediction(make_flow):
     flow = make_flow()
     levels = torch.randint(0, 256, (2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
     forms = (levels, levels[..., None], (levels.float() / 127.5 - 1)[:, None])
-    first, *others = (flow.classify(form, 3, keep_samples=True).sample_distance for form in forms)
+    first, *others = (flow.classify(form, n_samples=3, keep_samples=True).sample_distance for form in forms)
     for other in others:
         assert torch.equal(first, other)
 
 
 def test_pictures_are_resized_to_the_working_size(make_flow):
     levels = torch.randint(0, 256, (2, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-    assert len(make_flow().classify(levels, 2)) == 2
+    assert len(make_flow().classify(levels, n_samples=2)) == 2
 
 
 def test_samples_are_kept_only_on_demand(make_flow, pictures):
-    assert make_flow().classify(pictures, 2).sample_distance is None
+    assert make_flow().classify(pictures, n_samples=2).sample_distance is None
 
 
 def test_one_draw_has_no_spread(make_flow, pictures):
-    prediction = make_flow().classify(pictures, 1)
+    prediction = make_flow().classify(pictures, n_samples=1)
     assert prediction.distance_std.isnan().all()
     assert prediction.to_dict()["distance_std"][0] == [None] * 3
 

@@ -23,7 +23,7 @@ def test_generation_equals_the_authors_code(golden):
 def test_a_picture_is_what_a_plain_loop_gives(make_flow, kind):
     flow = make_flow(code="simplex", time_coupling="independent")
     labels = torch.tensor([2, 0, 1, 1])
-    pictures = flow.generate(labels, 3, seed=5, flow=kind)
+    pictures = flow.generate(labels, n_steps=3, seed=5, flow=kind)
     image = philox_normal(torch.arange(4) << 32, (1, 8, 8), 5, stream=IMAGE_STREAM)
     semantic = flow.code.encode(labels, 8, 8)
     with torch.no_grad():
@@ -38,29 +38,29 @@ def test_a_picture_is_what_a_plain_loop_gives(make_flow, kind):
 
 
 def test_equal_labels_give_different_pictures(make_flow):
-    pictures = make_flow().generate([1, 1, 1], 2)
+    pictures = make_flow().generate([1, 1, 1], n_steps=2)
     assert not torch.equal(pictures[0], pictures[1])
     assert not torch.equal(pictures[1], pictures[2])
 
 
 def test_the_first_pictures_do_not_depend_on_how_many_follow_or_on_other_labels(make_flow):
     flow = make_flow()
-    few = flow.generate([0, 1], 2, micro_batch=2)
-    many = flow.generate([0, 1, 2, 2, 0], 2, micro_batch=2)
+    few = flow.generate([0, 1], n_steps=2, micro_batch=2)
+    many = flow.generate([0, 1, 2, 2, 0], n_steps=2, micro_batch=2)
     assert torch.equal(many[:2], few)
-    assert torch.equal(flow.generate([0, 2], 2, micro_batch=2)[0], few[0])
+    assert torch.equal(flow.generate([0, 2], n_steps=2, micro_batch=2)[0], few[0])
 
 
 def test_the_seed_changes_pictures_and_given_noise_replaces_it(make_flow):
     flow = make_flow()
-    assert not torch.equal(flow.generate([0, 1], 2, seed=1), flow.generate([0, 1], 2, seed=2))
+    assert not torch.equal(flow.generate([0, 1], n_steps=2, seed=1), flow.generate([0, 1], n_steps=2, seed=2))
     noise = philox_normal(torch.arange(2) << 32, (1, 8, 8), 1, stream=IMAGE_STREAM)
-    assert torch.equal(flow.generate([0, 1], 2, seed=9, noise=noise), flow.generate([0, 1], 2, seed=1))
+    assert torch.equal(flow.generate([0, 1], n_steps=2, seed=9, noise=noise), flow.generate([0, 1], n_steps=2, seed=1))
 
 
 def test_pictures_are_clamped_to_zero_and_one(make_flow):
     flow = make_flow(image_channels=3)
-    pictures = flow.generate([0, 1, 2], 2, noise=3 * torch.ones(3, 3, 8, 8))
+    pictures = flow.generate([0, 1, 2], n_steps=2, noise=3 * torch.ones(3, 3, 8, 8))
     assert pictures.shape == (3, 3, 8, 8)
     assert pictures.min() >= 0
     assert pictures.max() == 1
@@ -68,15 +68,17 @@ def test_pictures_are_clamped_to_zero_and_one(make_flow):
 
 def test_dequantisation_starts_from_a_noisy_code_and_is_seeded(make_flow):
     flow = make_flow()
-    clean = flow.generate([0, 1], 2)
-    noisy = flow.generate([0, 1], 2, dequantise=True)
+    clean = flow.generate([0, 1], n_steps=2)
+    noisy = flow.generate([0, 1], n_steps=2, dequantise=True)
     assert 0 < (clean - noisy).abs().max() < 0.1
-    assert torch.equal(noisy, flow.generate([0, 1], 2, dequantise=True))
+    assert torch.equal(noisy, flow.generate([0, 1], n_steps=2, dequantise=True))
 
 
 def test_progress_counts_pictures(make_flow):
     calls = []
-    make_flow().generate([0] * 5, 1, micro_batch=2, progress=lambda n_done, n_total: calls.append((n_done, n_total)))
+    make_flow().generate(
+        [0] * 5, n_steps=1, micro_batch=2, progress=lambda n_done, n_total: calls.append((n_done, n_total))
+    )
     assert calls == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -94,7 +96,7 @@ def test_progress_counts_pictures(make_flow):
 )
 def test_bad_arguments_are_refused_with_what_was_wanted(make_flow, labels, arguments, error, message):
     with pytest.raises(error, match=message):
-        make_flow().generate(labels, 1, **arguments)
+        make_flow().generate(labels, n_steps=1, **arguments)
 
 
 def test_exact_conditional_generation_has_the_means_and_variance_of_the_classes_and_the_joint_flow_has_more_variance(

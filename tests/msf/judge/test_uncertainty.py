@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -6,7 +7,7 @@ import math
 import pytest
 import torch
 
-from msf.judge.uncertainty import UNCERTAINTY_SCORES, entropy, make_prediction
+from msf.judge.uncertainty import UNCERTAINTY_SCORES, Draws, entropy, make_prediction
 
 DISTANCE = torch.tensor([[0.4, 0.1, 0.9], [0.2, 0.3, 0.25]])
 VOTES = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]])
@@ -23,7 +24,10 @@ def _predict(**changes):
         "nfe": 1,
         "micro_batch": 2,
     }
-    return make_prediction(**(arguments | changes))
+    given = arguments | changes
+    fields = [entry.name for entry in dataclasses.fields(Draws)]
+    draws = Draws(**{name: given.pop(name) for name in fields if name in given})
+    return make_prediction(draws, **given)
 
 
 def test_entropy_is_in_nats_and_takes_zero_as_no_information():
@@ -86,7 +90,7 @@ def test_rounding_never_makes_mutual_information_negative():
 
 def test_every_score_is_larger_for_the_more_uncertain_picture():
     # Picture 0: draws agree, near its code, far from the others. Picture 1: the opposite in every respect.
-    surer = make_prediction(
+    surer = _predict(
         class_distance=torch.tensor([[0.1, 2.0], [0.9, 1.0]]),
         distance_std=torch.zeros(2, 2),
         votes=torch.tensor([[1.0, 0.0], [0.5, 0.5]]),

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from msf.autoencoder import KLAutoencoder
-from msf.config import AutoencoderConfig, CodeConfig, DataConfig, ExperimentConfig, PathConfig, TaskConfig, UNetConfig
+from msf.config import (
+    AutoencoderConfig,
+    CodeConfig,
+    DataConfig,
+    ExperimentConfig,
+    InferenceConfig,
+    PathConfig,
+    TaskConfig,
+    UNetConfig,
+)
 from msf.medsymmflow import MedSymmFlow
 
 
@@ -67,6 +76,7 @@ def make_latent_flow(autoencoder):
         image_size=32,
         autoencoder=autoencoder,
         source=None,
+        inference=None,
     ):
         experiment = ExperimentConfig(
             data=DataConfig(image_size=image_size),
@@ -80,6 +90,7 @@ def make_latent_flow(autoencoder):
                 head_channels=32,
             ),
             autoencoder=AutoencoderConfig(name="kl", posterior=posterior, source=source),
+            inference=inference or InferenceConfig(),
         )
         task = TaskConfig(n_classes=n_classes, image_channels=image_channels)
         flow = MedSymmFlow(task, experiment, autoencoder=autoencoder)

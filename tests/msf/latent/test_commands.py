@@ -90,7 +90,7 @@ def test_a_latent_file_of_the_authors_layout_is_imported_with_a_local_autoencode
     assert code == 0, err
     assert "inferred: space = latent" in out
     assert f"assumed (not in the file): autoencoder = {autoencoder_folder}" in out
-    assert MedSymmFlow.from_pretrained(tmp_path / "imported").generate([3], 1).shape == (1, 3, 32, 32)
+    assert MedSymmFlow.from_pretrained(tmp_path / "imported").generate([3], n_steps=1).shape == (1, 3, 32, 32)
 
 
 def test_an_autoencoder_that_is_nowhere_is_one_sentence(msf, make_latent_flow, tmp_path):

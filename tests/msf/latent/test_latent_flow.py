@@ -8,7 +8,7 @@ import torch
 
 from msf.autoencoder import KLAutoencoder
 from msf.autoencoder.train import AutoencoderTraining
-from msf.config import RECIPES, AutoencoderConfig, CodeConfig, ExperimentConfig, InferenceConfig, TaskConfig
+from msf.config import RECIPES, ExperimentConfig, InferenceConfig, TaskConfig
 from msf.data import ImageDataset, Split
 from msf.evaluate import evaluate
 from msf.flow.classify import content_key
@@ -43,7 +43,7 @@ def test_the_network_runs_at_latent_size_and_is_as_wide_as_both_latents(make_lat
     flow = make_latent_flow(code=code)
     assert flow.image_shape == (4, 16, 16)
     assert flow.semantic_shape == (CODES[code], 16, 16)
-    assert flow.latent_size == 16
+    assert flow.image_shape[1:] == (16, 16)
     assert flow.network.in_channels == flow.network.out_channels == 4 + CODES[code]
     maps = flow.semantic_maps(torch.tensor([2, 0]))
     assert maps.shape == (2, *flow.semantic_shape)
@@ -59,9 +59,9 @@ def test_codes_at_latent_resolution_never_meet_the_autoencoder(make_latent_flow,
 def test_pictures_are_encoded_once_and_class_colours_once_for_all(make_latent_flow, autoencoder, pictures):
     counting = CountingAutoencoder(autoencoder)
     flow = make_latent_flow(autoencoder=counting)
-    flow.classify(pictures, 6)
+    flow.classify(pictures, n_samples=6)
     assert (counting.n_encoded, counting.n_decoded) == (5 + 3, 0)
-    flow.classify(pictures, 6)
+    flow.classify(pictures, n_samples=6)
     assert (counting.n_encoded, counting.n_decoded) == (5 + 3 + 5, 0)
 
 
@@ -69,7 +69,7 @@ def test_pictures_are_encoded_once_and_class_colours_once_for_all(make_latent_fl
 def test_a_prediction_is_what_plain_loops_over_pictures_and_draws_give(make_latent_flow, pictures, readout):
     flow = make_latent_flow()
     n_samples, seed = 3, 11
-    prediction = flow.classify(pictures, n_samples, 2, seed=seed, keep_samples=True, readout=readout)
+    prediction = flow.classify(pictures, n_samples=n_samples, n_steps=2, seed=seed, keep_samples=True, readout=readout)
     latents = flow.autoencoder.encode(pictures).mode()
     maps = flow.autoencoder.encode(flow.code.encode(torch.arange(3), 32, 32)).mode()
     key = content_key(pictures)
@@ -102,16 +102,18 @@ def test_bits_of_a_prediction_do_not_depend_on_the_other_pictures(make_latent_fl
 
 def test_the_conditional_flow_runs_on_latents(make_latent_flow, pictures):
     flow = make_latent_flow(time_coupling="independent")
-    conditional = flow.classify(pictures, 2, 2, flow="conditional", keep_samples=True).sample_distance
-    assert not torch.allclose(conditional, flow.classify(pictures, 2, 2, keep_samples=True).sample_distance, atol=1e-3)
+    conditional = flow.classify(pictures, n_samples=2, n_steps=2, flow="conditional", keep_samples=True).sample_distance
+    assert not torch.allclose(
+        conditional, flow.classify(pictures, n_samples=2, n_steps=2, keep_samples=True).sample_distance, atol=1e-3
+    )
 
 
 def test_probabilities_are_read_from_latents_but_never_from_decoded_pictures(make_latent_flow, pictures):
     flow = make_latent_flow(n_classes=2)
-    assert flow.classify(pictures, 2).probability_source == "mean_code"
-    assert flow.classify(pictures, 2, readout="decoded").probability_source == "votes"
-    assert make_latent_flow(code="simplex").classify(pictures, 2).probability_source == "mean_code"
-    assert make_latent_flow(n_classes=8).classify(pictures, 2).probability_source == "votes"
+    assert flow.classify(pictures, n_samples=2).probability_source == "mean_code"
+    assert flow.classify(pictures, n_samples=2, readout="decoded").probability_source == "votes"
+    assert make_latent_flow(code="simplex").classify(pictures, n_samples=2).probability_source == "mean_code"
+    assert make_latent_flow(n_classes=8).classify(pictures, n_samples=2).probability_source == "votes"
 
 
 def test_the_default_readout_is_that_of_the_configuration(make_latent_flow, pictures, autoencoder):
@@ -123,9 +125,9 @@ def test_the_default_readout_is_that_of_the_configuration(make_latent_flow, pict
         network=flow.network,
         autoencoder=autoencoder,
     )
-    expected = flow.classify(pictures, 2, readout="decoded").class_distance
-    assert torch.equal(decoding.classify(pictures, 2).class_distance, expected)
-    assert flow.classify(pictures, 2).readout == "latent"
+    expected = flow.classify(pictures, n_samples=2, readout="decoded").class_distance
+    assert torch.equal(decoding.classify(pictures, n_samples=2).class_distance, expected)
+    assert flow.classify(pictures, n_samples=2).readout == "latent"
 
 
 def test_readouts_that_a_flow_does_not_have_are_refused(make_latent_flow, pictures):
@@ -134,17 +136,15 @@ def test_readouts_that_a_flow_does_not_have_are_refused(make_latent_flow, pictur
     with pytest.raises(ValueError, match="readout must be 'latent' for code 'simplex'.*got 'decoded'"):
         make_latent_flow(code="simplex").classify(pictures, readout="decoded")
     with pytest.raises(ValueError, match="readout must be 'latent' for code 'one_hot'"):
-        ExperimentConfig(
-            code=CodeConfig(name="one_hot"),
-            autoencoder=AutoencoderConfig(name="kl"),
-            inference=InferenceConfig(readout="decoded"),
-        )
+        make_latent_flow(code="one_hot", inference=InferenceConfig(readout="decoded"))
 
 
 def test_for_flows_on_pixels_both_readouts_are_the_same(make_flow):
     pictures = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     flow = make_flow()
-    latent, decoded = (flow.classify(pictures, 4, readout=name, keep_samples=True) for name in ("latent", "decoded"))
+    latent, decoded = (
+        flow.classify(pictures, n_samples=4, readout=name, keep_samples=True) for name in ("latent", "decoded")
+    )
     assert torch.equal(latent.sample_distance, decoded.sample_distance)
     assert torch.equal(latent.probability, decoded.probability)
 
@@ -152,7 +152,7 @@ def test_for_flows_on_pixels_both_readouts_are_the_same(make_flow):
 def test_a_generated_picture_is_the_decoded_end_of_a_plain_loop(make_latent_flow):
     flow = make_latent_flow()
     labels = torch.tensor([2, 0, 2])
-    pictures = flow.generate(labels, 2, seed=5)
+    pictures = flow.generate(labels, n_steps=2, seed=5)
     noise = philox_normal(torch.arange(3) << 32, (4, 16, 16), 5, stream=IMAGE_STREAM)
     z = torch.cat([noise, flow.semantic_maps(labels)], 1)
     with torch.no_grad():
@@ -161,25 +161,29 @@ def test_a_generated_picture_is_the_decoded_end_of_a_plain_loop(make_latent_flow
     expected = (flow.autoencoder.decode(z[:, :4]) / 2 + 0.5).clamp(0, 1)
     assert pictures.shape == (3, 3, 32, 32)
     torch.testing.assert_close(pictures, expected, atol=1e-4, rtol=0)
-    alone, among = (flow.generate(some, 2, seed=5, micro_batch=3) for some in (labels[:1], labels))
+    alone, among = (flow.generate(some, n_steps=2, seed=5, micro_batch=3) for some in (labels[:1], labels))
     assert torch.equal(alone, among[:1])
 
 
 def test_grey_pictures_are_repeated_on_the_way_in_and_averaged_on_the_way_out(make_latent_flow):
     grey, colour = make_latent_flow(image_channels=1), make_latent_flow()
     pictures = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    from_grey = grey.classify(pictures, 2, noise=torch.ones(2, 2, 4, 16, 16), keep_samples=True).sample_distance
+    from_grey = grey.classify(
+        pictures, n_samples=2, noise=torch.ones(2, 2, 4, 16, 16), keep_samples=True
+    ).sample_distance
     repeated = pictures.expand(-1, 3, -1, -1)
-    from_colour = colour.classify(repeated, 2, noise=torch.ones(2, 2, 4, 16, 16), keep_samples=True).sample_distance
+    from_colour = colour.classify(
+        repeated, n_samples=2, noise=torch.ones(2, 2, 4, 16, 16), keep_samples=True
+    ).sample_distance
     torch.testing.assert_close(from_grey, from_colour)
-    made = grey.generate([0, 1], 2)
+    made = grey.generate([0, 1], n_steps=2)
     assert made.shape == (2, 1, 32, 32)
     assert made.std() > 0
 
 
 def test_given_noise_has_the_latents_shape(make_latent_flow, pictures):
     with pytest.raises(ValueError, match=r"noise must be \[N, n_samples, K, H, W\] = \[5, 2, 4, 16, 16\]"):
-        make_latent_flow().classify(pictures, 2, noise=torch.zeros(5, 2, 3, 32, 32))
+        make_latent_flow().classify(pictures, n_samples=2, noise=torch.zeros(5, 2, 3, 32, 32))
 
 
 @pytest.mark.parametrize(("image_size", "message"), [(33, "multiple of 2"), (0, "positive")])
@@ -247,9 +251,9 @@ def test_a_checkpoint_carries_its_autoencoder_and_predicts_the_same_elsewhere(
     (tmp_path / "first").rename(tmp_path / "moved")  # what the configuration names is gone
     again = MedSymmFlow.from_pretrained(tmp_path / "second")
     for readout in ("latent", "decoded"):
-        expected = flow.classify(pictures, 2, readout=readout).class_distance
+        expected = flow.classify(pictures, n_samples=2, readout=readout).class_distance
         torch.testing.assert_close(
-            again.classify(pictures, 2, readout=readout).class_distance, expected, rtol=1e-5, atol=0
+            again.classify(pictures, n_samples=2, readout=readout).class_distance, expected, rtol=1e-5, atol=0
         )
     files = sorted(str(path.relative_to(tmp_path / "second")) for path in (tmp_path / "second").rglob("*.*"))
     assert files == [
@@ -349,8 +353,8 @@ def test_a_latent_official_checkpoint_becomes_a_running_flow(make_latent_flow, a
         image_size=32,
         autoencoder_source=str(autoencoder_folder),
     )
-    expected = trained.classify(pictures, 2).class_distance
-    torch.testing.assert_close(flow.classify(pictures, 2).class_distance, expected, rtol=1e-5, atol=0)
+    expected = trained.classify(pictures, n_samples=2).class_distance
+    torch.testing.assert_close(flow.classify(pictures, n_samples=2).class_distance, expected, rtol=1e-5, atol=0)
     report = flow.official_report
     assert report.inferred["space"] == "latent"
     assert report.assumed["autoencoder"] == str(autoencoder_folder)

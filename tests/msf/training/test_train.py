@@ -8,10 +8,10 @@ import textwrap
 import pytest
 import torch
 
-from msf import train as train_module
 from msf.checkpoints.folder import load_checkpoint
 from msf.config import CodeConfig, DataConfig, ExperimentConfig, PathConfig, TrainConfig, UNetConfig
 from msf.data import ImageDataset, Split, make_phantoms
+from msf.training import train as train_module
 from msf.training.train import HISTORY_FILE, STATE_FILE, train
 
 N_TRAIN = 40
@@ -110,21 +110,21 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_state(tmp_path):
     # The second save dies with half of its bytes written.
     script = f"""
-        import os, signal, sys, torch
+        import os, pathlib, signal, sys
         sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
         from test_train import tiny_dataset, tiny_experiment
         from msf.training.train import train
 
-        whole_save, n_saves = torch.save, [0]
+        write_bytes, n_saves = pathlib.Path.write_bytes, [0]
 
-        def save_and_die(state, path):
-            whole_save(state, path)
-            n_saves[0] += 1
+        def save_and_die(path, content):
+            write_bytes(path, content)
+            n_saves[0] += path.suffix == ".pt"
             if n_saves[0] == 2:
                 os.truncate(path, os.path.getsize(path) // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        torch.save = save_and_die
+        pathlib.Path.write_bytes = save_and_die
         train(tiny_experiment(), tiny_dataset(), {str(tmp_path)!r}, device="cpu")
     """
     finished = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
@@ -137,8 +137,46 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_state(tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
-    with pytest.raises(ValueError, match="holds a training run"):
+    with pytest.raises(ValueError, match="holds a training run: resume it with --resume"):
         train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+
+
+def test_a_checkpoint_without_a_run_is_not_overwritten_unless_that_is_allowed(tmp_path):
+    train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+    (tmp_path / STATE_FILE).unlink()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds a checkpoint, which a training would replace"):
+        train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert len(train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu", resume=True).history) == EPOCHS
+
+
+def test_a_folder_in_which_a_training_runs_is_refused(tmp_path):
+    def try_another(progress):
+        with pytest.raises(ValueError, match="in use by another training"):
+            train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu", resume=True)
+
+    result = train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu", progress=try_another)
+    assert len(result.history) == EPOCHS
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it_and_said(tmp_path, caplog):
+    experiment = tiny_experiment()
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, batch_size=N_TRAIN + 1))
+    result = train(experiment, tiny_dataset(), tmp_path, device="cpu")
+    assert len(result.history) == EPOCHS
+    assert "batch_size is 41, but there are 40 pictures" in caplog.text
+
+
+def test_progress_tells_of_the_validation_and_of_the_end_of_every_epoch(tmp_path):
+    seen = []
+    result = train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu", progress=seen.append)
+    ends = [p for p in seen if p.validated == 1]
+    assert [(p.step, p.epoch) for p in ends] == [(STEPS_PER_EPOCH * (k + 1), k) for k in range(EPOCHS)]
+    assert [p.validation for p in ends] == result.history
+    assert {p.epoch for p in seen if p.validated not in (None, 1)} == set(range(EPOCHS))
+    assert seen[0].validated is None
+    assert seen[0].loss == pytest.approx(result.history[0]["train_loss"])
 
 
 def test_resuming_with_another_configuration_or_other_data_is_refused(tmp_path):
@@ -153,8 +191,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, monkeypat
     monkeypatch.setattr(train_module, "REPORT_EVERY", 1)
     step = train_module.TrainingRun.step
     monkeypatch.setattr(train_module.TrainingRun, "step", lambda run, rows: step(run, rows) * torch.nan)
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="lower learning_rate") as caught:
         train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+    assert caught.value.__notes__ == ["nothing of the training is saved"]
+
+
+@pytest.mark.parametrize("report_every", [1, 10])
+def test_weights_that_are_not_finite_are_never_saved_and_what_was_before_stays(tmp_path, monkeypatch, report_every):
+    """The loss of the step that spoils them is still a number."""
+    monkeypatch.setattr(train_module, "REPORT_EVERY", report_every)
+    experiment = tiny_experiment(checkpoint_seconds=0.0)
+    step = train_module.TrainingRun.step
+
+    def spoiled(run, rows):
+        loss = step(run, rows)
+        if run.position.step == 2 * STEPS_PER_EPOCH - 1:  # the last of the second epoch
+            next(run.flow.network.parameters()).data.flatten()[0] = torch.nan
+            run.average.update_parameters(run.flow.network)
+        return loss
+
+    monkeypatch.setattr(train_module.TrainingRun, "step", spoiled)
+    with pytest.raises(
+        FloatingPointError, match="not finite near step 6.*another folder.*lower learning_rate"
+    ) as caught:
+        train(experiment, tiny_dataset(), tmp_path, device="cpu")
+    kept = 2 * STEPS_PER_EPOCH - 1 if report_every == 1 else STEPS_PER_EPOCH
+    assert f"up to step {kept} of 9, model.safetensors beside it the best epoch" in caught.value.__notes__[0]
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert state["position"]["step"] == kept
+    assert all(tensor.isfinite().all() for tensor in state["network"].values())
+    monkeypatch.undo()
+    assert len(train(experiment, tiny_dataset(), tmp_path, device="cpu", resume=True).history) == EPOCHS
 
 
 def test_a_validation_split_with_one_class_cannot_select_by_auc(tmp_path):

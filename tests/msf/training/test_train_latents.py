@@ -6,7 +6,6 @@ import warnings
 import pytest
 import torch
 
-from msf import training_images
 from msf.autoencoder import KLAutoencoder
 from msf.checkpoints.folder import load_checkpoint
 from msf.config import (
@@ -20,6 +19,7 @@ from msf.config import (
 )
 from msf.data import ImageDataset, Split, make_phantoms
 from msf.medsymmflow import MedSymmFlow
+from msf.training import images as training_images
 from msf.training.train import train
 
 pytest.importorskip("diffusers")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.peak_memory import HAND_BACK
+from benchmarks.suites.memory import HAND_BACK
 from msf_kernels.sampling import SettledVote, Votes, default_micro_batch, draw
 from msf_kernels.sampling.memory import is_out_of_memory
 

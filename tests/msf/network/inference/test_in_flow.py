@@ -33,6 +33,10 @@ def tiny_flow(time_coupling="shared"):
     return flow
 
 
+def form_of(flow):
+    return flow._fast_network.of(flow.network)
+
+
 def pictures(n=2):
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -101,13 +105,13 @@ def test_another_dtype_is_another_form():
     flow.classify(pictures(), n_samples=2)
     flow.to(dtype=torch.bfloat16)
     flow.classify(pictures(), n_samples=2)
-    assert flow._solver(1, "euler", "joint").network.dtype == torch.bfloat16
+    assert form_of(flow).dtype == torch.bfloat16
 
 
 def test_the_last_step_computes_only_what_is_read():
     flow = tiny_flow()
     wanted = []
-    network = flow._solver(1, "euler", "joint").network
+    network = form_of(flow)
 
     class Recorder(Velocity):
         def __call__(self, z, t, *, channels=None):
@@ -128,7 +132,7 @@ def test_a_flow_in_float64_computes_in_float64(is_hooked, flow_name):
     if is_hooked:
         for each in (flow, twin):
             each.network.register_forward_hook(lambda module, inputs, output: output)
-    velocities = [each._solver(1, "euler", flow_name).network for each in (flow, twin)]
+    velocities = [form_of(each) for each in (flow, twin)]
     assert all(isinstance(velocity, PlainVelocity if is_hooked else InferenceForm) for velocity in velocities)
     z = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     assert velocities[1](z, (1.0, 0.5)).dtype == torch.float64
@@ -148,11 +152,11 @@ def test_a_flow_in_float64_computes_in_float64(is_hooked, flow_name):
 
 def test_a_form_made_under_a_forced_backend_is_not_kept_beyond_it():
     flow = tiny_flow()
-    first = flow._solver(1, "euler", "joint").network
+    first = form_of(flow)
     with use_backend("reference"):
-        assert flow._solver(1, "euler", "joint").network is not first
+        assert form_of(flow) is not first
     flow.refresh()
-    assert flow._solver(1, "euler", "joint").network is not first
+    assert form_of(flow) is not first
 
 
 def test_a_hooked_network_classifies_as_itself_and_says_so_once(caplog):

@@ -1,0 +1,247 @@
+"""What an experiment is made of: data, code, path, network, autoencoder, training, and how it is used afterwards.
+
+A field's `help` metadata is the text of the command-line flag generated from it. A checkpoint stores the whole
+`ExperimentConfig`; inference needs no architecture flags. Library functions take the values they need, never this
+configuration of everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from msf.config.checked import Checked, described
+from msf.config.settings import InferenceConfig
+from msf.plain_values import require
+
+CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
+TimeCoupling = Literal["shared", "independent"]
+TimeSampling = Literal["uniform", "logit_normal"]
+QkvOrder = Literal["legacy", "new"]
+Precision = Literal["fp32", "bf16"]
+Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
+PosteriorUse = Literal["mode", "sample"]
+FitName = Literal["stretch", "crop"]
+ValueRange = Literal["signed", "unit"]
+
+# No network or picture is larger; what is would be built, or filled, for minutes before memory ends.
+_MOST_CHANNELS = 2**14
+_MOST_LEVELS = 12
+_MOST_BLOCKS = 64
+_MOST_PIXELS = 2**14  # along a side
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeConfig(Checked):
+    """How a label becomes a semantic map (method: label codes)."""
+
+    name: CodeName = described("rgb", "label code: what the semantic channels mean", "code")
+    beta: float = described(4.0, "rgb: width of the dequantisation noise in colour levels; grey: scale of the labels")
+
+    def _check(self) -> None:
+        require(self.beta >= 0, "beta", ">= 0", self.beta)
+        require(self.beta <= 1e6, "beta", "<= 1e6", self.beta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathConfig(Checked):
+    """The symmetric probability path and how times are drawn on it in training."""
+
+    time_coupling: TimeCoupling = described(
+        "shared", "shared: one time for both streams (published); independent: one per stream"
+    )
+    sigma_min: float = described(1e-4, "smallest noise of the path, in training only")
+    image_weight: float = described(0.7, "lambda: weight of the image part of the loss")
+    time_sampling: TimeSampling = described("uniform", "distribution of the training times")
+    end_share: float = described(
+        0.0, "share of the training items at exactly t = 1, where one-step classification starts"
+    )
+
+    def _check(self) -> None:
+        require(0 <= self.sigma_min < 1, "sigma_min", "in [0, 1)", self.sigma_min)
+        require(0 <= self.image_weight <= 1, "image_weight", "in [0, 1]", self.image_weight)
+        require(0 <= self.end_share <= 1, "end_share", "in [0, 1]", self.end_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(Checked):
+    """The ADM U-Net without its input and output widths, which follow from the data and the code."""
+
+    base_channels: int = described(64, "channels of the first level; a multiple of the groups")
+    n_groups: int = described(
+        32, "groups of every normalisation; one channel per group would cancel the time and the grey level"
+    )
+    channel_multipliers: tuple[int, ...] = described((1, 2, 2, 2), "channels of each level, as multiples of the base")
+    n_res_blocks: int = described(2, "residual blocks per level")
+    attention_down_rates: tuple[int, ...] = described(
+        (2,),
+        "down-sampling rates (powers of two) at which attention runs; the middle always has it",
+    )
+    head_channels: int | None = described(64, "channels per attention head")
+    n_heads: int | None = described(None, "attention heads; instead of head channels")
+    qkv_order: QkvOrder = described(
+        "legacy", "packing of queries, keys and values: legacy (per head) or new (q | k | v)"
+    )
+    use_scale_shift_norm: bool = described(False, "time enters as scale and shift after the norm")
+    use_residual_updown: bool = described(False, "residual blocks change the resolution")
+    dropout: float = described(0.0, "dropout inside residual blocks, in training")
+
+    def _check(self) -> None:
+        require(self.n_groups >= 1, "n_groups", ">= 1", self.n_groups)
+        require(
+            self.base_channels > 0 and self.base_channels % self.n_groups == 0,
+            "base_channels", f"a positive multiple of n_groups = {self.n_groups}", self.base_channels,
+        )  # fmt: skip
+        multipliers = self.channel_multipliers
+        require(
+            len(multipliers) > 0 and all(m >= 1 for m in multipliers),
+            "channel_multipliers", "one whole number >= 1 per level", multipliers,
+        )  # fmt: skip
+        require(len(multipliers) <= _MOST_LEVELS, "channel_multipliers", f"at most {_MOST_LEVELS}", multipliers)
+        widest = self.base_channels * max(multipliers)
+        require(
+            widest <= _MOST_CHANNELS,
+            "base_channels times the largest of channel_multipliers", f"at most {_MOST_CHANNELS}", widest,
+        )  # fmt: skip
+        require(self.n_res_blocks >= 1, "n_res_blocks", ">= 1", self.n_res_blocks)
+        require(self.n_res_blocks <= _MOST_BLOCKS, "n_res_blocks", f"<= {_MOST_BLOCKS}", self.n_res_blocks)
+        for name in ("head_channels", "n_heads"):
+            heads = getattr(self, name)
+            require(heads is None or heads >= 1, name, ">= 1", heads)
+        known = tuple(2**level for level in range(len(multipliers)))
+        require(
+            all(rate in known for rate in self.attention_down_rates),
+            "attention_down_rates", f"among {known} for {len(multipliers)} levels",
+            self.attention_down_rates,
+        )  # fmt: skip
+        if (self.head_channels is None) == (self.n_heads is None):
+            raise ValueError(
+                "exactly one of head_channels and n_heads must be given; got "
+                f"head_channels={self.head_channels!r}, n_heads={self.n_heads!r}"
+            )
+        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width that the network takes are multiples of this."""
+        return 1 << (len(self.channel_multipliers) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Checked):
+    """Which images, and at which working size."""
+
+    dataset: str = described("phantoms", "name of a known data set, or the path of an .npz in MedMNIST layout")
+    image_size: int = described(
+        32, "height and width of the pictures; they are resized, and encoded where there is an autoencoder"
+    )
+    flips: bool | None = described(
+        None, "random horizontal and vertical flips in training; default: as published per data set"
+    )
+
+    def _check(self) -> None:
+        require(self.image_size > 0, "image_size", "positive", self.image_size)
+        require(self.image_size <= _MOST_PIXELS, "image_size", f"<= {_MOST_PIXELS}", self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Checked):
+    """Optimiser, schedule, weight averaging and precision."""
+
+    epochs: int = described(1000, "passes over the training split")
+    batch_size: int = described(64, "pictures per step")
+    learning_rate: float = described(4e-4, "largest learning rate of the one-cycle cosine schedule")
+    min_learning_rate: float = described(1e-6, "first and last learning rate of the schedule")
+    warmup_share: float = described(0.1, "share of the steps in which the rate rises")
+    weight_decay: float = described(0.0, "decoupled weight decay of AdamW")
+    gradient_clip: float = described(1.0, "largest gradient norm; 0 switches clipping off")
+    ema_decay: float = described(0.7, "decay of the exponential moving average, per step")
+    precision: Precision = described("bf16", "arithmetic of the network in training")
+    selection: Selection = described("auc_macro_ovr", "validation figure that chooses the kept checkpoint")
+    validation_samples: int = described(2, "noise draws per picture in validation")
+    checkpoint_seconds: float = described(60.0, "longest time between two saved training states")
+    seed: int = described(0, "seed of weights, order, times and noise")
+
+    def _check(self) -> None:
+        require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
+        require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
+        require(
+            0 < self.min_learning_rate <= self.learning_rate,
+            "min_learning_rate", f"in (0, learning_rate = {self.learning_rate}]",
+            self.min_learning_rate,
+        )  # fmt: skip
+        require(0 <= self.warmup_share < 1, "warmup_share", "in [0, 1)", self.warmup_share)
+        require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
+        require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
+        require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        require(self.validation_samples >= 1, "validation_samples", ">= 1", self.validation_samples)
+        require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
+        require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(Checked):
+    """Pixel space, or the latent space of a pretrained autoencoder."""
+
+    name: Literal["identity", "kl"] = described(
+        "identity", "identity: the flow runs on pixels; kl: on the latents of an AutoencoderKL", "autoencoder"
+    )
+    source: str | None = described(None, "hub id or local folder of the autoencoder's weights", "autoencoder-source")
+    posterior: PosteriorUse = described(
+        "mode",
+        "latents that training sees: the mode of the posterior, or a new sample of it at every step",
+        "autoencoder-posterior",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(Checked):
+    """What the data decides: never a flag, always stored with a checkpoint."""
+
+    n_classes: int
+    image_channels: int
+    class_names: tuple[str, ...] = ()
+    is_ordinal: bool = False
+    original_size: int | None = None  # height and width of the stored pictures; None where they are not known
+
+    def _check(self) -> None:
+        require(self.n_classes >= 2, "n_classes", ">= 2", self.n_classes)
+        require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
+        size = self.original_size
+        require(size is None or size >= 1, "original_size", ">= 1", size)
+        require(size is None or size <= _MOST_PIXELS, "original_size", f"<= {_MOST_PIXELS}", size)
+        require(
+            len(self.class_names) in (0, self.n_classes),
+            "class_names", f"empty or one per class ({self.n_classes})", self.class_names,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(Checked):
+    """Everything that a checkpoint remembers."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    code: CodeConfig = field(default_factory=CodeConfig)
+    path: PathConfig = field(default_factory=PathConfig)
+    network: UNetConfig = field(default_factory=UNetConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    def _check(self) -> None:
+        if self.autoencoder.name != "identity" and self.code.name == "grey":
+            raise ValueError(
+                "code 'grey' cannot be used with an autoencoder: its one channel has no latents; "
+                "use rgb, or a code at latent resolution (one_hot, simplex, thermometer)"
+            )
+        multiple = self.network.size_multiple
+        if self.autoencoder.name == "identity" and self.data.image_size % multiple:
+            levels = len(self.network.channel_multipliers)
+            raise ValueError(
+                f"image_size must be a multiple of {multiple} for {levels} network levels; got {self.data.image_size}"
+            )
+        flows = (self.inference.classify.flow, self.inference.generate.flow)
+        if "conditional" in flows and self.path.time_coupling == "shared":
+            raise ValueError(
+                "flow 'conditional' needs a network trained with time_coupling='independent'; got 'shared'"
+            )

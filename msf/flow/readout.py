@@ -1,0 +1,28 @@
+"""How recovered semantic maps are compared with the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from msf.config import ReadoutName
+from msf_kernels.shapes import SemanticBatch
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How a recovered semantic map is compared with the classes.
+
+    Args:
+        name: What is compared; see `MedSymmFlow.classify`.
+        distance: From [B, K, H, W] to the distance to each class and each class's share of the pixels, both
+            [B, n_classes].
+        probability: From [B, K, H, W] to class probabilities [B, n_classes], where a map is a posterior mean that
+            determines them; else None.
+    """
+
+    name: ReadoutName
+    distance: Callable[[SemanticBatch], tuple[Tensor, Tensor]]
+    probability: Callable[[SemanticBatch], Tensor] | None = None

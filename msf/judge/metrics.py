@@ -1,0 +1,148 @@
+"""Numbers that compare a prediction with the true labels: accuracy, calibration, selective prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msf.judge.selective import augrc, aurc, e_aurc, risk_coverage_curve
+from msf.judge.uncertainty import Prediction
+
+# Votes of S draws are often exactly zero for the true class; without a floor one such picture makes the mean infinite.
+NLL_PROBABILITY_FLOOR = 1e-6
+N_CALIBRATION_BINS = 15
+MAX_CURVE_POINTS = 200
+PUBLISHED_SCORE = "nearest_distance"
+HEADLINES = (
+    "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "nll", "brier", "ece", "aurc",
+    "e_aurc", "augrc", "decision", "probability_source",
+)  # fmt: skip
+"""The figures of `prediction_metrics` that fit on a screen, in the order in which they are read."""
+
+
+def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the numbers that compare a prediction with the true labels.
+
+    Args:
+        prediction: Prediction of N pictures.
+        labels: True classes; [N], int64, in [0, n_classes).
+        class_names: Names used in warnings; default: the numbers of the classes.
+
+    Returns:
+        Plain numbers, lists and strings, JSON-ready; a number that the labels leave undefined is None.
+
+        - `n_images`, `accuracy`, `decision`, `probability_source`; `balanced_accuracy`: mean recall of the classes
+          that occur.
+        - `auc_macro_ovr` (published): area under the ROC curve of `-class_distance`, one class against the rest, mean
+          over classes. `auc_medmnist`: the same scores by the rule of MedMNIST: for two classes the last score column
+          only, else the mean over classes.
+        - `nll`: mean of `-ln max(p, 1e-6)` of the true class. `brier`: mean of the summed squared error of
+          `probability`, in [0, 2]. `ece`: expected calibration error of the largest probability, 15 bins of equal
+          width. All three read `probability`, so they judge what `probability_source` names.
+        - `aurc`, `e_aurc`, `augrc`, `selective: {coverage, risk}` of the published score, and the same with
+          `error_auroc` (area under the ROC curve of the score as a detector of errors) for every score under `scores`.
+          Curves hold at most 200 evenly spaced coverages; the areas are taken over all of them.
+        - `warnings`: sentences about what could not be measured.
+
+    Raises:
+        TypeError: Labels that are not int64.
+        ValueError: Labels of another shape than [N] or outside the classes; no pictures; a wrong number of names.
+    """
+    n_classes = prediction.probability.shape[1]
+    _check_labels(labels, len(prediction), n_classes)
+    if len(class_names) not in (0, n_classes):
+        raise ValueError(f"class_names must be empty or one per class ({n_classes}); got {len(class_names)}")
+    labels = labels.cpu()
+    probability = prediction.probability.double().cpu()
+    is_error = prediction.label.cpu() != labels
+    class_counts = labels.bincount(minlength=n_classes)
+    is_present = class_counts > 0
+    recall = labels[~is_error].bincount(minlength=n_classes)[is_present].double() / class_counts[is_present]
+    class_aucs = _class_aucs(-prediction.class_distance.cpu(), labels)
+    known_aucs = [value for value in class_aucs if value is not None]
+    macro_auc = sum(known_aucs) / len(known_aucs) if known_aucs else None
+    scores = {name: _selective_numbers(score.double().cpu(), is_error) for name, score in prediction.scores().items()}
+    published = scores[PUBLISHED_SCORE]
+    return {
+        "n_images": len(labels),
+        "accuracy": 1 - float(is_error.double().mean()),
+        "balanced_accuracy": float(recall.mean()),
+        "auc_macro_ovr": macro_auc,
+        "auc_medmnist": class_aucs[-1] if n_classes == 2 else macro_auc,
+        "nll": _negative_log_likelihood(probability, labels),
+        "brier": _brier(probability, labels),
+        "ece": _calibration_error(probability, labels),
+        "aurc": published["aurc"],
+        "e_aurc": published["e_aurc"],
+        "augrc": published["augrc"],
+        "selective": published["selective"],
+        "scores": scores,
+        "decision": prediction.decision,
+        "probability_source": prediction.probability_source,
+        "warnings": [
+            f"class {class_names[index] if class_names else index} does not occur among the labels: "
+            "it is left out of balanced accuracy and AUC"
+            for index in range(n_classes)
+            if not is_present[index]
+        ],
+    }
+
+
+def _selective_numbers(score: Tensor, is_error: Tensor) -> dict[str, Any]:
+    curve = risk_coverage_curve(score, is_error)
+    n = len(score)
+    points = torch.linspace(0, n - 1, min(n, MAX_CURVE_POINTS)).round().long()
+    return {
+        "aurc": aurc(score, is_error),
+        "e_aurc": e_aurc(score, is_error),
+        "augrc": augrc(score, is_error),
+        "error_auroc": _auroc(score, is_error),
+        "selective": {"coverage": curve.coverage[points].tolist(), "risk": curve.selective_risk[points].tolist()},
+    }
+
+
+def _auroc(score: Tensor, is_positive: Tensor) -> float | None:
+    """Return the area under the ROC curve, or None where one of the two groups is empty."""
+    from sklearn.metrics import roc_auc_score
+
+    if is_positive.all() or not is_positive.any():
+        return None
+    return float(roc_auc_score(is_positive.numpy(), score.double().numpy()))
+
+
+def _class_aucs(score: Tensor, labels: Tensor) -> list[float | None]:
+    return [_auroc(score[:, index], labels == index) for index in range(score.shape[1])]
+
+
+def _negative_log_likelihood(probability: Tensor, labels: Tensor) -> float:
+    true_class = probability.gather(1, labels[:, None])
+    return float(-true_class.clamp_min(NLL_PROBABILITY_FLOOR).log().mean())
+
+
+def _brier(probability: Tensor, labels: Tensor) -> float:
+    target = torch.nn.functional.one_hot(labels, probability.shape[1])
+    return float((probability - target).square().sum(1).mean())
+
+
+def _calibration_error(probability: Tensor, labels: Tensor) -> float:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    # torchmetrics takes values above one, be it by rounding, as logits and applies a softmax.
+    return float(
+        multiclass_calibration_error(
+            probability.clamp(0, 1), labels, num_classes=probability.shape[1], n_bins=N_CALIBRATION_BINS, norm="l1"
+        )
+    )
+
+
+def _check_labels(labels: Tensor, n_images: int, n_classes: int) -> None:
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64; got {labels.dtype}")
+    if labels.shape != (n_images,) or n_images == 0:
+        raise ValueError(f"labels must be [N] with N = {n_images} >= 1, one per picture; got {list(labels.shape)}")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= n_classes:
+        raise ValueError(f"labels must be in [0, {n_classes}); got values in [{lowest}, {highest}]")

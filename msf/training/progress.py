@@ -1,0 +1,65 @@
+"""What a run tells of itself: on the way, at the end, and to the one that goes on with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """What a progress callback is told.
+
+    Args:
+        step: Optimiser steps done, of `n_steps`.
+        n_steps: Steps of the whole run.
+        epoch: Current epoch, from 0.
+        loss: Mean training loss of this epoch so far.
+        validation: Figures of the last validation, None before the first.
+        validated: Share of the current validation that is done, in [0, 1]; None while the network is trained. 1: the
+            epoch has ended, and `validation` is its own.
+    """
+
+    step: int
+    n_steps: int
+    epoch: int
+    loss: float
+    validation: dict[str, Any] | None
+    validated: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Args:
+        folder: Holds the checkpoint of the best epoch.
+        best_epoch: From 0.
+        best_value: Its value of the selection figure, on the validation split.
+        history: One dictionary per epoch.
+        seconds: Training time of all parts of the run, validation included.
+    """
+
+    folder: Path
+    best_epoch: int
+    best_value: float
+    history: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass
+class Position:
+    """Where a run stands; saved as plain values.
+
+    The current epoch is the number of entries in `history`: an epoch whose steps are done and whose validation is not
+    is still the current one.
+    """
+
+    step: int = 0
+    epoch_loss: float = 0.0  # sum over the steps of the unfinished epoch
+    best_epoch: int = -1
+    best_value: float = -math.inf
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
