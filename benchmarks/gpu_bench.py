@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,9 @@ def captured(call: Callable[[], Tensor], device: torch.device) -> Callable[[], T
 
 def _ours(n: int) -> Build:
     def build(context: Context) -> Subject:
-        from msf.network.inference import compile_velocity
+        from msf.network.inference import inference_form
 
-        field = compile_velocity(make_network(context), (1.0,), dtype=torch.bfloat16)
+        field = inference_form(make_network(context), (1.0,), dtype=torch.bfloat16)
         z = make_state(context, n)
         return Subject(captured(lambda: field(z, 1.0), context.device), note="bf16, one CUDA graph")
 
@@ -110,7 +111,7 @@ def _compiled(n: int, compiler: dict[str, Any]) -> Build:
     def build(context: Context) -> Subject:
         torch._dynamo.reset()
         started = time.perf_counter()
-        run = torch.compile(_plain_network(context), dynamic=False, **compiler)
+        run = _plain_network(context, lambda network: torch.compile(network, dynamic=False, **compiler))
         z = make_state(context, n).to(torch.bfloat16, memory_format=torch.channels_last)
         run(z)
         seconds = time.perf_counter() - started
@@ -121,21 +122,31 @@ def _compiled(n: int, compiler: dict[str, Any]) -> Build:
     return build
 
 
-def _plain_network(context: Context) -> Callable[[Tensor], Tensor]:
-    """Return the network with PyTorch's own operators, as one tunes it without ours."""
-    use_pytorchs_operators()
+def _plain_network(
+    context: Context, compiled: Callable[[nn.Module], Callable[..., Tensor]] = lambda network: network
+) -> Callable[[Tensor], Tensor]:
+    """Return the network with PyTorch's own operators, as one tunes it without ours, perhaps compiled."""
     network = make_network(context).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    evaluate = compiled(network)
 
     def run(z: Tensor) -> Tensor:
-        out: Tensor = network(z, 1.0)
-        return out
+        with pytorchs_operators():
+            return evaluate(z, 1.0)
 
     return run
 
 
-def use_pytorchs_operators() -> None:
-    """Let the plain network of this process call PyTorch's norm and attention; our inference form has its own calls."""
+@contextmanager
+def pytorchs_operators() -> Iterator[None]:
+    """Let the plain network call PyTorch's norm and attention; it would have no inference form meanwhile."""
+    ours = vars(msf.network.layers).copy()
     vars(msf.network.layers).update(group_norm_silu=pytorch_group_norm_silu, spatial_attention=pytorch_attention)
+    try:
+        yield
+    finally:
+        vars(msf.network.layers).update(
+            group_norm_silu=ours["group_norm_silu"], spatial_attention=ours["spatial_attention"]
+        )
 
 
 def network_jobs(sizes: Sequence[int], compiler: dict[str, Any] | None = None) -> Iterator[Job]:

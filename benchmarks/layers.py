@@ -25,9 +25,9 @@ from benchmarks.context import Context, Limits
 from benchmarks.limits import measure_limits
 from benchmarks.rows import RowWriter
 from benchmarks.suites import network as suite
-from msf.network.inference import compile_velocity, layers
-from msf.network.inference.convolution import Convolution
+from msf.network.inference import inference_form, layers
 from msf.network.inference.layers import Norm
+from msf_kernels.prepared import PreparedConvolution
 
 NETWORKS = ("latent", "pixel")
 
@@ -77,20 +77,19 @@ class Recorder:
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
     """Send every layer call inside the block through the recorder."""
-    convolve, normalise, attend = Convolution.__call__, Norm.__call__, msf_kernels.spatial_attention
+    convolve, normalise, attend = PreparedConvolution.__call__, Norm.__call__, msf_kernels.spatial_attention
 
-    def convolution(self: Convolution, x: Tensor, **options: Any) -> Tensor:
+    def convolution(self: PreparedConvolution, x: Tensor, **options: Any) -> Tensor:
         weight = self.n_weights
         n, in_channels, height, width = x.shape
         out_channels = weight // (in_channels * self.n_taps)
         pixels = n * height * width
-        scale = self.stride[0] ** 2
-        out_pixels = pixels * scale if self.transposed else pixels // scale
-        flops = 2 * weight * (pixels if self.transposed else out_pixels)
+        out_pixels = 4 * pixels if self.upsample else pixels // self.stride**2
+        flops = 2 * weight * (pixels if self.upsample else out_pixels)
         moved = pixels * in_channels + out_pixels * out_channels * (1 + ("residual" in options)) + weight
         side = round(self.n_taps**0.5)
-        kind = f"{side}x{side} convolution" + (" of the doubled map" if self.transposed else "")
-        shape = f"{in_channels} -> {out_channels}, {height}x{width}" + ("" if scale == 1 or self.transposed else " / 2")
+        kind = f"{side}x{side} convolution" + (" of the doubled map" if self.upsample else "")
+        shape = f"{in_channels} -> {out_channels}, {height}x{width}" + ("" if self.stride == 1 else " / 2")
         return recorder.timed((kind, shape), flops, moved * x.element_size(), lambda: convolve(self, x, **options))
 
     def norm(self: Norm, x: Tensor, **options: Any) -> Tensor:
@@ -112,7 +111,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
         return recorder.timed(("attention", shape), flops, n_bytes, lambda: attend(qkv, num_heads, **options))
 
     with (
-        mock.patch.object(Convolution, "__call__", convolution),
+        mock.patch.object(PreparedConvolution, "__call__", convolution),
         mock.patch.object(Norm, "__call__", norm),
         mock.patch.object(layers, "spatial_attention", attention),
     ):
@@ -131,7 +130,7 @@ def measure(name: str, context: Context, n_rounds: int) -> tuple[Recorder, list[
     channels = model.flow.image_shape[0] + model.flow.semantic_shape[0]
     n = 2 if context.quick else suite.MICRO_BATCH
     z = torch.randn(n, channels, *model.flow.image_shape[1:], generator=torch.Generator().manual_seed(0))
-    velocity = compile_velocity(model.network, (1.0,), dtype=torch.bfloat16)
+    velocity = inference_form(model.network, (1.0,), dtype=torch.bfloat16)
     for _ in range(3):
         velocity(z, 1.0)
     recorder = Recorder()

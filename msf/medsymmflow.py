@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -31,10 +30,12 @@ from msf.files.tensors import require_matching_tensors
 from msf.flow.classify import ClassifyRequest, classify
 from msf.flow.generate import GenerateRequest, generate
 from msf.flow.joint_space import JointSpace
-from msf.flow.solver import FlowSolver, Time
+from msf.flow.solver import FlowSolver
 from msf.judge.uncertainty import Prediction
-from msf.network.inference import LatestVelocity
+from msf.network.inference import KeptForm
+from msf.network.mode import evaluating
 from msf.network.unet import UNet
+from msf.network.velocity import Time
 from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
 
 Progress = Callable[[int, int], None]
@@ -47,8 +48,7 @@ class MedSymmFlow:
 
     Args:
         task: What the data decided: classes and channels.
-        experiment: Everything else; `code`, `data.image_size`, `network`, `autoencoder` and `path.time_coupling`
-            matter here.
+        experiment: The rest; `code`, `data.image_size`, `network`, `autoencoder` and `path.time_coupling` matter.
         network: Velocity network to use; default: a fresh `UNet` of the configuration, whose velocity is zero.
         autoencoder: Autoencoder to use; default: loaded as the configuration says.
 
@@ -56,8 +56,7 @@ class MedSymmFlow:
         task: As given.
         config: The experiment.
         code: The label code, in the units of pictures for `rgb`; see `semantic_code`.
-        network: The velocity network, `network(z, t)`, on joint states [N, C + K, H, W]; C, H and W are those of the
-            latents where there is an autoencoder.
+        network: The velocity network, `network(z, t)`, on joint states [N, C + K, H, W] of pictures or latents.
         autoencoder: Between pictures and the network's image channels; `PixelIdentity` where they are the same.
         space: Shapes of the joint state, and the ways between it and pictures.
         official_report: After `from_official`: what was inferred and what was assumed. Else None.
@@ -86,10 +85,9 @@ class MedSymmFlow:
         self.autoencoder = autoencoder or load_autoencoder(experiment.autoencoder, task.image_channels)
         self.space = JointSpace(self.autoencoder, self.code, experiment, task.image_channels)
         channels = self.image_shape[0] + self.semantic_shape[0]
-        n_times = 2 if self.has_independent_times else 1
-        self.network = network or UNet(experiment.network, channels, channels, n_times=n_times)
+        self.network = network or UNet(experiment.network, channels, channels, n_times=1 + self.has_independent_times)
         self.official_report: OfficialReport | None = None
-        self._fast_network = LatestVelocity()
+        self._fast_network = KeptForm()
 
     @classmethod
     def from_pretrained(
@@ -245,15 +243,12 @@ class MedSymmFlow:
         return next(self.network.parameters()).dtype
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move network and autoencoder, in place.
+        """Move network and autoencoder, in place, and return this flow.
 
         Args:
             device: Where predictions and pictures are computed.
             dtype: Dtype of the network's weights and arithmetic, such as `torch.bfloat16`. States, times, distances,
                 statistics and the autoencoder stay float32 or better.
-
-        Returns:
-            This flow.
 
         Raises:
             TypeError: `dtype` is not a floating-point dtype.
@@ -261,6 +256,10 @@ class MedSymmFlow:
         self.network.to(device=device, dtype=dtype)
         self.autoencoder.to(device)
         return self
+
+    def refresh(self) -> None:
+        """Free the network's inference form, which the next prediction makes anew; changes are noticed without."""
+        self._fast_network.refresh()
 
     def velocity_field(self, z: JointState, t: Time) -> JointState:
         """Return the velocity of the joint state: what the solvers integrate.
@@ -332,7 +331,7 @@ class MedSymmFlow:
             images=images, settings=chosen, seed=seed, noise=noise, latents=latents, progress=progress
         )
         solver = self._solver(chosen)
-        with self._evaluating():
+        with evaluating(self.network):
             return classify(request, solver, self.space, self.device)
 
     def generate(
@@ -380,7 +379,7 @@ class MedSymmFlow:
         generator = seeded_generator(seed, device=labels.device) if chosen.dequantise else None
         semantic = self.semantic_maps(labels, generator)
         request = GenerateRequest(semantic=semantic, settings=chosen, seed=seed, noise=noise, progress=progress)
-        with self._evaluating():
+        with evaluating(self.network):
             pictures = generate(request, solver, self.space, self.device)
         return pictures if chosen.size is None else resize_images(pictures, chosen.size)
 
@@ -392,13 +391,3 @@ class MedSymmFlow:
             )
         network, dtype = self._fast_network.of(self.network), self.dtype
         return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow, dtype=dtype)
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Switch dropout off inside the block, whatever mode training left the network in."""
-        was_training = self.network.training
-        self.network.eval()
-        try:
-            yield
-        finally:
-            self.network.train(was_training)

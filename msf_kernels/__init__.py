@@ -7,6 +7,7 @@ from msf_kernels.conv3x3 import conv3x3, norm_affine, pack_weight
 from msf_kernels.errors import BackendUnavailableError
 from msf_kernels.group_norm_silu import group_norm_silu
 from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal, philox_words
+from msf_kernels.prepared import prepared_convolution
 from msf_kernels.rk_combine import rk_combine
 from msf_kernels.spatial_attention import spatial_attention
 from msf_kernels.symmetric_path import symmetric_path
@@ -27,6 +28,7 @@ __all__ = [
     "pack_weight",
     "philox_normal",
     "philox_words",
+    "prepared_convolution",
     "rk_combine",
     "spatial_attention",
     "symmetric_path",

@@ -230,15 +230,17 @@ def use_backend(name: str) -> Iterator[None]:
         _override.pop()
 
 
+def forced_backend() -> str:
+    """Return what `auto` means now to operators that have a backend of that name; `"auto"`: their own order."""
+    return _override[-1] if _override else os.environ.get(BACKEND_ENV) or "auto"
+
+
 def _resolve(backend: str, available: Mapping[str, Backend]) -> str:
     if backend != "auto":
         return backend
-    if _override:
-        forced = _override[-1]
-    else:
-        forced = os.environ.get(BACKEND_ENV) or "auto"
-        if forced != "auto" and forced not in available:
-            _check_known(forced, BACKEND_ENV)
+    forced = forced_backend()
+    if forced != "auto" and forced not in available and not _override:
+        _check_known(forced, BACKEND_ENV)
     return forced if forced in available else "auto"
 
 

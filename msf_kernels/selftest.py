@@ -35,7 +35,7 @@ from msf_kernels.testing.execution import run_captured, run_compiled, run_poison
 RUNS = {"plain": run_poisoned, "compiled": run_compiled, "captured": run_captured}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_WIDTHS = "{:<18}{:<12}{:<10}{:<21}{:>10}{:>10}{:>10}{:>10}  {}"
+_WIDTHS = "{:<22}{:<12}{:<10}{:<21}{:>10}{:>10}{:>10}{:>10}  {}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

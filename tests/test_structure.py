@@ -18,8 +18,8 @@ ORDER = {
         "errors", "shapes", "distinct", "_schemas", "_tracing", "_derivatives", "_overlap", "memory_format",
         "partial_moments", "moments", "_measured", "checks", "backend", "_ext", "_triton", "philox_normal",
         "rk_combine", "symmetric_path", "class_distance", "group_norm_silu", "spatial_attention", "conv3x3",
-        "attention_block", "__init__", "fp8", "solvers", "sampling", "environment", "testing", "selftest", "tune",
-        "_aot", "aot",
+        "attention_block", "prepared", "__init__", "fp8", "solvers", "sampling", "environment", "testing",
+        "selftest", "tune", "_aot", "aot",
     ),
     "benchmarks": (
         "__init__", "rows", "timing", "context", "agreement", "figures", "peers", "energy", "limits", "registry",

@@ -125,7 +125,7 @@ def _our_decisions(context: Context, name: str, n_steps: int, readout: str) -> C
 
     def result() -> Mapping[str, Tensor]:
         images, noise = model.images(n).to(context.device), model.noise(n, 1).to(context.device)
-        found = flow.classify(images, n_samples=1, n_steps=n_steps, noise=noise, readout=readout, micro_batch=n)  # type: ignore[arg-type]
+        found = flow.classify(images, n_samples=1, n_steps=n_steps, noise=noise, readout=readout, micro_batch=n)
         return {"label": found.label, "distance": found.class_distance}
 
     return result

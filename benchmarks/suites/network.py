@@ -21,7 +21,7 @@ from benchmarks.workloads import Workload
 from msf.autoencoder import KLAutoencoder
 from msf.autoencoder.folded import fold_upsampling
 from msf.config import RECIPES
-from msf.network.inference import ALL_REWRITES, Rewrite, compile_velocity
+from msf.network.inference import ALL_REWRITES, Rewrite, inference_form
 from msf.network.unet import UNet
 
 SUITE = "network"
@@ -78,8 +78,8 @@ def ours(network: UNet, time_grid: list[float], device: torch.device) -> Velocit
     Raises:
         Unavailable: It cannot be built here.
     """
-    compiled: Velocity = compile_velocity(copy.deepcopy(network).to(device), time_grid, dtype=torch.bfloat16)
-    return compiled
+    form: Velocity = inference_form(copy.deepcopy(network).to(device), time_grid, dtype=torch.bfloat16)
+    return form
 
 
 def _evaluation(name: str) -> Job:
@@ -138,15 +138,14 @@ def _ablation(name: str) -> Job:
                 for rows, shape in ((1, model.flow.image_shape), (n, model.flow.semantic_shape))
             )
             network = copy.deepcopy(model.network).to(context.device)
-            field = compile_velocity(
+            field = inference_form(
                 network, (1.0,), dtype=torch.bfloat16, rewrites=ALL_REWRITES - ({left_out} if left_out else set())
             )
             semantic = slice(image.shape[1], image.shape[1] + noise.shape[1])
-            features = field.image_features(image)
+            z = torch.cat([image.expand(n, -1, -1, -1), noise], dim=1)
 
             def evaluate() -> Tensor:
-                of_items = features.expand(n, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-                return field(noise, 1.0, channels=semantic, image_features=of_items).float()
+                return field(z, 1.0, channels=semantic).float()
 
             return Subject(evaluate, note="all rewrites" if left_out is None else f"without {left_out.value}")
 

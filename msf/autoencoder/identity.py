@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Self
 
 import torch
@@ -22,6 +23,7 @@ class PixelIdentity:
 
     down_factor = 1
     scaling_factor = 1.0
+    hub_id = None
 
     def __init__(self, channels: int) -> None:
         """Keep the number of channels as `latent_channels`."""
@@ -47,9 +49,12 @@ class PixelIdentity:
         images = self._checked("images", images)
         return LatentPosterior(images, torch.zeros_like(images))
 
-    def decode(self, latents: Tensor) -> ImageBatch:
-        """Return the latents."""
+    def decode(self, latents: Tensor, *, memory_bytes: int | None = None) -> ImageBatch:
+        """Return the latents, whatever the memory."""
         return self._checked("latents", latents)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write nothing: there are no weights."""
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Return itself: there are no weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -69,6 +70,13 @@ class Autoencoder(Protocol):
     def fingerprint(self) -> str:
         """Hexadecimal digest of architecture, weights and scaling; the same on every device and in every dtype."""
 
+    @property
+    def hub_id(self) -> str | None:
+        """Repository of the hub that it came from; None: from files here, or from code."""
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the files that it is loaded from; one that has none writes nothing."""
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (L, h, w) for pictures of a size.
 
@@ -79,8 +87,13 @@ class Autoencoder(Protocol):
     def encode(self, images: ImageBatch) -> LatentPosterior:
         """Return the posterior of pictures, float [N, C, H, W] in [-1, 1]."""
 
-    def decode(self, latents: Tensor) -> ImageBatch:
-        """Return pictures, float32 [N, C, H, W], not clamped, from scaled latents [N, L, h, w]."""
+    def decode(self, latents: Tensor, *, memory_bytes: int | None = None) -> ImageBatch:
+        """Return pictures, float32 [N, C, H, W], not clamped, from scaled latents [N, L, h, w].
+
+        Args:
+            latents: What `encode` gave.
+            memory_bytes: What the maps on the way may need, estimated, where there are any; default: its own choice.
+        """
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the weights, change their dtype, or both; return the same object."""

@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -179,22 +179,21 @@ def find_checkpoint(folder_or_hub_id: str | os.PathLike[str], *, revision: str |
 
 def _save_autoencoder(folder: Path, autoencoder: Autoencoder, source: str | None) -> None:
     """Write the autoencoder beside the checkpoint, unless it is there, and never in the place of another one."""
-    from msf.autoencoder.kl import KLAutoencoder, saved_fingerprint
+    from msf.autoencoder.kl import saved_fingerprint
 
-    kl = cast(KLAutoencoder, autoencoder)  # the only kind with files
     path = folder / AUTOENCODER_FOLDER
     saved = saved_fingerprint(path)
     if (folder / CONFIG_FILE).is_file():
         config = _read_config((folder / CONFIG_FILE).read_bytes(), folder / CONFIG_FILE)
         saved = config.get("autoencoder_fingerprint") or saved
-    if saved not in (None, kl.fingerprint):
+    if saved not in (None, autoencoder.fingerprint):
         raise ValueError(
-            f"{str(folder)!r} holds another autoencoder, whose fingerprint is {saved}; got one with {kl.fingerprint}: "
-            "choose another folder"
+            f"{str(folder)!r} holds another autoencoder, whose fingerprint is {saved}; got one with "
+            f"{autoencoder.fingerprint}: choose another folder"
         )
-    is_from_hub = kl.hub_id is not None and kl.hub_id == source
+    is_from_hub = autoencoder.hub_id is not None and autoencoder.hub_id == source
     if not is_from_hub and saved_fingerprint(path) is None:
-        kl.save_pretrained(path)
+        autoencoder.save_pretrained(path)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from msf.autoencoder import Autoencoder, KLAutoencoder
+from msf.autoencoder import Autoencoder
 from msf.autoencoder.batches import decode_in_parts, encode_in_parts
 from msf.codes.label_codes import LabelCode
 from msf.codes.latent import make_latent_code
@@ -82,7 +82,7 @@ class JointSpace:
         Args:
             image: [N, C, h, w], N >= 1.
             device: Where the autoencoder is.
-            memory_bytes: As for `KLAutoencoder.decode`; default: batches of one size, and never tiles.
+            memory_bytes: As for `Autoencoder.decode`; default: batches of one size, and never tiles.
         """
         if not self.is_latent:
             return image
@@ -91,7 +91,7 @@ class JointSpace:
             grey_or_colour = pictures.mean(dim=1, keepdim=True) if self.image_channels == 1 else pictures
             return grey_or_colour.to(image.device)
 
-        if memory_bytes is not None and isinstance(self.autoencoder, KLAutoencoder):
+        if memory_bytes is not None:
             return keep(self.autoencoder.decode(image.to(device), memory_bytes=memory_bytes))
         return decode_in_parts(self.autoencoder, image.to(device), self.image_size, keep)
 

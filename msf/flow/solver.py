@@ -8,27 +8,19 @@ never rounded below float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from msf.config import FlowName, MethodName
-from msf.network.inference import CompiledVelocity
+from msf.network.velocity import Time, Velocity, as_velocity
 from msf_kernels import rk_combine
-from msf_kernels.shapes import ImageBatch, JointState, SemanticBatch, TimeBatch
+from msf_kernels.shapes import ImageBatch, SemanticBatch
 from msf_kernels.solvers import get_tableau, integrate, uniform_grid
 
-Time = float | TimeBatch
 VelocityField = Callable[[Tensor, Time], Tensor]
-
-
-class VelocityNetwork(Protocol):
-    """What the fields ask of a network; see `msf.network.unet.UNet.forward` for the forms of `t`."""
-
-    def __call__(self, z: JointState, t: Time, /) -> JointState:
-        """Return the velocity at the joint state z and time t."""
-        ...
+Network = Velocity | VelocityField
+"""A velocity, or any network `(z, t) -> v`; see `msf.network.unet.UNet.forward` for the forms of `t`."""
 
 
 class FlowSolver:
@@ -49,10 +41,10 @@ class FlowSolver:
     """
 
     def __init__(
-        self, network: VelocityNetwork, *, n_steps: int, method: MethodName, flow: FlowName, dtype: torch.dtype
+        self, network: Network, *, n_steps: int, method: MethodName, flow: FlowName, dtype: torch.dtype
     ) -> None:
         """Choose grids and tableau."""
-        self.network = network
+        self.network = as_velocity(network)
         self.flow = flow
         self.tableau = get_tableau(method)
         self.nfe = 0
@@ -92,14 +84,15 @@ class FlowSolver:
 
     def _solve_part(self, z_start: Tensor, time_grid: Sequence[float], channels: slice) -> Tensor:
         """Return some channels of the end state; the last step of Euler's method computes no others."""
-        if not (isinstance(self.network, CompiledVelocity) and self.tableau.n_stages == 1):
+        if self.tableau.n_stages > 1:
             return self._solve(self.network, z_start, time_grid)[:, channels]
         state, nfe = z_start, 0
         if len(time_grid) > 2:
             state = self._solve(self.network, z_start, time_grid[:-1])
             nfe = self.nfe
         start, end = time_grid[-2:]
-        velocity = _evaluate(self.network, state, start, channels)
+        read = state if self._cast_to is None else state.to(self._cast_to)
+        velocity = self.network(read, start, channels=channels)
         self.nfe = nfe + 1
         end_state: Tensor = rk_combine(state[:, channels], [velocity], [1.0], end - start)
         return end_state
@@ -110,7 +103,7 @@ class FlowSolver:
         return solution.state
 
 
-def semantic_field(network: VelocityNetwork, image: ImageBatch) -> VelocityField:
+def semantic_field(network: Network, image: ImageBatch) -> VelocityField:
     """Return the field of the semantic stream while the picture is held at t_image = 1.
 
     `v(semantic, t) = network([image ; semantic], (1, t))`, semantic channels. Its flow from noise (t = 1) to t = 0
@@ -126,16 +119,16 @@ def semantic_field(network: VelocityNetwork, image: ImageBatch) -> VelocityField
     Source:
         One time per stream: UniDiffuser, arXiv 2303.06555.
     """
-    channels = image.shape[1]
+    velocity, n_channels = as_velocity(network), image.shape[1]
 
     def field(semantic: SemanticBatch, t: Time) -> SemanticBatch:
         z = torch.cat([image.to(semantic.dtype), semantic], dim=1)
-        return _evaluate(network, z, _pair(network, 1.0, t, z), slice(channels, z.shape[1]))
+        return velocity(z, (1.0, t), channels=slice(n_channels, z.shape[1]))
 
     return field
 
 
-def image_field(network: VelocityNetwork, semantic: SemanticBatch) -> VelocityField:
+def image_field(network: Network, semantic: SemanticBatch) -> VelocityField:
     """Return the field of the image stream while the code is held at t_semantic = 0.
 
     `v(image, t) = network([image ; semantic], (t, 0))`, image channels. Its flow from noise (t = 0) to t = 1 samples
@@ -148,10 +141,11 @@ def image_field(network: VelocityNetwork, semantic: SemanticBatch) -> VelocityFi
     Returns:
         `field(image, t)`, image [N, C, H, W].
     """
+    velocity = as_velocity(network)
 
     def field(image: ImageBatch, t: Time) -> ImageBatch:
         z = torch.cat([image, semantic.to(image.dtype)], dim=1)
-        return _evaluate(network, z, _pair(network, t, 0.0, z), slice(0, image.shape[1]))
+        return velocity(z, (t, 0.0), channels=slice(0, image.shape[1]))
 
     return field
 
@@ -172,28 +166,3 @@ def check_noise(noise: Tensor, axes: str, shape: tuple[int, ...]) -> None:
         raise TypeError(f"noise must be floating point; got {noise.dtype}")
     if tuple(noise.shape) != shape:
         raise ValueError(f"noise must be {axes} = {list(shape)}; got {list(noise.shape)}")
-
-
-def _evaluate(network: VelocityNetwork, z: Tensor, t: Time | tuple[float, float], channels: slice) -> Tensor:
-    """Return some channels of the velocity; the inference form computes no others."""
-    if isinstance(network, CompiledVelocity):
-        return network(z, t, channels=channels)
-    return network(z, cast(Time, t))[:, channels]
-
-
-def _pair(network: VelocityNetwork, t_image: Time, t_semantic: Time, z: Tensor) -> Time | tuple[float, float]:
-    """Return both times as the network takes them: numbers stay on the host for the inference form, else [1|N, 2]."""
-    are_numbers = not (isinstance(t_image, Tensor) or isinstance(t_semantic, Tensor))
-    if are_numbers and isinstance(network, CompiledVelocity):
-        return cast(float, t_image), cast(float, t_semantic)
-    rows = [_as_rows(t, z) for t in (t_image, t_semantic)]
-    n_rows = max(len(row) for row in rows)
-    return torch.stack([row.expand(n_rows) for row in rows], dim=1)
-
-
-def _as_rows(t: Time, state: Tensor) -> Tensor:
-    """Return the time as [1] or [N] on the state's device; a number is filled in there, never copied from the host."""
-    dtype = torch.promote_types(state.dtype, torch.float32)
-    if isinstance(t, Tensor):
-        return t.reshape(-1).to(state.device, dtype)
-    return state.new_full((1,), t, dtype=dtype)

@@ -42,9 +42,11 @@ def test_the_peers_network_is_ours_with_pytorchs_operators(context):
     z = gpu_bench.make_state(context, 2)
     expected = gpu_bench.make_network(context)(z, 1.0)
     assert expected.abs().mean() > 1e-3
-    gpu_bench.use_pytorchs_operators()
-    assert vars(msf.network.layers)["group_norm_silu"] is gpu_bench.pytorch_group_norm_silu
-    torch.testing.assert_close(gpu_bench.make_network(context)(z, 1.0), expected, rtol=1e-4, atol=1e-5)
+    ours = msf.network.layers.group_norm_silu
+    with gpu_bench.pytorchs_operators():
+        assert vars(msf.network.layers)["group_norm_silu"] is gpu_bench.pytorch_group_norm_silu
+        torch.testing.assert_close(gpu_bench.make_network(context)(z, 1.0), expected, rtol=1e-4, atol=1e-5)
+    assert vars(msf.network.layers)["group_norm_silu"] is ours
 
 
 def test_the_sweep_goes_from_16_to_1024_and_every_size_is_a_job_with_the_goal():

@@ -6,8 +6,8 @@ from benchmarks import layers
 from benchmarks.context import Context, Limits
 from benchmarks.rows import RowWriter
 from benchmarks.suites import network
-from msf.network.inference import compile_velocity
-from msf.network.inference.convolution import Convolution
+from msf.network.inference import inference_form
+from msf_kernels.prepared import PreparedConvolution
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_the_layers_account_for_the_arithmetic_that_the_flop_counter_sees(contex
     # Which attention and which norm run depends on the machine, and the counter does not know all of them.
     counted = sum(layer.flops * layer.n_calls for (kind, _), layer in recorder.layers.items() if "convolution" in kind)
     flow = network.workload("pixel", context).flow
-    velocity = compile_velocity(flow.network, (1.0,), dtype=torch.bfloat16)
+    velocity = inference_form(flow.network, (1.0,), dtype=torch.bfloat16)
     z = torch.zeros(2, flow.image_shape[0] + flow.semantic_shape[0], *flow.image_shape[1:])
     with FlopCounterMode(display=False) as counter:
         velocity(z, 1.0)
@@ -30,9 +30,9 @@ def test_the_layers_account_for_the_arithmetic_that_the_flop_counter_sees(contex
 
 
 def test_the_layers_are_as_they_were_afterwards(context):
-    before = Convolution.__call__
+    before = PreparedConvolution.__call__
     layers.measure("pixel", context, 1)
-    assert Convolution.__call__ is before
+    assert PreparedConvolution.__call__ is before
 
 
 def test_the_table_adds_up(context):

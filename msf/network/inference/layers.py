@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from msf.network.inference.convolution import ConvBackend, Convolution, subpixel_weight
 from msf.network.inference.rewrites import Rewrite
 from msf.network.layers import AttentionBlock, Downsample, NormConv, ResBlock, Upsample
-from msf_kernels import attention_block, conv3x3, group_norm_silu, pack_weight, spatial_attention
+from msf_kernels import attention_block, group_norm_silu, prepared_convolution, spatial_attention
+from msf_kernels.prepared import PreparedConvolution
 from msf_kernels.shapes import FeatureMap
 
 
@@ -23,12 +24,12 @@ class Plan:
     Args:
         dtype: Dtype of maps and weights.
         rewrites: Which rewrites apply.
-        conv_backend: What runs the convolutions of `dtype` on this machine.
+        device: Where the network is.
     """
 
     dtype: torch.dtype
     rewrites: frozenset[Rewrite]
-    conv_backend: ConvBackend
+    device: torch.device
 
     @property
     def statistics_dtype(self) -> torch.dtype:
@@ -39,61 +40,47 @@ class Plan:
         """Return whether a rewrite applies."""
         return rewrite in self.rewrites
 
-    def convolution(self, layer: nn.Conv2d) -> Convolution:
+    def convolution(self, layer: nn.Conv2d) -> PreparedConvolution:
         """Return a convolution of the network in its inference form."""
         return self.weights(layer.weight, layer.bias, stride=layer.stride[0], padding=cast(int, layer.padding[0]))
 
-    def upsampling(self, layer: nn.Conv2d) -> UpsamplingConvolution:
+    def upsampling(self, layer: nn.Conv2d) -> PreparedConvolution | DoubledConvolution:
         """Return nearest-neighbour doubling with the 3x3 convolution that follows it."""
-        return UpsamplingConvolution(layer, self)
+        if not self.has(Rewrite.SUBPIXEL_UPSAMPLING):
+            return DoubledConvolution(self.convolution(layer))
+        return self.weights(layer.weight, layer.bias, padding=1, upsample=True)
 
     def weights(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        *,
-        stride: int = 1,
-        padding: int = 0,
-        transposed: bool = False,
-    ) -> Convolution:
+        self, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0, upsample: bool = False
+    ) -> PreparedConvolution:
         """Return a convolution with the given weights."""
-        return Convolution(
+        is_left_plain = self.device.type == "cpu" and not self.has(Rewrite.PACKED_WEIGHTS)
+        return prepared_convolution(
             weight,
             bias,
             stride=stride,
             padding=padding,
-            transposed=transposed,
+            upsample=upsample,
             dtype=self.dtype,
-            backend=self.conv_backend,
             channels_last=self.has(Rewrite.CHANNELS_LAST),
+            backend="aten" if is_left_plain else "auto",
         )
 
+    def kept(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a norm's parameter."""
+        return tensor.detach().to(self.statistics_dtype, copy=True)
 
-class UpsamplingConvolution:
-    """Doubling by nearest neighbours and a 3x3 convolution, in one if the plan says so.
 
-    On a GPU that is the sub-pixel form of `msf_kernels.conv3x3`, elsewhere a transposed convolution.
-    """
+class DoubledConvolution:
+    """Doubling by nearest neighbours, and a convolution of the large map."""
 
-    def __init__(self, layer: nn.Conv2d, plan: Plan) -> None:
-        """Choose the form and prepare its weights."""
-        self.is_subpixel = plan.has(Rewrite.SUBPIXEL_UPSAMPLING)
-        self.packed_weight: Tensor | None = None
-        if not self.is_subpixel:
-            self.convolution = plan.convolution(layer)
-        elif plan.conv_backend == "conv3x3":
-            self.packed_weight = pack_weight(layer.weight.detach().to(plan.dtype), upsample=True)
-        else:
-            weight = subpixel_weight(layer.weight.detach())
-            self.convolution = plan.weights(weight, layer.bias, stride=2, padding=1, transposed=True)
-        self.bias = None if layer.bias is None else layer.bias.detach().to(plan.dtype)
+    def __init__(self, convolution: PreparedConvolution) -> None:
+        """Keep the convolution."""
+        self._convolution = convolution
 
     def __call__(self, x: FeatureMap, *, bias: Tensor | None = None) -> FeatureMap:
         """Return [N, C_out, 2 H, 2 W]."""
-        bias = self.bias if bias is None else bias
-        if self.packed_weight is not None:
-            return conv3x3(x, self.packed_weight, bias, upsample=True)
-        return self.convolution(x if self.is_subpixel else doubled(x), bias=bias)
+        return self._convolution(doubled(x), bias=bias)
 
 
 class Norm:
@@ -110,7 +97,7 @@ class Norm:
         self.n_groups = layer.num_groups
         self.eps = layer.eps
         self.silu = silu
-        self.weight, self.bias = (parameter.detach().to(plan.statistics_dtype) for parameter in layer.parameters())
+        self.weight, self.bias = plan.kept(layer.weight), plan.kept(layer.bias)
         self.backend = "auto" if plan.has(Rewrite.FUSED_NORM) else "reference"
 
     def __call__(
@@ -170,19 +157,22 @@ class ResidualBlock:
 
     def __init__(self, block: ResBlock, plan: Plan, *, skip_channels: int = 0) -> None:
         """Prepare norms, convolutions and the shortcut."""
-        self._block = block
         self._plan = plan
+        self._project_time = copy.deepcopy(block.emb_layers).requires_grad_(False)
+        self._use_scale_shift_norm = block.use_scale_shift_norm
         self.resample = block.resample
         self.norm_in = Norm(block.in_layers.norm, plan, silu=True)
         self.norm_out = Norm(block.out_layers.norm, plan, silu=True)
-        self.conv_in: Convolution | UpsamplingConvolution
+        self.conv_in: PreparedConvolution | DoubledConvolution
         if block.resample == "up":
             self.conv_in = plan.upsampling(block.in_layers.conv)
         else:
             self.conv_in = plan.convolution(block.in_layers.conv)
+        bias = block.in_layers.conv.bias
+        self._bias = None if bias is None else bias.detach().clone()
         self.conv_out = plan.convolution(block.out_layers.conv)
         self.is_split = skip_channels > 0 and plan.has(Rewrite.NO_CONCATENATION)
-        self.shortcut: list[Convolution] = []  # of the input, then of the skip if split
+        self.shortcut: list[PreparedConvolution] = []  # of the input, then of the skip if split
         if isinstance(block.skip_connection, nn.Conv2d):
             layer = block.skip_connection
             if self.is_split:
@@ -199,9 +189,9 @@ class ResidualBlock:
 
     def fold(self, embedding: Tensor) -> FoldedTime:
         """Return what the embedding of one time, [1, E], means for this block."""
-        projected = self._block.emb_layers(embedding).to(self._plan.statistics_dtype)  # [1, C], or [1, 2C]
+        projected = self._project_time(embedding).to(self._plan.statistics_dtype)  # [1, C], or [1, 2C]
         is_folded = self._plan.has(Rewrite.FOLDED_TIME)
-        if self._block.use_scale_shift_norm:
+        if self._use_scale_shift_norm:
             scale, shift = projected.chunk(2, dim=1)
             if not is_folded:
                 return FoldedTime(scale=scale, shift=shift)
@@ -209,8 +199,7 @@ class ResidualBlock:
             return FoldedTime(affine=(self.norm_out.weight * factor, self.norm_out.bias * factor + shift[0]))
         if not is_folded:
             return FoldedTime(add=projected)
-        bias = self._block.in_layers.conv.bias
-        offset = projected[0] if bias is None else bias + projected[0]
+        offset = projected[0] if self._bias is None else self._bias + projected[0]
         return FoldedTime(bias=offset.to(self._plan.dtype))
 
     def __call__(self, x: FeatureMap, skip: FeatureMap | None, time: FoldedTime) -> FeatureMap:
@@ -247,12 +236,13 @@ class Attention:
         self.order = block.order
         self.norm = Norm(block.norm, plan, silu=False)
         self.projections: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-        if self.is_fused and plan.has(Rewrite.FUSED_NORM) and plan.conv_backend == "conv3x3":
-            (qkv, qkv_bias), (proj, proj_bias) = (
-                [parameter.detach().to(plan.dtype) for parameter in layer.parameters()]
+        if self.is_fused and plan.has(Rewrite.FUSED_NORM) and plan.device.type == "cuda":
+            qkv, qkv_bias, proj, proj_bias = (
+                tensor.detach().to(plan.dtype, copy=True)
                 for layer in (block.qkv, block.proj_out)
+                for tensor in (layer.weight.squeeze(-1), cast(Tensor, layer.bias))
             )
-            self.projections = qkv.squeeze(-1), qkv_bias, proj.squeeze(-1), proj_bias
+            self.projections = qkv, qkv_bias, proj, proj_bias
             return
         self.qkv = plan.weights(block.qkv.weight[..., None], block.qkv.bias)
         self.proj = plan.weights(block.proj_out.weight[..., None], block.proj_out.bias)
@@ -289,11 +279,11 @@ class Output:
 
     def __init__(self, layer: NormConv, plan: Plan) -> None:
         """Prepare the layers for all channels."""
-        self._layer = layer
         self._plan = plan
         self._norm = Norm(layer.norm, plan, silu=True)
+        self._conv = copy.deepcopy(layer.conv).requires_grad_(False)
         self._all = plan.convolution(layer.conv)
-        self._parts: dict[tuple[int, int], Convolution] = {}
+        self._parts: dict[tuple[int, int], PreparedConvolution] = {}
 
     def __call__(self, x: FeatureMap, channels: slice | None) -> FeatureMap:
         """Return the velocity of the wanted channels."""
@@ -302,9 +292,9 @@ class Output:
             return self._all(h)
         if not self._plan.has(Rewrite.ONLY_WHAT_IS_READ):
             return self._all(h)[:, channels]
-        first, end, _ = channels.indices(self._layer.conv.out_channels)
+        first, end, _ = channels.indices(self._conv.out_channels)
         if (first, end) not in self._parts:
-            conv = self._layer.conv
+            conv = self._conv
             bias = None if conv.bias is None else conv.bias[first:end]
             self._parts[first, end] = self._plan.weights(conv.weight[first:end], bias, padding=1)
         return self._parts[first, end](h)

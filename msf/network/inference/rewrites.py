@@ -19,8 +19,6 @@ class Rewrite(StrEnum):
     """The norm reads both of its inputs where they are, and the 1x1 convolution of the shortcut is split in two."""
     ONLY_WHAT_IS_READ = "only_what_is_read"
     """The last convolution computes only the channels that the caller names."""
-    SHARED_FIRST_LAYER = "shared_first_layer"
-    """The first convolution of the channels that samples share runs once per picture."""
     FUSED_NORM = "fused_norm"
     """Group norm, affine map and SiLU in one pass, by a kernel; otherwise as a chain of tensor operations."""
     FUSED_ATTENTION = "fused_attention"

@@ -11,7 +11,7 @@ from msf_kernels.sampling import (
     InvalidSamplesError,
     Mean,
     MeanEntropy,
-    Moments,
+    MeanVariance,
     SettledVote,
     Votes,
     draw,
@@ -21,7 +21,7 @@ from msf_kernels.sampling import (
 BAD = [float("nan"), float("inf"), -float("inf")]
 INPUTS = torch.tensor([[0.0, 5.0, 9.0], [5.0, 0.0, 9.0], [9.0, 5.0, 0.0], [1.0, 0.0, 2.0]])
 STATISTICS = {
-    "moments": Moments("distance"),
+    "moments": MeanVariance("distance"),
     "mean": Mean("distance"),
     "votes": Votes("distance"),
     "entropy": MeanEntropy("probability"),
