@@ -30,7 +30,7 @@ from msf.files.tensors import require_matching_tensors
 from msf.flow.classify import ClassifyRequest, classify
 from msf.flow.generate import GenerateRequest, generate
 from msf.flow.joint_space import JointSpace
-from msf.flow.solver import FlowSolver
+from msf.flow.solver import FlowSolver, tableau_of
 from msf.judge.uncertainty import Prediction
 from msf.network.inference import KeptForm
 from msf.network.mode import evaluating
@@ -83,6 +83,8 @@ class MedSymmFlow:
         self.config = experiment
         self.code = make_code(experiment.code, task.n_classes)
         self.autoencoder = autoencoder or load_autoencoder(experiment.autoencoder, task.image_channels)
+        for settings in (experiment.inference.classify, experiment.inference.generate):
+            tableau_of(settings.method)  # an unknown one is refused before anything is trained with it
         self.space = JointSpace(self.autoencoder, self.code, experiment, task.image_channels)
         channels = self.image_shape[0] + self.semantic_shape[0]
         self.network = network or UNet(experiment.network, channels, channels, n_times=1 + self.has_independent_times)

@@ -1,7 +1,8 @@
 """`docs/extending.md` lists exactly the files that an extension touches: toys are added to a copy and tested there.
 
-A toy is a folder below `tests/extending`, whose files are new, and an entry of `TOYS`, which says what changes in files
-that are there already. To add one: a folder, an entry, a section of the page.
+A toy is an entry of `TOYS`, which says what changes in files that are there already, and where it needs new files a
+folder below `tests/extending` with them. What is asked of it beyond the tests of its kind is below
+`tests/extending/checks`.
 """
 
 import hashlib
@@ -92,6 +93,92 @@ TOYS = {
             ("tests/test_public_api.py", "tests/test_structure.py"),
         ),
         fault=("msf_kernels/solvers/tableau.py", "weights=(1 / 6, 2 / 3, 1 / 6)", "weights=(1 / 6, 1 / 3, 1 / 2)"),
+    ),
+    "label code": Toy(
+        section="A label code",
+        most_files=2,
+        names={},
+        changes={
+            "msf/config/experiment.py": [('"simplex", "thermometer"]', '"simplex", "thermometer", "circle"]')],
+            "msf/codes/label_codes.py": [
+                (
+                    "_MAKERS: dict",
+                    "def _make_circle(_config: CodeConfig, n_classes: int) -> LabelCode:\n"
+                    "    angle = torch.arange(n_classes) * (2 * torch.pi / n_classes)\n"
+                    '    return LabelCode("circle", torch.stack([angle.cos(), angle.sin()], dim=1))\n\n\n'
+                    "_MAKERS: dict",
+                ),
+                (
+                    '    "thermometer": _make_thermometer,\n',
+                    '    "thermometer": _make_thermometer,\n    "circle": _make_circle,\n',
+                ),
+            ],
+        },
+        commands=(),
+        tests=(("tests/extending/checks/label_code.py", "tests/test_structure.py"), ("tests/msf/test_config.py",)),
+        fault=("msf/codes/label_codes.py", "angle.sin()]", "angle.cos()]"),
+    ),
+    "score": Toy(
+        section="An uncertainty score",
+        most_files=1,
+        names={},
+        changes={
+            "msf/judge/uncertainty.py": [
+                (
+                    '    "disagreement": lambda',
+                    '    "gini": lambda prediction: 1 - prediction.probability.square().sum(1),\n'
+                    '    "disagreement": lambda',
+                )
+            ]
+        },
+        commands=(),
+        tests=(("tests/extending/checks/score.py", "tests/msf/judge/test_uncertainty.py", "tests/test_structure.py"),),
+        fault=("msf/judge/uncertainty.py", "1 - prediction.probability.square()", "prediction.probability.square()"),
+    ),
+    "layer": Toy(
+        section="A layer of the network",
+        most_files=3,
+        names={},
+        changes={
+            "msf/config/experiment.py": [
+                (
+                    "    dropout: float = described(0.0,",
+                    '    use_gain: bool = described(False, "a learned gain per channel in the middle")\n'
+                    "    dropout: float = described(0.0,",
+                )
+            ],
+            "msf/network/layers.py": [
+                (
+                    "class Stage(",
+                    "class ChannelGain(nn.Module):\n"
+                    '    """Multiply every channel by a number of its own, which starts at one."""\n\n'
+                    "    def __init__(self, channels: int) -> None:\n"
+                    '        """Start as the identity."""\n'
+                    "        super().__init__()\n"
+                    "        self.gain = nn.Parameter(torch.ones(channels))\n\n"
+                    "    def forward(self, h: FeatureMap) -> FeatureMap:\n"
+                    '        """Return the scaled map."""\n'
+                    "        return h * self.gain[:, None, None]\n\n\n"
+                    "class Stage(",
+                )
+            ],
+            "msf/network/unet.py": [
+                ("import AttentionBlock, Downsample,", "import AttentionBlock, ChannelGain, Downsample,"),
+                (
+                    "        self.output_blocks = nn.ModuleList()\n",
+                    "        if config.use_gain:\n"
+                    "            self.middle_block.append(ChannelGain(channels))\n"
+                    "        self.output_blocks = nn.ModuleList()\n",
+                ),
+            ],
+        },
+        commands=(),
+        tests=(("tests/extending/checks/layer.py", "tests/test_structure.py"), ("tests/msf/network/test_unet.py",)),
+        fault=(
+            "msf/network/layers.py",
+            "return h * self.gain[:, None, None]",
+            "return h * self.gain[:, None, None].detach()",
+        ),
     ),
 }
 

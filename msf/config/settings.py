@@ -15,9 +15,6 @@ from msf.config.checked import Checked, described
 from msf.plain_values import require
 
 FlowName = Literal["joint", "conditional"]
-MethodName = Literal[
-    "euler", "midpoint", "heun", "heun3", "rk4", "rk4_38", "heun_euler", "fehlberg2", "bosh3", "dopri5"
-]
 ReadoutName = Literal["latent", "decoded"]
 Decision = Literal["distance", "pixel_votes", "probability"]
 ValueRange = Literal["signed", "unit"]
@@ -31,7 +28,7 @@ class ClassifySettings(Checked):
         n_samples: Noise draws per picture, >= 1; at most, with `stop`.
         n_steps: Solver steps, >= 1. One Euler step (published) estimates the mean over all answers; several give one
             possible answer per draw.
-        method: Name of the fixed-step method.
+        method: Name of a tableau of `msf_kernels.solvers`; its existence is checked by the flow.
         flow: `joint` (published): both streams move. `conditional`: the picture is held; needs a network trained with
             independent times.
         decision: Rule for the label: `distance` (published mean rule), `pixel_votes` (published mode rule) or
@@ -54,7 +51,7 @@ class ClassifySettings(Checked):
 
     n_samples: int = described(16, "noise draws per picture")
     n_steps: int = described(1, "solver steps of the classification")
-    method: MethodName = described("euler", "solver of the classification")
+    method: str = described("euler", "solver of the classification, such as euler, midpoint, heun, rk4")
     flow: FlowName = described("joint", "joint (published) or conditional (independent times)")
     decision: Decision = described(
         "distance", "rule for the label: smallest mean distance, most pixels, or largest probability"
@@ -82,7 +79,7 @@ class GenerateSettings(Checked):
 
     Args:
         n_steps: Solver steps, >= 1; 25 published.
-        method: Name of the fixed-step method.
+        method: Name of a tableau of `msf_kernels.solvers`; its existence is checked by the flow.
         flow: `joint` (published): both streams move. `conditional`: the code is held; needs a network trained with
             independent times.
         dequantise: Start from the code with the noise that training added to it, instead of the clean code.
@@ -98,7 +95,7 @@ class GenerateSettings(Checked):
     """
 
     n_steps: int = described(25, "solver steps of the generation")
-    method: MethodName = described("euler", "solver of the generation")
+    method: str = described("euler", "solver of the generation, such as euler, midpoint, heun, rk4")
     flow: FlowName = described("joint", "joint (published) or conditional (independent times)")
     dequantise: bool = described(False, "start from codes with the noise of the training")
     micro_batch: int | None = described(

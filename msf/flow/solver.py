@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from msf.config import FlowName, MethodName
+from msf.config import FlowName
 from msf.network.velocity import Time, Velocity, as_velocity
 from msf_kernels import rk_combine
 from msf_kernels.shapes import ImageBatch, SemanticBatch
-from msf_kernels.solvers import get_tableau, integrate, uniform_grid
+from msf_kernels.solvers import Tableau, get_tableau, integrate, uniform_grid
 
 VelocityField = Callable[[Tensor, Time], Tensor]
 Network = Velocity | VelocityField
@@ -40,13 +40,11 @@ class FlowSolver:
         ValueError: An unknown method, or less than one step.
     """
 
-    def __init__(
-        self, network: Network, *, n_steps: int, method: MethodName, flow: FlowName, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, network: Network, *, n_steps: int, method: str, flow: FlowName, dtype: torch.dtype) -> None:
         """Choose grids and tableau."""
         self.network = as_velocity(network)
         self.flow = flow
-        self.tableau = get_tableau(method)
+        self.tableau = tableau_of(method)
         self.nfe = 0
         self._to_code_grid = uniform_grid(n_steps, start=1.0, end=0.0)
         self._to_picture_grid = uniform_grid(n_steps)
@@ -101,6 +99,18 @@ class FlowSolver:
         solution = integrate(field, z_start, time_grid, self.tableau, cast_to=self._cast_to)
         self.nfe = solution.nfe
         return solution.state
+
+
+def tableau_of(method: str) -> Tableau:
+    """Return the tableau of a setting `method`.
+
+    Raises:
+        ValueError: Unknown name; the text lists the known ones.
+    """
+    try:
+        return get_tableau(method)
+    except ValueError as error:
+        raise ValueError(str(error).replace("tableau must be", "method must be", 1)) from None
 
 
 def semantic_field(network: Network, image: ImageBatch) -> VelocityField:

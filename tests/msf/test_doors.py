@@ -18,7 +18,6 @@ from msf.config import (
     ExperimentConfig,
     GenerateSettings,
     InferenceConfig,
-    MethodName,
     PathConfig,
     TaskConfig,
     UNetConfig,
@@ -187,7 +186,7 @@ def test_every_door_gives_the_same_numbers(folder, dataset, tmp_path):
         (None, {"n_steps": 0}, ValueError, "n_steps must be >= 1; got 0"),
         (None, {"n_steps": 1.5}, TypeError, "n_steps must be a whole number; got 1.5"),
         (None, {"micro_batch": 0}, ValueError, "micro_batch must be >= 1; got 0"),
-        (None, {"method": "rk5"}, ValueError, "method must be one of euler, "),
+        (None, {"method": 5}, TypeError, "method must be a str; got 5"),
     ],
 )
 def test_what_is_no_setting_is_refused(given, fields, error, message):
@@ -195,8 +194,15 @@ def test_what_is_no_setting_is_refused(given, fields, error, message):
         settings_for("classify", ClassifySettings(), given, fields)
 
 
-def test_the_methods_are_the_tableaux_of_the_solver_library():
-    assert set(MethodName.__args__) == set(tableau._BUILT_IN)
+def test_every_tableau_is_a_method_and_others_are_refused_before_any_work(folder, dataset, picture):
+    flow = MedSymmFlow.from_pretrained(folder)
+    for method in tableau._BUILT_IN:
+        assert len(flow.classify(dataset.test.images[:1], method=method, n_samples=2, n_steps=1)) == 1
+    with pytest.raises(ValueError, match="method must be one of .*euler.*; got 'rk5'"):
+        flow.classify(dataset.test.images, method="rk5")
+    unknown = dataclasses.replace(EXPERIMENT, inference=InferenceConfig(classify_method="rk5"))
+    with pytest.raises(ValueError, match="method must be one of .*; got 'rk5'"):
+        MedSymmFlow(flow.task, unknown)
 
 
 def test_settings_are_stored_and_those_of_older_checkpoints_are_read():

@@ -178,7 +178,7 @@ def test_the_conditional_flow_is_refused_where_times_are_shared(make_flow, pictu
     ("arguments", "message"),
     [
         ({"n_steps": 0}, "n_steps must be >= 1; got 0"),
-        ({"method": "rk5"}, "method must be one of euler, midpoint, heun, heun3, rk4, rk4_38.*; got 'rk5'"),
+        ({"method": "rk5"}, "method must be one of .*euler.*heun.*; got 'rk5'"),
         ({"flow": "marginal"}, "flow must be one of joint, conditional; got 'marginal'"),
     ],
 )
