@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a part imports itself and parts before it.
 ORDER = {
     "msf": (
-        "config", "device", "files", "data", "autoencoder", "codes", "network", "judge", "flow", "checkpoints",
-        "medsymmflow", "evaluate", "training", "report", "_moved", "__init__", "cli",
+        "interruption", "config", "device", "files", "data", "autoencoder", "codes", "network", "judge", "flow",
+        "checkpoints", "medsymmflow", "evaluate", "training", "report", "_moved", "__init__", "cli",
     ),
     "msf_kernels": (
         "errors", "shapes", "distinct", "memory_format", "moments", "_tracing", "_measured", "checks", "backend",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Any, TextIO, cast
 
 import typer
 
-from msf.cli import classify, demo, evaluate, generate, import_official, info, train, train_autoencoder
+from msf.cli import classify, console, demo, evaluate, generate, import_official, info, train, train_autoencoder
+from msf.interruption import interruptible
 
 app = typer.Typer(
     name="msf",
@@ -27,24 +28,32 @@ app.command("info")(info.info)
 
 
 def main() -> None:
-    """Run a command; bad input ends with one line and exit code 2."""
+    """Run a command; whatever ends it early is told in one line, with an exit code of its kind."""
+    for stream in (sys.stdout, sys.stderr):
+        _write_anything(stream)
+    with interruptible(), console.errors_as_one_line():
+        sys.exit(_run() or 0)
+
+
+def _run() -> int | None:
+    """Run the command that was asked for; a mistake in its flags becomes an error like any other."""
     try:
-        app()
-    except (ValueError, TypeError, OSError) as error:
-        _stop(error, 2)
-    except FloatingPointError as error:  # a diverged training
-        _stop(error, 1)
-    except RuntimeError as error:
-        from msf_kernels import BackendUnavailableError
-
-        if not isinstance(error, BackendUnavailableError):
+        code: int | None = app(prog_name="msf", standalone_mode=False)
+    except Exception as error:
+        # Typer's own class or Click's, by the version of Typer; both tell themselves in this way.
+        if not hasattr(error, "format_message"):
             raise
-        _stop(error, 2)
-    except KeyboardInterrupt:
-        print("msf: interrupted", file=sys.stderr)
-        sys.exit(130)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            cast(Any, error).show()
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        command = "msf" if context is None else context.command_path
+        raise ValueError(f"{error.format_message().rstrip('.')} (see '{command} --help')") from error
+    return code
 
 
-def _stop(error: Exception, code: int) -> NoReturn:
-    print(f"msf: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(code)
+def _write_anything(stream: TextIO) -> None:
+    """Let names that the stream's encoding does not have be written with escapes, instead of losing what follows."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")

@@ -1,56 +1,254 @@
-"""What the commands print: progress on a terminal, results, one-line errors."""
+"""What the commands print: progress, results, one-line errors."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from msf.files.atomic import write_atomically
+from msf.cli.targets import write_result
+from msf.interruption import Interrupted, requested
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+LINE_SECONDS = 30.0
+# The disk's fault, or its owner's, and no bad input; what was saved stays, and the run can go on once there is room.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_SIGPIPE = getattr(signal, "SIGPIPE", signal.SIGTERM)
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class _Console(Console):
+    """A console whose reader may go away, as in `msf info | head`; the command then ends as by the signal for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        raise _reader_is_gone(sys.stderr if self.stderr else sys.stdout)
+
+
+# What is printed holds names of files and classes, which are no markup.
+out = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Advance = Callable[..., None]
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Advance]:
-    """Show a bar on a terminal, nothing in a pipe.
+def errors_as_one_line() -> Iterator[None]:
+    """End the process with one line where something is wrong: bad input with exit code 2, a failed run with 1.
+
+    A signal ends it with 128 and its number.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stop(Interrupted(signal.SIGINT), 128 + signal.SIGINT)
+    except Interrupted as error:
+        _stop(error, error.exit_code)
+    except BrokenPipeError:
+        _stop(_reader_is_gone(sys.stdout), 128 + _SIGPIPE)
+    except Exception as error:
+        number = requested()
+        if number is not None:  # its exception turned into another one, as in an import
+            _stop(Interrupted(number), 128 + number)
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _stop(error, code)
+
+
+@contextmanager
+def resumable(command: str | None = None) -> Iterator[None]:
+    """Name the command that goes on with a run where a signal, a full disk or lack of memory ends it.
+
+    Args:
+        command: Default: what was called, with `--resume`.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, Interrupted | KeyboardInterrupt) or _exit_code(error) == 1:
+            arguments = ["msf", *sys.argv[1:]]
+            if command is None and "--resume" not in arguments:
+                arguments.append("--resume")
+            if not getattr(error, "__notes__", None):
+                error.add_note("the training had not begun; what was saved before stays")
+            error.add_note(f"go on with: {command or shlex.join(arguments)}")
+        raise
+
+
+@contextmanager
+def progress_bar(description: str, *, lines: bool = False) -> Iterator[Advance]:
+    """Show a bar on a terminal; in a pipe nothing, or lines.
+
+    Args:
+        description: What is under way.
+        lines: In a pipe, print a line at every milestone and at least every 30 seconds.
 
     Yields:
-        `advance(done, total, note="")`.
+        `advance(done, total, note="", *, stage=description, is_milestone=False)`.
     """
+    if sys.stderr.isatty() and not err.is_dumb_terminal:
+        with _bar(description) as advance:
+            yield advance
+    elif lines:
+        with _Lines(description) as shown:
+            yield shown.advance
+    else:
+        yield lambda *_, **__: None
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=err, disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(description, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+    with Progress(*columns, console=err, transient=True) as bar:
+        task, shown = bar.add_task(description, total=None, note=""), description
+
+        def advance(
+            done: int, total: int, note: str = "", *, stage: str = description, is_milestone: bool = False
+        ) -> None:
+            nonlocal task, shown
+            if stage != shown:  # times are those of a stage
+                bar.remove_task(task)
+                task, shown = bar.add_task(stage, total=total, note=note), stage
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield advance
+
+
+class _Lines:
+    """Progress where nobody watches: a thread prints where the work is, so that no stage of it is silent."""
+
+    def __init__(self, description: str) -> None:
+        self._stage = description
+        self._state = "started"
+        self._started = self._printed = time.monotonic()
+        self._is_readable = True
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._print_now_and_then, daemon=True)
+
+    def __enter__(self) -> _Lines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def advance(
+        self, done: int, total: int, note: str = "", *, stage: str | None = None, is_milestone: bool = False
+    ) -> None:
+        """Keep where the work is; print it if it is a milestone, or due."""
+        self._stage = stage or self._stage
+        self._state = f"{done}/{total}{', ' if note else ''}{note}"
+        if is_milestone or time.monotonic() - self._printed >= LINE_SECONDS:
+            self._print()
+        if not self._is_readable:
+            raise _reader_is_gone(sys.stderr)
+
+    def _print_now_and_then(self) -> None:
+        while not self._ended.wait(max(0.05, self._printed + LINE_SECONDS - time.monotonic())):
+            if time.monotonic() - self._printed >= LINE_SECONDS:
+                self._print()
+
+    def _print(self) -> None:
+        with self._lock:
+            self._printed = time.monotonic()
+            try:
+                print(
+                    f"{self._stage}: {self._state} ({self._printed - self._started:.0f} s)", file=sys.stderr, flush=True
+                )
+            except BrokenPipeError:
+                self._is_readable = False
 
 
 def print_figures(title: str, figures: Mapping[str, Any]) -> None:
-    """Print names and values as two columns."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    out.print(table)
+    """Print names and values as two columns; a value that there is not is a dash."""
+    print_table([(name, shown(value)) for name, value in figures.items()], title=title)
+
+
+def print_table(rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Print rows of equally many cells as columns, never cut, whatever the width of the terminal."""
+    lines = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    if title is not None:
+        out.print("\n" * title.startswith("\n") + printable(title.strip("\n")), style="italic")
+    for line in lines:
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+        out.print("  ".join(padded).rstrip())
+
+
+def shown(value: Any, digits: int = 4) -> str:
+    """Return a value as a table shows it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        is_small = 0 < abs(value) < 10 ** (1 - digits)
+        return f"{value:.{digits - 1}g}" if is_small else f"{value:.{digits}f}"
+    return str(value)
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for what is no character on a terminal: control codes, and bytes that are no text."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
+    )
 
 
 def write_json(path: Path | None, content: Any) -> None:
     """Write a result as JSON, as a whole or not at all; nothing where no path was given."""
     if path is not None:
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_result(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Return 2 for bad input, 1 for a run that failed, None for a fault of the program."""
+    if isinstance(error, MemoryError | FloatingPointError):  # the second: a diverged training
+        return 1
+    if isinstance(error, OSError):
+        return 1 if error.errno in _DISK_ERRORS else 2
+    if isinstance(error, ValueError | TypeError):
+        return 2
+    if isinstance(error, RuntimeError):
+        from msf_kernels import BackendUnavailableError
+
+        if isinstance(error, BackendUnavailableError):
+            return 2
+        if any(words in str(error) for words in _NO_MEMORY):
+            return 1
+    return None
+
+
+def _reader_is_gone(stream: TextIO) -> Interrupted:
+    """Return what a broken pipe is here, and send what is still to come into it nowhere."""
+    with suppress(OSError, ValueError):  # a stream that is no file, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return Interrupted(_SIGPIPE)
+
+
+def _stop(error: BaseException, code: int) -> NoReturn:
+    notes = getattr(error, "__notes__", [])
+    if code != 128 + _SIGPIPE or notes:  # a command whose reader went away is silent, as others are
+        text = "; ".join([str(error) or type(error).__name__, *notes])
+        with suppress(OSError):  # nobody is left to read it
+            print("msf:", " ".join(line.strip() for line in text.splitlines()), file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from msf.cli import console, flags
-from msf.cli.checkpoints import load_flow
+from msf.cli.checkpoints import files_of, load_flow
+from msf.cli.targets import check_apart
 
 
 @flags.grouped
@@ -32,7 +33,8 @@ def evaluate(
 
     network = load_flow(checkpoint, run.device)
     data = load_dataset(dataset or network.config.data.dataset, data_root)
-    with console.progress_bar(f"classifying {data.name} {split}") as advance:
+    check_apart({"--json": run.json_file}, [*files_of(checkpoint), *([data.path] if data.path else [])])
+    with console.progress_bar(f"classifying {data.name} {split}", lines=True) as advance:
         metrics: dict[str, Any] = measure(network, data, split, seed=run.seed, progress=advance, **fields)
     console.print_figures(
         f"{data.name}, {split}", {name: metrics[name] for name in (*HEADLINES, "readout", "nfe", "samples_per_second")}

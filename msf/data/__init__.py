@@ -4,12 +4,15 @@ from msf.data.batches import epoch_batches, epoch_order, seeded_generator
 from msf.data.dataset import ImageDataset, Split, known_datasets, load_dataset
 from msf.data.images import apply_flips, draw_flips, prepare_images, resize_images
 from msf.data.phantoms import make_phantoms, phantom_bayes_accuracy
-from msf.data.pictures import LoadedPictures, find_images, load_pictures, read_image
+from msf.data.picture_files import FoundImages, find_images, search_images
+from msf.data.pictures import MAX_PIXELS, LoadedPictures, load_pictures, read_image
 from msf.data.table import MEDMNIST, DatasetInfo
 
 __all__ = [
+    "MAX_PIXELS",
     "MEDMNIST",
     "DatasetInfo",
+    "FoundImages",
     "ImageDataset",
     "LoadedPictures",
     "Split",
@@ -26,5 +29,6 @@ __all__ = [
     "prepare_images",
     "read_image",
     "resize_images",
+    "search_images",
     "seeded_generator",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -13,10 +16,21 @@ from torch import Tensor
 
 from msf.config import FitName
 from msf.data.images import prepare_images
+from msf.files.damage import first_line
 from msf_kernels.shapes import ImageBatch
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 2**26
+"""Pixels of the largest picture that is decoded unless told otherwise: 67 million, a square of 8192."""
+
 _GREY_MODES = ("1", "L")
+_JPEG_REDUCTIONS = (2, 4, 8)
+_RUNS_A_PROGRAM = ("EPS",)
+# Formats whose 32-bit whole numbers are 16 bits by definition; in a TIFF they have any range.
+_SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
+_BITS_TAG, _FORMAT_TAG = 258, 339  # BitsPerSample and SampleFormat of TIFF
+_UNSIGNED = 1
+_MEDICAL = "DICOM and NIfTI files are not read: convert them to PNG with the window that the reader needs"
+_pillow_limit = threading.Lock()
 
 
 class LoadedPictures(NamedTuple):
@@ -33,54 +47,43 @@ class LoadedPictures(NamedTuple):
     failures: dict[int, str]
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the picture files among files and folders, folders searched one level deep, in the order of their names.
-
-    Raises:
-        FileNotFoundError: A path that does not exist, or a folder without pictures.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise FileNotFoundError(f"folder {str(path)!r} holds no pictures ({', '.join(SUFFIXES)})")
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"picture {str(path)!r} does not exist")
-    return files
-
-
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read one picture, upright, at its own size and depth.
 
     Grey (1, 8 or 16 bit) stays grey; palettes and other colour spaces become RGB; transparent parts become black; the
-    orientation that a camera noted is applied. Sixteen bits of a grey picture are all kept, and 65535 is white.
+    orientation that a camera noted is applied. Sixteen bits of a grey picture are all kept, and 65535 is white; a TIFF
+    that declares 9 to 15 bits uses its own range.
 
     Args:
         path: A file in any format that Pillow reads.
+        max_pixels: Pixels that may be decoded. A larger JPEG is decoded at a half, a quarter or an eighth of its sides,
+            which its format allows at the cost of the smaller picture; any other is refused before it is decoded. A
+            colour picture of the default size needs about 1.2 GB on its way to the network.
 
     Returns:
         uint8, or uint16 for deep grey pictures; [H, W, 1] or [H, W, 3].
 
     Raises:
-        ValueError: Not a picture, damaged, several pictures in one, or floating-point values, whose range is unknown.
-            The text names the file.
+        ValueError: Not a picture, damaged, too large, several pictures in one, or values whose range is unknown:
+            floating point, 32-bit or signed whole numbers. The text names the file.
     """
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels must be >= 1; got {max_pixels}")
     try:
-        with Image.open(path) as opened:
+        with _opened(path) as opened:
             n_pictures = getattr(opened, "n_frames", 1)
             if n_pictures > 1 and opened.format != "MPO":  # a camera's second picture is a preview
                 raise ValueError(f"{n_pictures} pictures in one file")
-            pixels = _pixels(ImageOps.exif_transpose(opened))
+            _reduce_to(opened, max_pixels)
+            pixels = _pixels(ImageOps.exif_transpose(opened), _declared_bits(opened))
     except Exception as error:  # every format's decoder raises what it likes
-        raise ValueError(f"{str(path)!r} must be an intact picture; got: {error}") from error
+        raise ValueError(f"{str(path)!r} must be an intact picture; got: {_reason(path, error)}") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1))
 
 
-def load_pictures(paths: Sequence[Path], size: int, channels: int, *, fit: FitName = "stretch") -> LoadedPictures:
+def load_pictures(
+    paths: Sequence[Path], size: int, channels: int, *, fit: FitName = "stretch", max_pixels: int = MAX_PIXELS
+) -> LoadedPictures:
     """Read files and prepare what could be read; a broken file does not cost the others.
 
     Args:
@@ -89,18 +92,21 @@ def load_pictures(paths: Sequence[Path], size: int, channels: int, *, fit: FitNa
         channels: Channels of the result, 1 or 3; colour becomes luminance where 1 are wanted.
         fit: What becomes of a picture that is not square. `stretch`: it is resized to a square, its sides each by its
             own factor. `crop`: its largest central square is kept, as MedMNIST did with its wide pictures.
+        max_pixels: As for `read_image`.
 
     Raises:
-        ValueError: An unknown `fit`, or a size or number of channels out of range.
+        ValueError: An unknown `fit`, or a size, a number of channels or of pixels out of range.
     """
     if fit not in get_args(FitName):
         raise ValueError(f"fit must be one of {', '.join(get_args(FitName))}; got {fit!r}")
     if size < 1 or channels not in (1, 3):
         raise ValueError(f"size must be >= 1 and channels 1 or 3; got {size} and {channels}")
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels must be >= 1; got {max_pixels}")
     prepared, rows, failures = [torch.empty(0, channels, size, size)], [], {}
     for row, path in enumerate(paths):
         try:
-            image = read_image(path)
+            image = read_image(path, max_pixels=max_pixels)
         except ValueError as error:
             failures[row] = str(error)
             continue
@@ -111,12 +117,71 @@ def load_pictures(paths: Sequence[Path], size: int, channels: int, *, fit: FitNa
     return LoadedPictures(torch.cat(prepared), rows, failures)
 
 
-def _pixels(image: Image.Image) -> np.ndarray[Any, Any]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture without Pillow's own limit, which is another number for every version; ours comes next."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            opened = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with opened:
+        if opened.format in _RUNS_A_PROGRAM:
+            raise ValueError(f"{opened.format}, which another program would have to draw: save it as PNG")
+        yield opened
+
+
+def _reduce_to(image: Image.Image, max_pixels: int) -> None:
+    """See to it that no more pixels are decoded, or refuse."""
+    width, height = image.size
+    if width * height <= max_pixels:
+        return
+    # A progressive JPEG holds all its coefficients in memory, at whatever size it is decoded.
+    if image.format == "JPEG" and not image.info.get("progressive"):
+        for reduction in _JPEG_REDUCTIONS:
+            reduced = math.ceil(width / reduction), math.ceil(height / reduction)
+            if reduced[0] * reduced[1] <= max_pixels:
+                image.draft(None, reduced)
+                if image.width * image.height <= max_pixels:
+                    return
+    raise ValueError(
+        f"{width} x {height} pixels, more than max_pixels = {max_pixels}: make it smaller, or allow more (--max-pixels)"
+    )
+
+
+def _declared_bits(image: Image.Image) -> int | None:
+    """Return the bits of whole numbers without a sign, at most 16; None where their range is unknown."""
+    if not image.mode.startswith("I"):
+        return 8
+    if image.format != "TIFF":
+        return 16 if image.format in _SIXTEEN_BITS or image.mode.startswith("I;16") else None
+    tags = getattr(image, "tag_v2", {})
+    bits = int(tags.get(_BITS_TAG, (1,))[0])
+    return bits if bits <= 16 and tags.get(_FORMAT_TAG, (_UNSIGNED,))[0] == _UNSIGNED else None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    is_medical = ".dcm" in suffixes[-1:] or suffixes[-1:] == [".nii"] or suffixes == [".nii", ".gz"]
+    if not is_medical and path.is_file():
+        with path.open("rb") as file:
+            is_medical = file.read(132)[128:] == b"DICM"
+    return _MEDICAL if is_medical else first_line(error)
+
+
+def _pixels(image: Image.Image, bits: int | None) -> np.ndarray[Any, Any]:
     if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"whole numbers from {values.min()} to {values.max()} where 16 bits hold 0 to 65535")
-        return values.astype(np.uint16)
+        values: np.ndarray[Any, Any] = np.asarray(image)
+        if bits is None or values.min() < 0 or values.max() >= 2**bits:
+            raise ValueError(
+                f"whole numbers (here from {values.min()} to {values.max()}) with a sign or more than 16 bits, whose "
+                "range is unknown; save it with 8 or 16 bits and without a sign"
+            )
+        if bits == 16:
+            return values.astype(np.uint16)
+        spread: np.ndarray[Any, Any] = np.rint(values * (65535 / (2**bits - 1)))
+        return spread.astype(np.uint16)
     if image.mode == "F":
         raise ValueError("floating-point values, whose range is unknown; save it with 8 or 16 bits")
     if image.has_transparency_data:

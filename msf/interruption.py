@@ -1,0 +1,119 @@
+"""Signals that ask a process to end: an exception where it may arrive, put off where it would do harm."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# A signal is often sent twice, to a process and to its group; the second must not disturb what the first started.
+REPEAT_SECONDS = 2.0
+
+
+class Interrupted(BaseException):
+    """The process was asked to end. Not an `Exception`, so that nothing takes it for an error and goes on.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal's number."""
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """The code that shells give to a process which this signal ended."""
+        return 128 + self.number
+
+
+class _Request:
+    """What has arrived. Signals are the process's, so there is one."""
+
+    number: int | None = None
+    arrived: float = 0.0
+    n_undisturbed: int = 0
+
+
+_request = _Request()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Interrupted` in the main thread when SIGINT, SIGTERM or SIGHUP arrives, until the block ends.
+
+    Signals that the process ignores stay ignored (`nohup`, background jobs). Handlers are put back afterwards. In
+    another thread than the main one, which alone may set handlers, the block runs as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    caught = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
+    _request.number = None
+    try:
+        for number in caught:
+            signal.signal(number, _handle)
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, previous[number])
+        _request.number = None
+
+
+@contextmanager
+def undisturbed(*, is_last: bool = False) -> Iterator[None]:
+    """Put an interruption off until the end of the block. Without `interruptible` this does nothing.
+
+    Args:
+        is_last: The block belongs to the ending itself, such as a last save: it also runs after an interruption, and
+            none is raised at its end.
+
+    Raises:
+        Interrupted: A signal has arrived during the block; or before it, and its exception got lost, as one in a
+            destructor does.
+    """
+    if not is_last:
+        _raise_if_requested()
+    _request.n_undisturbed += 1
+    try:
+        yield
+    finally:
+        _request.n_undisturbed -= 1
+    if not is_last:
+        _raise_if_requested()
+
+
+@contextmanager
+def disturbed() -> Iterator[None]:
+    """Let interruptions through again, inside `undisturbed`."""
+    held, _request.n_undisturbed = _request.n_undisturbed, 0
+    try:
+        _raise_if_requested()
+        yield
+    finally:
+        _request.n_undisturbed = held
+
+
+def requested() -> int | None:
+    """Return the number of the signal that has arrived, None where none has."""
+    return _request.number
+
+
+def _raise_if_requested() -> None:
+    if _request.number is not None and not _request.n_undisturbed:
+        raise Interrupted(_request.number)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if _request.number is None:
+        _request.number, _request.arrived = number, now
+    elif now - _request.arrived < REPEAT_SECONDS:
+        return
+    _raise_if_requested()
