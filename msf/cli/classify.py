@@ -66,7 +66,9 @@ class Reading:
 def classify(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them, searched at every depth."),
+        typer.Argument(
+            metavar="IMAGE...", readable=False, help="Picture files, or folders of them, searched at every depth."
+        ),
     ],
     *,
     checkpoint: flags.Checkpoint = None,

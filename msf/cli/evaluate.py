@@ -32,7 +32,7 @@ def evaluate(
     from msf.judge.metrics import HEADLINES
 
     network = load_flow(checkpoint, run.device)
-    data = load_dataset(dataset or network.config.data.dataset, data_root)
+    data = load_dataset(network.config.data.dataset if dataset is None else dataset, data_root)
     check_apart({"--json": run.json_file}, [*files_of(checkpoint), *([data.path] if data.path else [])])
     with console.progress_bar(f"classifying {data.name} {split}", lines=True) as advance:
         metrics: dict[str, Any] = measure(network, data, split, seed=run.seed, progress=advance, **fields)

@@ -12,6 +12,7 @@ from msf.cli import console, flags
 from msf.cli.checkpoints import files_of, load_flow
 from msf.cli.generated_folder import GRID_FILE, GeneratedFolder
 from msf.cli.targets import check_apart, check_folder
+from msf.interruption import Interrupted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,8 +60,8 @@ def generate(
     """
     import torch
 
+    from msf import report
     from msf.config import settings_for
-    from msf.report import class_grid, write_figure, write_pictures
 
     network = load_flow(checkpoint, run.device)
     names = network.task.class_names or tuple(str(label) for label in range(network.task.n_classes))
@@ -71,14 +72,19 @@ def generate(
     folder = GeneratedFolder(out, labels, wanted.n)
     check_apart({"--json": run.json_file}, [*folder.files, folder.run_file, folder.grid, *files_of(checkpoint)])
     folder.claim({"seed": run.seed, "size": pixels, **settings.to_dict()}, network.network.state_dict())
-    with console.progress_bar("generating", lines=True) as advance:
-        pictures = network.generate(
-            torch.tensor(labels).repeat_interleave(wanted.n), settings, seed=run.seed, progress=advance
-        ).cpu()
-    _require_finite(pictures, labels, names, wanted.n)
-    files = write_pictures(pictures, folder.files)
-    rows = {names[label]: pictures[i * wanted.n : (i + 1) * wanted.n] for i, label in enumerate(labels)}
-    write_figure(folder.grid, class_grid(rows))
+    try:
+        with console.progress_bar("generating", lines=True) as advance:
+            pictures = network.generate(
+                torch.tensor(labels).repeat_interleave(wanted.n), settings, seed=run.seed, progress=advance
+            ).cpu()
+        _require_finite(pictures, labels, names, wanted.n)
+        files = report.write_pictures(pictures, folder.files)
+        rows = {names[label]: pictures[i * wanted.n : (i + 1) * wanted.n] for i, label in enumerate(labels)}
+        report.write_figure(folder.grid, report.class_grid(rows))
+    except (Interrupted, KeyboardInterrupt, OSError) as error:
+        error.add_note(f"{folder.n_written} of {len(folder.files)} pictures are in {str(out)!r}")
+        error.add_note("the same command makes the others too")
+        raise
     console.out.print(f"{len(files)} pictures in {console.printable(str(out))}, an overview in {GRID_FILE} there")
     listed = [(file, labels[i // wanted.n]) for i, file in enumerate(files)]
     console.write_json(

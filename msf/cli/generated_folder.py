@@ -38,6 +38,11 @@ class GeneratedFolder:
         self.grid = folder / GRID_FILE
         self.run_file = folder / RUN_FILE
 
+    @property
+    def n_written(self) -> int:
+        """Number of the pictures that are there."""
+        return sum(file.exists() for file in self.files)
+
     def claim(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Note what the pictures are made with, or find that the folder's are made with the same.
 

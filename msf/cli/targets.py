@@ -80,7 +80,9 @@ def check_apart(targets: Mapping[str, Path | None], inputs: Iterable[Path]) -> N
     for path in inputs:
         place = os.path.realpath(path)
         if place in places:
-            raise ValueError(f"{places[place]} must not be a file that the command reads or writes otherwise; got {str(path)!r}")
+            raise ValueError(
+                f"{places[place]} must not be a file that the command reads or writes otherwise; got {str(path)!r}"
+            )
 
 
 def write_result(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from msf.data.archive import SPLITS, read_archive
 from msf.data.download import download_medmnist
 from msf.data.phantoms import PHANTOM_CLASSES, make_phantoms
-from msf.data.table import MEDMNIST, MEDMNIST_SIZES, DatasetInfo, split_size
+from msf.data.table import MEDMNIST, MEDMNIST_SIZES, NOT_TAKEN, DatasetInfo, split_size
 from msf_kernels.shapes import Labels
 
 DATA_ENV = "MSF_DATA"
@@ -121,11 +121,15 @@ def load_dataset(
 
     Raises:
         TypeError: Arrays of another type than pictures and labels have.
-        ValueError: Unknown name (the text lists the known ones), an archive that is missing, unreadable or not in that
+        ValueError: Unknown name (the text lists the known ones), or one of MedMNIST's with several labels per picture
+            or with volumes; an archive that is missing, unreadable or not in that
             layout, labels outside the classes, or a download that failed.
     """
     text = os.fspath(name_or_path)
     is_path = text.endswith(".npz") or os.sep in text
+    reason = None if is_path else NOT_TAKEN.get(split_size(text)[0].lower())
+    if reason is not None:
+        raise ValueError(f"data set {text!r} cannot be taken: {reason}")
     if size is not None:
         if is_path or text == PHANTOMS or split_size(text)[0] != text:
             raise ValueError(f"size goes with a plain name such as 'bloodmnist'; got size={size} with {text!r}")
