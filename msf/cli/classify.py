@@ -109,8 +109,10 @@ def classify(
     if not rows.n_classified:
         rows.tell_none()
     rows.refer(referral.refer)
-    rows.show()
-    rows.write(csv_file, run.json_file)
+    try:
+        rows.write(csv_file, run.json_file)
+    finally:
+        rows.show()
     if not rows.tell_failures():
         raise typer.Exit(1)
 

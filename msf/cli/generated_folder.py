@@ -53,7 +53,7 @@ class GeneratedFolder:
         there = _read(self.run_file)
         self.folder.mkdir(parents=True, exist_ok=True)
         found = sum(_PICTURE.fullmatch(name) is not None for name in os.listdir(self.folder))
-        if (found or there is not None) and there != run:
+        if found and there != run:  # a note without pictures is of a run that made none
             old = there or {}
             different = [name for name in run if old.get(name) != run[name]] if there else []
             why = f" (another {', '.join(different)})" if different else ""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 SHOWN = 30  # rows printed; files hold all
 FAILURES_SHOWN = 20
-_SUM_SLACK = 1e-3
 
 
 class PictureRows:
@@ -61,11 +60,11 @@ class PictureRows:
             numbers: Which files they are.
             class_names: Names of the classes.
         """
-        distance, probability = prediction.class_distance, prediction.probability
-        is_sound = distance.isfinite().all(1) & ((probability.sum(1) - 1).abs() <= _SUM_SLACK)
+        from msf.judge.metrics import is_sound
+
         scores = prediction.scores()[self._score].tolist()
         for number, row, score, sound in zip(
-            numbers, prediction.to_rows(class_names), scores, is_sound.tolist(), strict=True
+            numbers, prediction.to_rows(class_names), scores, is_sound(prediction).tolist(), strict=True
         ):
             if sound:
                 self._rows[number] = {"file": str(self.files[number]), "error": None, **row, "index": number}

@@ -15,6 +15,7 @@ from msf.judge.uncertainty import Prediction
 NLL_PROBABILITY_FLOOR = 1e-6
 N_CALIBRATION_BINS = 15
 MAX_CURVE_POINTS = 200
+_SUM_SLACK = 1e-3
 PUBLISHED_SCORE = "nearest_distance"
 HEADLINES = (
     "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "auc_macro_ovr_of_probability",
@@ -53,11 +54,11 @@ def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: S
     Raises:
         TypeError: Labels that are not int64.
         ValueError: Labels of another shape than [N] or outside the classes; no pictures; a wrong number of names;
-            distances or probabilities that are not finite (the first such picture is named).
+            distances that are not finite or probabilities that do not sum to one (the first such picture is named).
     """
     n_classes = prediction.probability.shape[1]
     _check_labels(labels, len(prediction), n_classes)
-    _require_finite(prediction)
+    _require_sound(prediction)
     if len(class_names) not in (0, n_classes):
         raise ValueError(f"class_names must be empty or one per class ({n_classes}); got {len(class_names)}")
     labels = labels.cpu()
@@ -164,12 +165,19 @@ def _calibration_error(probability: Tensor, labels: Tensor) -> float:
     )
 
 
-def _require_finite(prediction: Prediction) -> None:
-    is_broken = ~(prediction.class_distance.isfinite().all(1) & prediction.probability.isfinite().all(1))
+def is_sound(prediction: Prediction) -> Tensor:
+    """Return which pictures have finite distances, and probabilities that are some: bool [N]."""
+    is_distribution = (prediction.probability.sum(1) - 1).abs() <= _SUM_SLACK
+    return prediction.class_distance.isfinite().all(1) & is_distribution
+
+
+def _require_sound(prediction: Prediction) -> None:
+    is_broken = ~is_sound(prediction)
     if is_broken.any():
         raise ValueError(
-            f"distances and probabilities must be finite; they are not for {int(is_broken.sum())} of {len(prediction)} "
-            f"pictures, the first of which is number {int(is_broken.nonzero()[0])}"
+            "distances must be finite and probabilities must sum to one; this fails for "
+            f"{int(is_broken.sum())} of {len(prediction)} pictures, the first of which is number "
+            f"{int(is_broken.nonzero()[0])}"
         )
 
 

@@ -158,3 +158,9 @@ def test_nothing_is_left_in_the_folder_where_the_answer_is_not_a_number(run, tmp
     assert code == 2
     assert "1 of 4 pictures, first for number 0 of class 1" in err
     assert list((tmp_path / "generated").glob("*.png")) == []
+
+
+def test_a_run_that_made_no_picture_does_not_hold_the_folder(run, tmp_path):
+    assert run("--labels", "0", "--n", 1, "--seed", 2**63)[0] == 2
+    assert run("--labels", "0", "--n", 1)[0] == 0
+    assert len(list((tmp_path / "generated").glob("*.png"))) == 1

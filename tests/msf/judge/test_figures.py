@@ -54,10 +54,16 @@ def test_votes_that_are_no_probabilities_are_said_so(options, word):
 
 
 @pytest.mark.parametrize("field", ["class_distance", "probability"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_figures_of_what_is_not_finite_are_refused(field, value):
     values = getattr(prediction(), field).clone()
     values[[7, 9], 1] = value
     broken = dataclasses.replace(prediction(), **{field: values})
-    with pytest.raises(ValueError, match="must be finite; they are not for 2 of 40 pictures, .* number 7"):
+    with pytest.raises(ValueError, match="must be finite .* fails for 2 of 40 pictures, .* number 7"):
+        prediction_metrics(broken, labels(3))
+
+
+def test_figures_of_what_is_no_distribution_are_refused():
+    broken = dataclasses.replace(prediction(), probability=torch.zeros(40, 3))
+    with pytest.raises(ValueError, match="sum to one; this fails for 40 of 40"):
         prediction_metrics(broken, labels(3))
