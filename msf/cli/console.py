@@ -52,8 +52,8 @@ def errors_as_one_line() -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        _stop(Interrupted(signal.SIGINT), 128 + signal.SIGINT)
+    except KeyboardInterrupt as error:
+        _stop(error, 128 + signal.SIGINT)
     except Interrupted as error:
         _stop(error, error.exit_code)
     except BrokenPipeError:
@@ -61,7 +61,10 @@ def errors_as_one_line() -> Iterator[None]:
     except Exception as error:
         number = requested()
         if number is not None:  # its exception turned into another one, as in an import
-            _stop(Interrupted(number), 128 + number)
+            interruption = Interrupted(number)
+            for note in getattr(error, "__notes__", []):
+                interruption.add_note(note)
+            _stop(interruption, interruption.exit_code)
         code = _exit_code(error)
         if code is None:
             raise
@@ -77,13 +80,15 @@ def resumable(command: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (Interrupted, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
-        if isinstance(error, Interrupted | KeyboardInterrupt) or _exit_code(error) == 1:
+    except BaseException as error:
+        is_signal = isinstance(error, Interrupted | KeyboardInterrupt) or requested() is not None
+        has_failed = isinstance(error, OSError | MemoryError | RuntimeError) and _exit_code(error) == 1
+        if is_signal or has_failed:
+            if not getattr(error, "__notes__", None):
+                error.add_note("the training had not begun; what was saved before stays")
             arguments = ["msf", *sys.argv[1:]]
             if command is None and "--resume" not in arguments:
                 arguments.append("--resume")
-            if not getattr(error, "__notes__", None):
-                error.add_note("the training had not begun; what was saved before stays")
             error.add_note(f"go on with: {command or shlex.join(arguments)}")
         raise
 
@@ -99,10 +104,10 @@ def progress_bar(description: str, *, lines: bool = False) -> Iterator[Advance]:
     Yields:
         `advance(done, total, note="", *, stage=description, is_milestone=False)`.
     """
-    if sys.stderr.isatty() and not err.is_dumb_terminal:
+    if sys.stderr is not None and sys.stderr.isatty() and not err.is_dumb_terminal:
         with _bar(description) as advance:
             yield advance
-    elif lines:
+    elif lines and sys.stderr is not None:  # None where it is closed (2>&-)
         with _Lines(description) as shown:
             yield shown.advance
     else:
@@ -248,7 +253,8 @@ def _reader_is_gone(stream: TextIO) -> Interrupted:
 def _stop(error: BaseException, code: int) -> NoReturn:
     notes = getattr(error, "__notes__", [])
     if code != 128 + _SIGPIPE or notes:  # a command whose reader went away is silent, as others are
-        text = "; ".join([str(error) or type(error).__name__, *notes])
+        what = "interrupted by SIGINT" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        text = "; ".join([what, *notes])
         with suppress(OSError):  # nobody is left to read it
             print("msf:", " ".join(line.strip() for line in text.splitlines()), file=sys.stderr, flush=True)
     sys.exit(code)

@@ -16,8 +16,8 @@ from PIL import Image
 FIGURE_MARK = "MedSymmFlow figure"
 """What the PNG field `Software` of a drawn figure says, so that a figure is not taken for a picture."""
 
-# Pillow knows them by name and does not decode them, or only with another program.
-_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+# Pillow knows them by name and does not decode them, or only with another program; or the reader refuses them.
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "ICNS", "ICO", "MPEG", "WMF")
 _MEDICAL = (".dcm", ".dicom", ".ima", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
 _HEAD_BYTES = 1024
 _FIGURE = b"tEXtSoftware\0" + FIGURE_MARK.encode()

@@ -24,7 +24,8 @@ MAX_PIXELS = 2**26
 
 _GREY_MODES = ("1", "L")
 _JPEG_REDUCTIONS = (2, 4, 8)
-_RUNS_A_PROGRAM = ("EPS",)
+# EPS runs another program to be drawn; icons are decoded when they are opened, at another size than they claim.
+_REFUSED_FORMATS = {"EPS": (".eps", ".ps"), "ICNS": (".icns",), "ICO": (".ico",)}
 # Formats whose 32-bit whole numbers are 16 bits by definition; in a TIFF they have any range.
 _SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
 _BITS_TAG, _FORMAT_TAG = 258, 339  # BitsPerSample and SampleFormat of TIFF
@@ -71,10 +72,10 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise ValueError(f"max_pixels must be >= 1; got {max_pixels}")
     try:
         with _opened(path) as opened:
+            _reduce_to(opened, max_pixels)
             n_pictures = getattr(opened, "n_frames", 1)
             if n_pictures > 1 and opened.format != "MPO":  # a camera's second picture is a preview
                 raise ValueError(f"{n_pictures} pictures in one file")
-            _reduce_to(opened, max_pixels)
             pixels = _pixels(ImageOps.exif_transpose(opened), _declared_bits(opened))
     except Exception as error:  # every format's decoder raises what it likes
         raise ValueError(f"{str(path)!r} must be an intact picture; got: {_reason(path, error)}") from error
@@ -120,15 +121,16 @@ def load_pictures(
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture without Pillow's own limit, which is another number for every version; ours comes next."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("no file")
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            opened = Image.open(path)
+            Image.init()
+            opened = Image.open(path, formats=[name for name in Image.ID if name not in _REFUSED_FORMATS])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with opened:
-        if opened.format in _RUNS_A_PROGRAM:
-            raise ValueError(f"{opened.format}, which another program would have to draw: save it as PNG")
         yield opened
 
 
@@ -138,7 +140,7 @@ def _reduce_to(image: Image.Image, max_pixels: int) -> None:
     if width * height <= max_pixels:
         return
     # A progressive JPEG holds all its coefficients in memory, at whatever size it is decoded.
-    if image.format == "JPEG" and not image.info.get("progressive"):
+    if image.format in ("JPEG", "MPO") and not image.info.get("progressive"):
         for reduction in _JPEG_REDUCTIONS:
             reduced = math.ceil(width / reduction), math.ceil(height / reduction)
             if reduced[0] * reduced[1] <= max_pixels:
@@ -162,11 +164,14 @@ def _declared_bits(image: Image.Image) -> int | None:
 
 
 def _reason(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return first_line(error)
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    is_medical = ".dcm" in suffixes[-1:] or suffixes[-1:] == [".nii"] or suffixes == [".nii", ".gz"]
-    if not is_medical and path.is_file():
-        with path.open("rb") as file:
-            is_medical = file.read(132)[128:] == b"DICM"
+    if any(suffixes[-1:] == [suffix] for refused in _REFUSED_FORMATS.values() for suffix in refused):
+        return "EPS files and icons are not read: save them as PNG"
+    is_medical = suffixes[-1:] in ([".dcm"], [".nii"]) or suffixes == [".nii", ".gz"]
+    with path.open("rb") as file:
+        is_medical = is_medical or file.read(132)[128:] == b"DICM"
     return _MEDICAL if is_medical else first_line(error)
 
 

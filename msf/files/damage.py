@@ -30,6 +30,10 @@ DAMAGE: tuple[type[Exception], ...] = (
 )
 
 
+_LONGEST = 300  # characters: some errors quote the file
+
+
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or the name of its class where it has none."""
-    return str(error).strip().partition("\n")[0].strip() or type(error).__name__
+    """Return the first line of an error's text, shortened, or the name of its class where it has none."""
+    line = str(error).strip().partition("\n")[0].strip()
+    return (line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...") or type(error).__name__

@@ -293,10 +293,10 @@ def test_a_picture_that_may_not_be_read_costs_only_its_own_row(run, tmp_path, mo
     files = [picture(tmp_path / f"{n}.png", n) for n in range(2)]
     opened, access = Image.open, os.access
 
-    def open_other(path, *arguments):
+    def open_other(path, **options):
         if str(path).endswith("0.png"):
             raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *arguments)
+        return opened(path, **options)
 
     monkeypatch.setattr(Image, "open", open_other)
     monkeypatch.setattr(os, "access", lambda path, mode, **_: not str(path).endswith("0.png") and access(path, mode))
