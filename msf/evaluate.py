@@ -14,6 +14,8 @@ from msf.data import ImageDataset
 from msf.judge.metrics import prediction_metrics
 from msf.medsymmflow import MedSymmFlow
 
+_N_LISTED = 4
+
 
 def evaluate(
     model: MedSymmFlow,
@@ -39,7 +41,8 @@ def evaluate(
         **fields: Single fields of `msf.config.ClassifySettings` in place of those of `settings`.
 
     Returns:
-        What `msf.judge.metrics.prediction_metrics` returns, and `dataset`, `split`, the settings that a checkpoint
+        What `msf.judge.metrics.prediction_metrics` returns (with a warning where the data name their classes otherwise
+        than the model), and `dataset`, `split`, the settings that a checkpoint
         stores (`n_samples`, `n_steps`, `method`, `flow`, `decision`, `readout`, `antithetic`), `mean_n_samples` (less
         with `stop`), `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the classification.
 
@@ -57,10 +60,12 @@ def evaluate(
     prediction = model.classify(part.images, chosen, seed=seed, latents=latents, progress=progress)
     seconds = time.perf_counter() - started
     n_drawn = float(torch.as_tensor(prediction.n_samples).double().mean())
+    metrics = prediction_metrics(prediction, part.labels, class_names=dataset.class_names)
     return {
         "dataset": dataset.name,
         "split": split,
-        **prediction_metrics(prediction, part.labels, class_names=dataset.class_names),
+        **metrics,
+        "warnings": _name_warnings(model.task.class_names, dataset) + metrics["warnings"],
         **chosen.to_dict(),
         "seed": seed,
         "mean_n_samples": n_drawn,
@@ -69,3 +74,20 @@ def evaluate(
         "seconds": seconds,
         "samples_per_second": n_drawn * len(part) / seconds,
     }
+
+
+def _name_warnings(names: tuple[str, ...], dataset: ImageDataset) -> list[str]:
+    """Say where numbers of classes may mean something else to the model than to the data."""
+    mine, theirs = ([" ".join(name.split()).casefold() for name in given] for given in (names, dataset.class_names))
+    if not names or mine == theirs:
+        return []
+    if sorted(mine) == sorted(theirs):
+        what = "the same names in another order, so that equal numbers mean different classes"
+    elif theirs == [str(number) for number in range(len(theirs))]:
+        what = "only numbers, which are taken for the model's"
+    else:
+        what = "other names; classes are compared by their numbers"
+    pairs = [f"{number}: {a} / {b}" for number, (a, b) in enumerate(zip(names, dataset.class_names, strict=True))]
+    different = [pair for pair, a, b in zip(pairs, mine, theirs, strict=True) if a != b]
+    listed = "; ".join(different[:_N_LISTED]) + ("; ..." if len(different) > _N_LISTED else "")
+    return [f"the classes of {dataset.name} have {what} (model / data: {listed})"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any, TextIO, cast
+
 import typer
 
 from msf.cli import classify, console, demo, evaluate, generate, import_official, info, train, train_autoencoder
@@ -26,5 +29,31 @@ app.command("info")(info.info)
 
 def main() -> None:
     """Run a command; whatever ends it early is told in one line, with an exit code of its kind."""
+    for stream in (sys.stdout, sys.stderr):
+        _write_anything(stream)
     with interruptible(), console.errors_as_one_line():
-        app()
+        sys.exit(_run() or 0)
+
+
+def _run() -> int | None:
+    """Run the command that was asked for; a mistake in its flags becomes an error like any other."""
+    try:
+        code: int | None = app(prog_name="msf", standalone_mode=False)
+    except Exception as error:
+        # Typer's own class or Click's, by the version of Typer; both tell themselves in this way.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            cast(Any, error).show()
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        command = "msf" if context is None else context.command_path
+        raise ValueError(f"{error.format_message().rstrip('.')} (see '{command} --help')") from error
+    return code
+
+
+def _write_anything(stream: TextIO) -> None:
+    """Let names that the stream's encoding does not have be written with escapes, instead of losing what follows."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from msf.medsymmflow import MedSymmFlow
 
 RUNS = Path("runs")
+_CHECKPOINT_FILES = ("config.json", "model.safetensors", "training_state.pt", "history.json")
 
 
 def load_flow(checkpoint: str | None, device: str | None) -> MedSymmFlow:
@@ -33,5 +34,10 @@ def load_flow(checkpoint: str | None, device: str | None) -> MedSymmFlow:
                 "train one with 'msf train', or name one with --checkpoint"
             )
         checkpoint = str(found[-1].parent)
-        console.err.print(f"using the newest checkpoint, {checkpoint}")
+        console.err.print(f"using the newest checkpoint, {console.printable(checkpoint)}")
     return MedSymmFlow.from_pretrained(checkpoint).to(chosen)
+
+
+def files_of(checkpoint: str | None) -> list[Path]:
+    """Return the files of a checkpoint, there or to come, which no result may replace."""
+    return [Path(checkpoint) / name for name in _CHECKPOINT_FILES] if checkpoint else []

@@ -2,105 +2,188 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from msf.cli import console, flags
-from msf.cli.checkpoints import load_flow
+from msf.cli.checkpoints import files_of, load_flow
+from msf.cli.picture_rows import PictureRows
+from msf.cli.targets import check_apart
 from msf.config import FitName
 
-SHOWN = 30  # rows printed; files hold all
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from msf.medsymmflow import MedSymmFlow
+
+_FIRST_PART = 32  # pictures; parts grow while they take less than this many seconds, so that little is ever lost
+_PART_SECONDS = 10.0
 _PART_BYTES = 1 << 30  # prepared pictures that exist at once
 
 
-@flags.grouped
-def classify(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them.")],
-    *,
-    checkpoint: flags.Checkpoint = None,
+@dataclass(frozen=True)
+class Referral:
+    """Which pictures a person should look at."""
+
     refer: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the pictures, the most uncertain ones, to refer to a person.")
-    ] = 0.0,
-    score: Annotated[str, typer.Option(help="Uncertainty score that ranks them.")] = "nearest_distance",
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the pictures, the most uncertain ones, to refer to a person. Default: none is marked.",
+        ),
+    ] = None
+    score: Annotated[str, typer.Option(help="Uncertainty score that ranks them.")] = "nearest_distance"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How picture files are read."""
+
     fit: Annotated[
         FitName,
         typer.Option(
             help="What becomes of a picture that is not square: stretch it, or crop it to its central square."
         ),
-    ] = "stretch",
-    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write one row per picture.")] = None,
+    ] = "stretch"
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pixels of the largest picture that is decoded; a larger JPEG is read at a reduced size. Default: 67 "
+            "million.",
+        ),
+    ] = None
+
+
+@flags.grouped
+def classify(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", readable=False, help="Picture files, or folders of them, searched at every depth."
+        ),
+    ],
+    *,
+    checkpoint: flags.Checkpoint = None,
+    referral: Referral,
+    reading: Reading,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write one row per picture."),
+    ] = None,
     fields: flags.ClassifyFields,
     run: flags.Run,
 ) -> None:
     """Classify pictures, with probabilities, distances and uncertainty for each.
 
-    Pictures may have any size and mode. One that cannot be read is named, and the others are classified; the exit code
-    is then 1. Not for clinical use.
+    Pictures may have any size and mode. One that cannot be read or classified is named, and the others are classified;
+    the exit code is then 1. Not for clinical use.
     """
-    from msf.data import find_images, load_pictures
+    from msf.data import search_images
+    from msf.data.picture_files import described
     from msf.judge.uncertainty import UNCERTAINTY_SCORES
 
-    if score not in UNCERTAINTY_SCORES:
-        raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {score!r}")
-    files = find_images(images)
+    if referral.score not in UNCERTAINTY_SCORES:
+        raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {referral.score!r}")
+    found = search_images(images)
+    check_apart({"--csv": csv_file, "--json": run.json_file}, [*found.files, *files_of(checkpoint)])
+    rows = PictureRows(found.files, found.failures, score=referral.score)
+    if found.skipped:
+        console.err.print(f"skipped: {console.printable(described(found.skipped))}")
+    if not rows.unread:
+        rows.tell_none()
     network = load_flow(checkpoint, run.device)
-    channels, size = network.task.image_channels, network.config.data.image_size
-    rows: list[dict[str, Any]] = [{"file": str(file), "error": None} for file in files]
-    uncertainty: dict[int, float] = {}
-    per_part = max(1, _PART_BYTES // (4 * channels * size**2))
-    with console.progress_bar("classifying") as advance:
-        for first in range(0, len(files), per_part):
-            part = load_pictures(files[first : first + per_part], size, channels, fit=fit)
-            for row, reason in part.failures.items():
-                rows[first + row]["error"] = reason
-            if not part.rows:
-                continue
-            prediction = network.classify(part.images, seed=run.seed, progress=advance, **fields)
-            # One for all parts, so that no picture depends on how they were cut.
-            fields["micro_batch"] = prediction.micro_batch
-            described = prediction.to_rows(network.task.class_names)
-            scores = prediction.scores()[score].tolist()
-            for row, values, value in zip(part.rows, described, scores, strict=True):
-                rows[first + row] |= {**values, "index": first + row}
-                uncertainty[first + row] = value
-    broken = [row["error"] for row in rows if row["error"] is not None]
-    if not uncertainty:
-        raise ValueError(f"none of {len(files)} pictures could be read; {broken[0]}")
-    ranked = sorted(uncertainty, key=lambda index: -uncertainty[index])  # stable
-    referred = set(ranked[: round(refer * len(ranked))])
-    for index in uncertainty:
-        rows[index]["is_referred"] = index in referred
-    _print_rows([rows[index] for index in uncertainty], score, list(uncertainty.values()))
-    if csv_file is not None:
-        _write_csv(csv_file, rows, list(rows[next(iter(uncertainty))]))
-    console.write_json(run.json_file, rows)
-    for reason in broken:
-        console.err.print(f"msf: not classified: {reason}")
-    if broken:
+    try:
+        with console.progress_bar("classifying", lines=True) as advance:
+            _Classification(network, rows, reading, run.seed, fields).run(advance)
+    except BaseException as error:
+        rows.keep(error, csv_file, run.json_file)
+        raise
+    if not rows.n_classified:
+        rows.tell_none()
+    rows.refer(referral.refer)
+    try:
+        rows.write(csv_file, run.json_file)
+    finally:
+        rows.show()
+    if not rows.tell_failures():
         raise typer.Exit(1)
 
 
-def _print_rows(rows: list[dict[str, Any]], score: str, uncertainty: list[float]) -> None:
-    table = Table("picture", "label", "probability", score, "decision", box=None, pad_edge=False)
-    for row, value in list(zip(rows, uncertainty, strict=True))[:SHOWN]:
-        name = row["label_name"]
-        decision = "refer to a person" if row["is_referred"] else "accept"
-        table.add_row(Path(row["file"]).name, name, f"{row[f'probability_{name}']:.3f}", f"{value:.4f}", decision)
-    console.out.print(table)
-    if len(rows) > SHOWN:
-        console.out.print(f"... and {len(rows) - SHOWN} more (all of them with --csv or --json)")
+class _Classification:
+    """The work, in parts: read some files, classify them, keep their rows."""
+
+    def __init__(
+        self, network: MedSymmFlow, rows: PictureRows, reading: Reading, seed: int, fields: dict[str, Any]
+    ) -> None:
+        self._network = network
+        self._rows = rows
+        self._seed = seed
+        self._fields = dict(fields)
+        self._reading: dict[str, Any] = {"fit": reading.fit}
+        if reading.max_pixels is not None:
+            self._reading["max_pixels"] = reading.max_pixels
+
+    def run(self, advance: console.Advance) -> None:
+        """Classify all files, and show how far that is."""
+        waiting = self._rows.unread
+        channels, size = self._network.task.image_channels, self._network.config.data.image_size
+        largest = max(1, _PART_BYTES // (4 * channels * size**2))
+        n_done, n_part = 0, _FIRST_PART
+        while n_done < len(waiting):
+            started = time.monotonic()
+            part = waiting[n_done : n_done + min(n_part, largest)]
+            self._run_part(part, functools.partial(_advance, advance, n_done, len(waiting)))
+            n_done += len(part)
+            if time.monotonic() - started < _PART_SECONDS:
+                n_part *= 2
+
+    def _run_part(self, part: Sequence[int], show: Callable[[int], None]) -> None:
+        from msf.data import load_pictures
+
+        channels, size = self._network.task.image_channels, self._network.config.data.image_size
+        loaded = load_pictures([self._rows.files[number] for number in part], size, channels, **self._reading)
+        for row, reason in loaded.failures.items():
+            self._rows.fail(part[row], reason)
+        if loaded.rows:
+            error = self._classify(loaded.images, [part[row] for row in loaded.rows], show)
+            if error is not None and not self._rows.n_classified:  # the settings, and not the pictures
+                raise error
+        show(len(part))
+
+    def _classify(self, images: Tensor, numbers: Sequence[int], show: Callable[[int], None]) -> Exception | None:
+        """Keep the rows of some pictures; return the error of one that cannot be classified, if there is any."""
+
+        def progress(n_done: int, n_total: int) -> None:
+            show(n_done * len(numbers) // n_total)
+
+        from msf.judge.uncertainty import InvalidPredictionError
+
+        fields = {**self._fields, "value_range": "signed"}
+        try:
+            prediction = self._network.classify(images, seed=self._seed, progress=progress, **fields)
+        except InvalidPredictionError as error:
+            prediction = error.prediction
+        except (ValueError, FloatingPointError) as error:
+            if len(numbers) == 1:
+                file = str(self._rows.files[numbers[0]])
+                self._rows.fail(numbers[0], f"{file!r} could not be classified: {error}")
+                return error
+            half = len(numbers) // 2
+            errors = [self._classify(images[part], numbers[part], show) for part in (slice(half), slice(half, None))]
+            return next((error for error in errors if error is not None), None)
+        # One for all parts, so that no picture depends on how they were cut.
+        self._fields["micro_batch"] = prediction.micro_batch
+        self._rows.add(prediction, numbers, self._network.task.class_names)
+        return None
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    from msf.files.atomic import write_atomically
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8", newline=""))
+def _advance(advance: console.Advance, before: int, total: int, done: int) -> None:
+    advance(before + done, total)

@@ -10,16 +10,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from msf.files.atomic import write_atomically
+from msf.cli.targets import write_result
 from msf.interruption import Interrupted, requested
 
 LINE_SECONDS = 30.0
@@ -37,8 +37,9 @@ class _Console(Console):
         raise _reader_is_gone(sys.stderr if self.stderr else sys.stdout)
 
 
-out = _Console(highlight=False, soft_wrap=True)
-err = _Console(stderr=True, highlight=False, soft_wrap=True)
+# What is printed holds names of files and classes, which are no markup.
+out = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Advance = Callable[..., None]
 
@@ -116,12 +117,12 @@ def progress_bar(description: str, *, lines: bool = False) -> Iterator[Advance]:
 @contextmanager
 def _bar(description: str) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=err, transient=True) as bar:
         task, shown = bar.add_task(description, total=None, note=""), description
@@ -185,18 +186,43 @@ class _Lines:
 
 
 def print_figures(title: str, figures: Mapping[str, Any]) -> None:
-    """Print names and values as two columns."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    out.print(table)
+    """Print names and values as two columns; a value that there is not is a dash."""
+    print_table([(name, shown(value)) for name, value in figures.items()], title=title)
+
+
+def print_table(rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Print rows of equally many cells as columns, never cut, whatever the width of the terminal."""
+    lines = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    if title is not None:
+        out.print("\n" * title.startswith("\n") + printable(title.strip("\n")), style="italic")
+    for line in lines:
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+        out.print("  ".join(padded).rstrip())
+
+
+def shown(value: Any, digits: int = 4) -> str:
+    """Return a value as a table shows it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        is_small = 0 < abs(value) < 10 ** (1 - digits)
+        return f"{value:.{digits - 1}g}" if is_small else f"{value:.{digits}f}"
+    return str(value)
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for what is no character on a terminal: control codes, and bytes that are no text."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
+    )
 
 
 def write_json(path: Path | None, content: Any) -> None:
     """Write a result as JSON, as a whole or not at all; nothing where no path was given."""
     if path is not None:
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_result(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _exit_code(error: Exception) -> int | None:

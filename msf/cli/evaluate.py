@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from msf.cli import console, flags
-from msf.cli.checkpoints import load_flow
+from msf.cli.checkpoints import files_of, load_flow
+from msf.cli.targets import check_apart
 
 
 @flags.grouped
@@ -31,8 +32,9 @@ def evaluate(
     from msf.judge.metrics import HEADLINES
 
     network = load_flow(checkpoint, run.device)
-    data = load_dataset(dataset or network.config.data.dataset, data_root)
-    with console.progress_bar(f"classifying {data.name} {split}") as advance:
+    data = load_dataset(network.config.data.dataset if dataset is None else dataset, data_root)
+    check_apart({"--json": run.json_file}, [*files_of(checkpoint), *([data.path] if data.path else [])])
+    with console.progress_bar(f"classifying {data.name} {split}", lines=True) as advance:
         metrics: dict[str, Any] = measure(network, data, split, seed=run.seed, progress=advance, **fields)
     console.print_figures(
         f"{data.name}, {split}", {name: metrics[name] for name in (*HEADLINES, "readout", "nfe", "samples_per_second")}

@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from msf.cli.targets import check_target
 from msf.config import RECIPES, SHORT_NAMES, ClassifySettings, ExperimentConfig, GenerateSettings, InferenceConfig
 from msf.plain_values import optional_base
 
@@ -25,7 +26,10 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Device = Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:1. Default: CUDA if there is any.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the result as JSON."),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Where named data sets lie. Default: MSF_DATA, else they are downloaded."),
@@ -36,6 +40,8 @@ Checkpoint = Annotated[
         metavar="FOLDER", help="Folder of a trained network, or its hub id. Default: the newest one under runs/."
     ),
 ]
+
+_RESULTS = {"json_file", "csv_file"}
 
 PANELS = {
     "data": "Data",
@@ -97,7 +103,10 @@ ConfigFields = Annotated[dict[str, Any], _ConfigFlags(tuple(PANELS))]
 
 
 def grouped(command: Command) -> Command:
-    """Expand the parameters of a command that stand for groups of flags; see the module."""
+    """Expand the parameters of a command that stand for groups of flags; see the module.
+
+    Where the results shall be written is checked before the command begins.
+    """
     parameters: list[inspect.Parameter] = []
     groups: dict[str, _Flags] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -110,6 +119,8 @@ def grouped(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
+        for name in _RESULTS & given.keys():
+            check_target(given[name], folder_to_come=given.get("out"))
         for name, flags in groups.items():
             given[name] = flags.build({entry.name: given.pop(entry.name) for entry in flags.parameters})
         command(**given)

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msf.cli import console, flags
-from msf.cli.checkpoints import load_flow
+from msf.cli.checkpoints import files_of, load_flow
+from msf.cli.generated_folder import GRID_FILE, GeneratedFolder
+from msf.cli.targets import check_apart, check_folder
+from msf.interruption import Interrupted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_SIZE = 8192
+_MAX_BYTES = 1 << 34  # of all pictures of a call, which exist at once
 
 
-@flags.grouped
-def generate(
-    *,
-    checkpoint: flags.Checkpoint = None,
+@dataclass(frozen=True)
+class Wanted:
+    """Which pictures are made, and how large."""
+
     labels: Annotated[
-        str | None, typer.Option(metavar="LABEL,...", help="Classes by number or name. Default: every class.")
-    ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Pictures per class.")] = 8,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the pictures.")] = Path("generated"),
+        str | None,
+        typer.Option(
+            metavar="LABEL,...", help="Classes by name (in any case) or number, each once. Default: every class."
+        ),
+    ] = None
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures per class.")] = 8
     size: Annotated[
         str | None,
         typer.Option(
@@ -27,54 +39,104 @@ def generate(
             help="Height and width of the pictures, or 'original': those of the data set that the network was trained "
             "on. Default: the working size.",
         ),
-    ] = None,
+    ] = None
+
+
+@flags.grouped
+def generate(
+    *,
+    checkpoint: flags.Checkpoint = None,
+    wanted: Wanted,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", callback=check_folder, help="Folder for the pictures.")] = Path(
+        "generated"
+    ),
     fields: flags.GenerateFields,
     run: flags.Run,
 ) -> None:
-    """Generate pictures of given classes: one PNG each, and a grid with one row per class."""
+    """Generate pictures of given classes: one PNG each, and a grid with one row per class.
+
+    The folder may hold other files, but no pictures of another run: those are neither mixed with new ones nor
+    replaced. The same command again makes the same pictures, and completes a folder that was left unfinished.
+    """
     import torch
 
-    from msf.report import class_grid, write_figure, write_pictures
+    from msf import report
+    from msf.config import settings_for
 
     network = load_flow(checkpoint, run.device)
     names = network.task.class_names or tuple(str(label) for label in range(network.task.n_classes))
-    wanted = _label_numbers(labels, names)
-    pixels = _pixels(size, network.task.original_size)
-    with console.progress_bar("generating") as advance:
-        pictures = network.generate(
-            torch.tensor(wanted).repeat_interleave(n),
-            seed=run.seed,
-            progress=advance,
-            size=pixels,
-            **fields,
-        ).cpu()
-    out.mkdir(parents=True, exist_ok=True)
-    files = write_pictures(pictures, [out / f"{label:02d}-{number:04d}.png" for label in wanted for number in range(n)])
-    rows = {names[label]: pictures[i * n : (i + 1) * n] for i, label in enumerate(wanted)}
-    write_figure(out / "grid.png", class_grid(rows))
-    console.out.print(f"{len(files)} pictures and grid.png in {out}")
+    labels = label_numbers(wanted.labels, names)
+    pixels = _pixels(wanted.size, network.task.original_size) or network.config.data.image_size
+    _check_amount(len(labels) * wanted.n, network.task.image_channels, pixels)
+    settings = settings_for("generate", network.config.inference.generate, None, {**fields, "size": pixels})
+    folder = GeneratedFolder(out, labels, wanted.n)
+    check_apart({"--json": run.json_file}, [*folder.files, folder.run_file, folder.grid, *files_of(checkpoint)])
+    folder.claim({"seed": run.seed, "size": pixels, **settings.to_dict()}, network.network.state_dict())
+    try:
+        with console.progress_bar("generating", lines=True) as advance:
+            pictures = network.generate(
+                torch.tensor(labels).repeat_interleave(wanted.n), settings, seed=run.seed, progress=advance
+            ).cpu()
+        _require_finite(pictures, labels, names, wanted.n)
+        files = report.write_pictures(pictures, folder.files)
+        rows = {names[label]: pictures[i * wanted.n : (i + 1) * wanted.n] for i, label in enumerate(labels)}
+        report.write_figure(folder.grid, report.class_grid(rows))
+    except (Interrupted, KeyboardInterrupt, OSError) as error:
+        error.add_note(f"{folder.n_written} of {len(folder.files)} pictures are in {str(out)!r}")
+        error.add_note("the same command makes the others too")
+        raise
+    console.out.print(f"{len(files)} pictures in {console.printable(str(out))}, an overview in {GRID_FILE} there")
+    listed = [(file, labels[i // wanted.n]) for i, file in enumerate(files)]
     console.write_json(
-        run.json_file,
-        [
-            {"file": str(file), "label": wanted[i // n], "label_name": names[wanted[i // n]]}
-            for i, file in enumerate(files)
-        ],
+        run.json_file, [{"file": str(file), "label": label, "label_name": names[label]} for file, label in listed]
     )
 
 
-def _label_numbers(labels: str | None, names: tuple[str, ...]) -> list[int]:
-    if labels is None:
+def label_numbers(text: str | None, names: tuple[str, ...]) -> list[int]:
+    """Return the classes that a flag names, separated by commas; all of them for None.
+
+    A class is given by its name, whatever the case and the spaces in it, or by its number. A name that holds a comma
+    may stand as it is.
+
+    Raises:
+        ValueError: No class of that name or number, a name that means two classes, or one class twice.
+    """
+    if text is None:
         return list(range(len(names)))
-    numbers = []
-    for part in (part.strip() for part in labels.split(",")):
-        if part in names:
-            numbers.append(names.index(part))
-        elif part.isdecimal() and int(part) < len(names):
-            numbers.append(int(part))
+    parts = text.split(",")
+    labels: list[int] = []
+    while parts:
+        for n in range(len(parts), 0, -1):  # a longer name first, since it may hold commas
+            label = _label_number(",".join(parts[:n]), names)
+            if label is not None:
+                break
         else:
             known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-            raise ValueError(f"labels must be among {known}; got {part!r}")
-    return numbers
+            raise ValueError(f"labels must be among {known}, separated by commas; got {parts[0].strip()!r}")
+        if label in labels:
+            raise ValueError(
+                f"labels must name each class once; got {label} ({names[label]}) twice: --n says how many pictures of "
+                "a class there shall be"
+            )
+        labels.append(label)
+        del parts[:n]
+    return labels
+
+
+def _label_number(text: str, names: tuple[str, ...]) -> int | None:
+    wanted = _folded(text)
+    exact = [number for number, name in enumerate(names) if name == text.strip()]
+    alike = exact or [number for number, name in enumerate(names) if _folded(name) == wanted]
+    if len(alike) > 1:
+        raise ValueError(f"labels must name one class each; {text.strip()!r} means {alike}: give the number")
+    if alike:
+        return alike[0]
+    return int(wanted) if wanted.isdecimal() and len(wanted) < 10 and int(wanted) < len(names) else None
+
+
+def _folded(name: str) -> str:
+    words = " ".join(name.split()).casefold()
+    return words.replace(" ,", ",").replace(", ", ",")
 
 
 def _pixels(size: str | None, original: int | None) -> int | None:
@@ -82,6 +144,29 @@ def _pixels(size: str | None, original: int | None) -> int | None:
         if original is None:
             raise ValueError("size 'original' is not known to this checkpoint; give a number of pixels")
         return original
-    if size is not None and not (size.isdecimal() and int(size) >= 1):
-        raise ValueError(f"size must be a whole number >= 1, or 'original'; got {size!r}")
-    return None if size is None else int(size)
+    if size is None:
+        return None
+    if not (size.isdecimal() and len(size) < 10 and 1 <= int(size) <= MAX_SIZE):
+        raise ValueError(f"size must be a whole number from 1 to {MAX_SIZE}, or 'original'; got {size!r}")
+    return int(size)
+
+
+def _check_amount(n: int, channels: int, pixels: int) -> None:
+    n_bytes = 4 * n * channels * pixels**2
+    if n_bytes > _MAX_BYTES:
+        raise ValueError(
+            f"n must be such that all pictures together need at most {_MAX_BYTES >> 30} GiB; {n} pictures of "
+            f"{pixels} x {pixels} need {n_bytes / 2**30:.0f}: make them in several runs, each with its own --seed and "
+            "--out"
+        )
+
+
+def _require_finite(pictures: Tensor, labels: list[int], names: tuple[str, ...], n: int) -> None:
+    is_broken = ~pictures.isfinite().flatten(1).all(1)
+    if is_broken.any():
+        first = int(is_broken.nonzero()[0])
+        label = labels[first // n]
+        raise ValueError(
+            f"the network's outputs are not finite for {int(is_broken.sum())} of {len(pictures)} pictures, first for "
+            f"number {first % n} of class {label} ({names[label]}): none was written"
+        )

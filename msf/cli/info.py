@@ -10,17 +10,15 @@ import typer
 from msf.cli import console, flags
 
 
+@flags.grouped
 def info(
     *,
     checkpoint: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Also describe this trained network.")
     ] = None,
-    seed: flags.Seed = 0,
-    device: flags.Device = None,
-    json_file: flags.JsonFile = None,
+    run: flags.Run,
 ) -> None:
     """Show versions, devices, and which kernels can run here (and why others cannot)."""
-    del seed  # every command takes one; nothing is random here
     import torch
 
     import msf
@@ -33,7 +31,7 @@ def info(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "device": str(choose_device(device)),
+        "device": str(choose_device(run.device)),
     }
     console.print_figures("Installation", report)
     report["backends"] = msf_kernels.backends()
@@ -43,7 +41,7 @@ def info(
     if checkpoint is not None:
         from msf.cli.checkpoints import load_flow
 
-        network = load_flow(checkpoint, device)
+        network = load_flow(checkpoint, run.device)
         report["checkpoint"] = {
             "task": vars(network.task),
             "n_parameters": sum(p.numel() for p in network.network.parameters()),
@@ -55,4 +53,4 @@ def info(
         console.print_figures(f"\n{checkpoint}", {name: report["checkpoint"][name] for name in facts})
         for group, values in {"task": report["checkpoint"]["task"], **report["checkpoint"]["experiment"]}.items():
             console.print_figures(f"\n{group}", values)
-    console.write_json(json_file, report)
+    console.write_json(run.json_file, report)

@@ -19,6 +19,8 @@ ReadoutName = Literal["latent", "decoded"]
 Decision = Literal["distance", "pixel_votes", "probability"]
 ValueRange = Literal["signed", "unit"]
 
+MOST_STEPS = 10**6
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifySettings(Checked):
@@ -71,6 +73,8 @@ class ClassifySettings(Checked):
 
     def _check(self) -> None:
         _require_positive(self, "n_samples", "n_steps", "micro_batch")
+        require(self.n_steps <= MOST_STEPS, "n_steps", f"<= {MOST_STEPS}", self.n_steps)
+        require(self.n_samples < 2**32, "n_samples", "< 2^32", self.n_samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,7 @@ class GenerateSettings(Checked):
 
     def _check(self) -> None:
         _require_positive(self, "n_steps", "micro_batch", "size", "memory_bytes")
+        require(self.n_steps <= MOST_STEPS, "n_steps", f"<= {MOST_STEPS}", self.n_steps)
 
 
 Settings = TypeVar("Settings", ClassifySettings, GenerateSettings)

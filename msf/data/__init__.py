@@ -12,13 +12,15 @@ from msf.data.images import (
     settle_value_range,
 )
 from msf.data.phantoms import make_phantoms, phantom_bayes_accuracy
-from msf.data.pictures import MAX_PIXELS, LoadedPictures, find_images, load_pictures, read_image
+from msf.data.picture_files import FoundImages, find_images, search_images
+from msf.data.pictures import MAX_PIXELS, LoadedPictures, load_pictures, read_image
 from msf.data.table import MEDMNIST, DatasetInfo
 
 __all__ = [
     "MAX_PIXELS",
     "MEDMNIST",
     "DatasetInfo",
+    "FoundImages",
     "ImageDataset",
     "LoadedPictures",
     "Split",
@@ -37,6 +39,7 @@ __all__ = [
     "prepare_images",
     "read_image",
     "resize_images",
+    "search_images",
     "seeded_generator",
     "settle_value_range",
 ]

@@ -12,12 +12,11 @@ from torch import Tensor
 from msf.data.archive import SPLITS, read_archive
 from msf.data.download import download_medmnist
 from msf.data.phantoms import PHANTOM_CLASSES, make_phantoms
-from msf.data.table import MEDMNIST, MEDMNIST_SIZES, DatasetInfo, split_size
+from msf.data.table import MEDMNIST, MEDMNIST_SIZES, NOT_TAKEN, DatasetInfo, split_size
 from msf_kernels.shapes import Labels
 
 DATA_ENV = "MSF_DATA"
 PHANTOMS = "phantoms"
-_MULTI_LABEL = ("chestmnist",)
 _N_LISTED = 8
 _WHY_BELOW = ", since every class needs a training picture"
 _PHANTOM_INFO = DatasetInfo(
@@ -124,11 +123,15 @@ def load_dataset(
 
     Raises:
         TypeError: Arrays of another type than pictures and labels have.
-        ValueError: Unknown name (the text lists the known ones), an archive that is missing, unreadable or not in that
+        ValueError: Unknown name (the text lists the known ones), or one of MedMNIST's with several labels per picture
+            or with volumes; an archive that is missing, unreadable or not in that
             layout, labels outside the classes, or a download that failed.
     """
     text = os.fspath(name_or_path)
     is_path = text.endswith(".npz") or os.sep in text
+    reason = None if is_path else NOT_TAKEN.get(split_size(text)[0].lower())
+    if reason is not None:
+        raise ValueError(f"data set {text!r} cannot be taken: {reason}")
     if size is not None:
         if is_path or text == PHANTOMS or split_size(text)[0] != text:
             raise ValueError(f"size goes with a plain name such as 'bloodmnist'; got size={size} with {text!r}")
@@ -193,11 +196,6 @@ def _find(name: str, data_root: str | os.PathLike[str] | None) -> Path:
         if path.is_file():
             return path
     base, size = split_size(name)
-    if base in _MULTI_LABEL:
-        raise ValueError(
-            f"data set must have one class per picture; got {name!r}, whose pictures have several: keep those of one "
-            "class, number the classes from 0, and name the path of that .npz"
-        )
     if base not in MEDMNIST:
         found = sorted({path.stem for folder in folders for path in folder.glob("*.npz")})
         at_hand = f"; archives at hand: {', '.join(found)}" if found else ""

@@ -19,7 +19,6 @@ from msf.data.images import prepare_images
 from msf.files.damage import first_line
 from msf_kernels.shapes import ImageBatch
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 2**26
 """Pixels of the largest picture that is decoded unless told otherwise: 67 million, a square of 8192."""
 
@@ -47,26 +46,6 @@ class LoadedPictures(NamedTuple):
     images: ImageBatch
     rows: list[int]
     failures: dict[int, str]
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the picture files among files and folders, folders searched one level deep, in the order of their names.
-
-    Raises:
-        FileNotFoundError: A path that does not exist, or a folder without pictures.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise FileNotFoundError(f"folder {str(path)!r} holds no pictures ({', '.join(SUFFIXES)})")
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"picture {str(path)!r} does not exist")
-    return files
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:

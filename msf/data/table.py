@@ -82,6 +82,16 @@ MEDMNIST: dict[str, DatasetInfo] = {
     ),
 }  # fmt: skip
 
+_SEVERAL_LABELS = (
+    "its pictures have several labels each, and one class per picture is wanted: keep pictures of one label, number "
+    "the classes from 0 and name the path of that .npz"
+)
+_VOLUMES = "it holds volumes, and pictures are wanted: cut slices from them and name the path of that .npz"
+NOT_TAKEN: dict[str, str] = {"chestmnist": _SEVERAL_LABELS} | {
+    f"{name}mnist3d": _VOLUMES for name in ("adrenal", "fracture", "nodule", "organ", "synapse", "vessel")
+}
+"""MedMNIST's data sets that are none for this method, with the reason."""
+
 
 def split_size(name: str) -> tuple[str, int]:
     """Return the table's name and the size that a file name such as `bloodmnist_224` stands for (28 without one)."""

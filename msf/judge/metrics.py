@@ -15,10 +15,11 @@ from msf.judge.uncertainty import Prediction
 NLL_PROBABILITY_FLOOR = 1e-6
 N_CALIBRATION_BINS = 15
 MAX_CURVE_POINTS = 200
+_SUM_SLACK = 1e-3
 PUBLISHED_SCORE = "nearest_distance"
 HEADLINES = (
-    "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "nll", "brier", "ece", "aurc",
-    "e_aurc", "augrc", "decision", "probability_source",
+    "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "auc_macro_ovr_of_probability",
+    "auc_medmnist_of_probability", "nll", "brier", "ece", "aurc", "e_aurc", "augrc", "decision", "probability_source",
 )  # fmt: skip
 """The figures of `prediction_metrics` that fit on a screen, in the order in which they are read."""
 
@@ -38,21 +39,26 @@ def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: S
           that occur.
         - `auc_macro_ovr` (published): area under the ROC curve of `-class_distance`, one class against the rest, mean
           over classes. `auc_medmnist`: the same scores by the rule of MedMNIST: for two classes the last score column
-          only, else the mean over classes.
+          only, else the mean over classes. Both say how distances rank pictures, and nothing about `probability`.
+        - `auc_macro_ovr_of_probability`, `auc_medmnist_of_probability`: the same two rules for `probability`.
         - `nll`: mean of `-ln max(p, 1e-6)` of the true class. `brier`: mean of the summed squared error of
           `probability`, in [0, 2]. `ece`: expected calibration error of the largest probability, 15 bins of equal
-          width. All three read `probability`, so they judge what `probability_source` names.
+          width. All three read `probability`, as the two areas above do, so they judge what `probability_source`
+          names.
         - `aurc`, `e_aurc`, `augrc`, `selective: {coverage, risk}` of the published score, and the same with
           `error_auroc` (area under the ROC curve of the score as a detector of errors) for every score under `scores`.
           Curves hold at most 200 evenly spaced coverages; the areas are taken over all of them.
-        - `warnings`: sentences about what could not be measured.
+        - `warnings`: sentences about what could not be measured, and about figures that do not mean what their names
+          say: those of `probability` where it is votes that are no probabilities.
 
     Raises:
         TypeError: Labels that are not int64.
-        ValueError: Labels of another shape than [N] or outside the classes; no pictures; a wrong number of names.
+        ValueError: Labels of another shape than [N] or outside the classes; no pictures; a wrong number of names;
+            distances that are not finite or probabilities that do not sum to one (the first such picture is named).
     """
     n_classes = prediction.probability.shape[1]
     _check_labels(labels, len(prediction), n_classes)
+    _require_sound(prediction)
     if len(class_names) not in (0, n_classes):
         raise ValueError(f"class_names must be empty or one per class ({n_classes}); got {len(class_names)}")
     labels = labels.cpu()
@@ -61,9 +67,8 @@ def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: S
     class_counts = labels.bincount(minlength=n_classes)
     is_present = class_counts > 0
     recall = labels[~is_error].bincount(minlength=n_classes)[is_present].double() / class_counts[is_present]
-    class_aucs = _class_aucs(-prediction.class_distance.cpu(), labels)
-    known_aucs = [value for value in class_aucs if value is not None]
-    macro_auc = sum(known_aucs) / len(known_aucs) if known_aucs else None
+    macro_auc, medmnist_auc = _aucs(-prediction.class_distance.cpu(), labels)
+    probability_macro_auc, probability_medmnist_auc = _aucs(probability, labels)
     scores = {name: _selective_numbers(score.double().cpu(), is_error) for name, score in prediction.scores().items()}
     published = scores[PUBLISHED_SCORE]
     return {
@@ -71,7 +76,9 @@ def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: S
         "accuracy": 1 - float(is_error.double().mean()),
         "balanced_accuracy": float(recall.mean()),
         "auc_macro_ovr": macro_auc,
-        "auc_medmnist": class_aucs[-1] if n_classes == 2 else macro_auc,
+        "auc_medmnist": medmnist_auc,
+        "auc_macro_ovr_of_probability": probability_macro_auc,
+        "auc_medmnist_of_probability": probability_medmnist_auc,
         "nll": _negative_log_likelihood(probability, labels),
         "brier": _brier(probability, labels),
         "ece": _calibration_error(probability, labels),
@@ -87,7 +94,8 @@ def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: S
             "it is left out of balanced accuracy and AUC"
             for index in range(n_classes)
             if not is_present[index]
-        ],
+        ]
+        + _vote_warnings(prediction),
     }
 
 
@@ -113,8 +121,27 @@ def _auroc(score: Tensor, is_positive: Tensor) -> float | None:
     return float(roc_auc_score(is_positive.numpy(), score.double().numpy()))
 
 
-def _class_aucs(score: Tensor, labels: Tensor) -> list[float | None]:
-    return [_auroc(score[:, index], labels == index) for index in range(score.shape[1])]
+def _aucs(score: Tensor, labels: Tensor) -> tuple[float | None, float | None]:
+    """Return the mean over classes of each against the rest, and the same by the rule of MedMNIST."""
+    by_class = [_auroc(score[:, index], labels == index) for index in range(score.shape[1])]
+    known = [value for value in by_class if value is not None]
+    macro = sum(known) / len(known) if known else None
+    return macro, by_class[-1] if len(by_class) == 2 else macro
+
+
+def _vote_warnings(prediction: Prediction) -> list[str]:
+    if prediction.probability_source != "votes":
+        return []
+    if prediction.nfe == 1:
+        return [
+            "probabilities are votes, and votes after one evaluation are no probabilities: every draw estimates the "
+            "same mean, so draws agree where the truth is open; nll, brier, ece, the AUCs of probability and the "
+            "entropies judge these votes (a code such as simplex, or several steps of a conditional flow, gives "
+            "probabilities)"
+        ]
+    if torch.as_tensor(prediction.n_samples).max() == 1:
+        return ["probabilities are votes of a single draw, 0 or 1: nll, brier, ece and the entropies say nothing more"]
+    return []
 
 
 def _negative_log_likelihood(probability: Tensor, labels: Tensor) -> float:
@@ -136,6 +163,22 @@ def _calibration_error(probability: Tensor, labels: Tensor) -> float:
             probability.clamp(0, 1), labels, num_classes=probability.shape[1], n_bins=N_CALIBRATION_BINS, norm="l1"
         )
     )
+
+
+def is_sound(prediction: Prediction) -> Tensor:
+    """Return which pictures have finite distances, and probabilities that are some: bool [N]."""
+    is_distribution = (prediction.probability.sum(1) - 1).abs() <= _SUM_SLACK
+    return prediction.class_distance.isfinite().all(1) & is_distribution
+
+
+def _require_sound(prediction: Prediction) -> None:
+    is_broken = ~is_sound(prediction)
+    if is_broken.any():
+        raise ValueError(
+            "distances must be finite and probabilities must sum to one; this fails for "
+            f"{int(is_broken.sum())} of {len(prediction)} pictures, the first of which is number "
+            f"{int(is_broken.nonzero()[0])}"
+        )
 
 
 def _check_labels(labels: Tensor, n_images: int, n_classes: int) -> None:

@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from msf.files.atomic import write_atomically
 
 FIGURES = (
-    "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "nll", "brier", "ece", "aurc", "e_aurc", "augrc",
+    "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "auc_macro_ovr_of_probability",
+    "auc_medmnist_of_probability", "nll", "brier", "ece", "aurc", "e_aurc", "augrc",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from msf.data import find_images, load_pictures, prepare_images, read_image
+from msf.data import load_pictures, prepare_images, read_image
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 COLOUR = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
@@ -152,20 +152,6 @@ def test_where_nothing_can_be_read_there_are_no_pictures(tmp_path):
     loaded = load_pictures([tmp_path / "a.png"], 16, 3)
     assert loaded.images.shape == (0, 3, 16, 16)
     assert loaded.rows == []
-
-
-def test_files_and_folders_are_searched_in_order(tmp_path):
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for name in ("b.PNG", "a.tiff", "notes.txt"):
-        (folder / name).touch()
-    single = tmp_path / "z.dat"
-    single.touch()
-    assert find_images([single, folder]) == [single, folder / "a.tiff", folder / "b.PNG"]
-    with pytest.raises(FileNotFoundError, match=r"absent\.png"):
-        find_images([tmp_path / "absent.png"])
-    with pytest.raises(FileNotFoundError, match="holds no pictures"):
-        find_images([tmp_path])
 
 
 @pytest.mark.parametrize(("size", "channels"), [(0, 3), (-1, 1), (8, 2)])

@@ -1,0 +1,130 @@
+"""Files that a command writes: checked before the work, written as a whole, and kept elsewhere where that fails."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from msf.files.atomic import write_atomically
+
+
+def check_target(path: Path | None, *, folder_to_come: Path | None = None) -> None:
+    """Refuse a file of results that cannot be written, before any work is done for it.
+
+    Args:
+        path: The file; None: there is none.
+        folder_to_come: A folder that the command makes; the file may lie in it.
+
+    Raises:
+        FileNotFoundError: Its folder does not exist.
+        IsADirectoryError: It is a folder.
+        OSError: It cannot be written.
+    """
+    if path is None:
+        return
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"results are written to a file; {str(path)!r} is a folder")
+        if not folder.is_dir():
+            if folder_to_come is not None and folder == Path(os.path.realpath(folder_to_come)):
+                return
+            raise FileNotFoundError(f"the folder of {str(path)!r} does not exist")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(f"{str(path)!r} cannot be written: it is protected")
+        if not _is_stream(path):
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        if error.errno is None:  # said above
+            raise
+        raise type(error)(f"{str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def check_folder(path: Path) -> Path:
+    """Return the path of a folder to write, or refuse one that cannot be made, before any work is done for it.
+
+    Raises:
+        NotADirectoryError: It, or what it would lie in, is a file.
+        PermissionError: It cannot be written.
+    """
+    place = Path(os.path.realpath(path))
+    existing = next(parent for parent in (place, *place.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{str(path)!r} must be a folder; {str(existing)!r} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{str(path)!r} cannot be written: {str(existing)!r} is protected")
+    return path
+
+
+def check_apart(targets: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
+    """Refuse two results in one file, and a result in the place of what the command reads.
+
+    Args:
+        targets: Flag to path.
+        inputs: What the command reads, or writes otherwise.
+
+    Raises:
+        ValueError: The text names the flags.
+    """
+    places: dict[str, str] = {}
+    for flag, path in targets.items():
+        if path is None or _is_stream(path):
+            continue
+        place = os.path.realpath(path)
+        if place in places:
+            raise ValueError(f"{places[place]} and {flag} must be different files; got {str(path)!r} for both")
+        places[place] = flag
+    for path in inputs:
+        place = os.path.realpath(path)
+        if place in places:
+            raise ValueError(
+                f"{places[place]} must not be a file that the command reads or writes otherwise; got {str(path)!r}"
+            )
+
+
+def write_result(path: Path, text: str) -> None:
+    """Write a result, as a whole or not at all; where that fails it is kept elsewhere, and the error says where.
+
+    A link stays a link. Devices and pipes, such as /dev/stdout, are written to.
+
+    Args:
+        path: As `check_target` returned it.
+        text: What it shall hold; characters that UTF-8 does not have are written as escapes.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    try:
+        if _is_stream(path):
+            path.write_bytes(content)
+        else:
+            write_atomically(os.path.realpath(path), lambda temporary: temporary.write_bytes(content))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        told = OSError(f"{str(path)!r} could not be written ({reason}): {_keep(path, content)}")
+        told.errno = error.errno
+        raise told from error
+
+
+def beside(path: Path) -> Path:
+    """Return the file for a part of the results that belong into a file."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def _keep(path: Path, content: bytes) -> str:
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=path.suffix)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError:
+        print(content.decode(), flush=True)
+        return "what it should hold is printed above"
+    return f"what it should hold is in {name!r}"
+
+
+def _is_stream(path: Path) -> bool:
+    return path.exists() and not path.is_file()
