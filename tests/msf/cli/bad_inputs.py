@@ -24,7 +24,7 @@ from PIL import Image
 from typer.models import OptionInfo
 
 from msf.cli import app
-from msf.config import optional_base
+from msf.plain_values import optional_base
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Place:
             config = json.dumps(content)
         (folder / "config.json").write_bytes(config if isinstance(config, bytes) else config.encode())
         if weights is None:
-            weights = safetensors.torch.save(
-                safetensors.torch.load_file(self.run / "model.safetensors"),
-            )
+            weights = (self.run / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(weights)
         return folder
 
@@ -342,8 +340,10 @@ for _group, _field, _value in (
 
 
 def _weights(place, change):
+    """Return a checkpoint of an earlier version, without a digest of its tensors, which are changed."""
     tensors = safetensors.torch.load_file(place.run / "model.safetensors")
-    return place.checkpoint(weights=safetensors.torch.save(change(tensors)))
+    weights = safetensors.torch.save(change(tensors))
+    return place.checkpoint(lambda content: content.pop("tensors_sha256"), weights=weights)
 
 
 def _without_last(tensors):

@@ -114,7 +114,9 @@ def test_generation_writes_pictures_and_a_grid(msf, tiny_run, tmp_path):
     out = tmp_path / "generated"
     code, _, _ = msf("generate", "--checkpoint", tiny_run, "--labels", "1,3", "--n", 2, "--n-steps", 2, "--out", out)
     assert code == 0
-    assert sorted(os.listdir(out)) == ["01-0000.png", "01-0001.png", "03-0000.png", "03-0001.png", "grid.png"]
+    pictures = ["01-0000.png", "01-0001.png", "03-0000.png", "03-0001.png"]
+    assert sorted(os.listdir(out)) == [*pictures, "generated.json", "overview"]
+    assert os.listdir(out / "overview") == ["grid.png"]
     with Image.open(out / "01-0000.png") as picture:
         assert (picture.size, picture.mode) == ((8, 8), "RGB")
 
