@@ -75,6 +75,29 @@ def is_transformed(tensor: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or _functorch.is_functorch_wrapped_tensor(tensor):
         return True
+    return _has_tangent(tensor)
+
+
+def has_derivative(tensor: Tensor) -> bool:
+    """Return whether autograd or forward mode follows the tensor, at any depth of transforms."""
+    while True:
+        if tensor.requires_grad or _has_tangent(tensor):
+            return True
+        if torch.compiler.is_compiling() or not _functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+
+
+def is_vectorised(tensor: Tensor) -> bool:
+    """Return whether the tensor stands for many, at any depth of transforms."""
+    while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
+def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 

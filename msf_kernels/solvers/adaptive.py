@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import has_derivative, is_vectorised
 from msf_kernels.checks import require_int, require_positive
 from msf_kernels.rk_combine import rk_combine
 from msf_kernels.solvers.dense_output import has_dense_output, interpolate
@@ -75,13 +76,15 @@ def integrate_adaptive(
     Raises:
         TypeError: Wrong types or dtypes.
         ValueError: Wrong shapes or ranges; a tableau without an error estimate.
+        NotImplementedError: Inside `torch.func.vmap`; a derivative that the named backend has not.
 
     Numerics: steps of an item depend on that item only, so it takes the same evaluations alone as in any batch (as
     far as the velocity field gives it the same bits). Times are in the dtype of `t_start` and `t_end` when these are
     tensors, else float64 for a float64 state and float32 for others, and never mix with the state's dtype. Errors are
     judged in at least float32. One small read-back per step tells whether an item has finished (and, with
-    `output_times`, which were passed). Gradients flow through the accepted and rejected steps by autograd, step sizes
-    taken as constants; a rejected trial at which the derivative of the velocity field is not finite spoils them.
+    `output_times`, which were passed). Derivatives of any order and mode flow through the accepted and rejected
+    steps, step sizes taken as constants; a rejected trial at which the derivative of the velocity field is not finite
+    spoils them.
 
     Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4.
     """
@@ -208,7 +211,7 @@ class _AdaptiveSolver:
                 return self.evaluate(rows, z, rows.t + dt)
 
             with torch.no_grad():
-                length = first_step_length(probe, rows.z, rows.slope, longest, scale, self.norm, self.k)
+                length = first_step_length(probe, rows.z, rows.slope, longest, scale, self.norm, self.k).detach()
             rows = replace(rows, nfe=rows.nfe + 1)
         else:
             length = torch.full_like(longest, first_step)
@@ -268,7 +271,7 @@ class _AdaptiveSolver:
     def error_ratio(self, rows: _Rows, trial: _Trial) -> Tensor:
         with torch.no_grad():
             error = self.combine(torch.zeros_like(rows.z), trial.slopes, self.error, trial.dt)
-            return self.norm(error / tolerance(rows.z, trial.z, self.rtol, self.atol))
+            return self.norm(error / tolerance(rows.z, trial.z, self.rtol, self.atol)).detach()  # also in forward mode
 
     def update(self, rows: _Rows, trial: _Trial, ratio: Tensor, is_kept: Tensor) -> _Rows:
         """Move the kept items on, and set the next steps and the statuses."""
@@ -305,7 +308,9 @@ class _AdaptiveSolver:
         )
 
     def evaluate(self, rows: _Rows, z: Tensor, t: Tensor) -> Tensor:
-        return checked_velocity(self.velocity_field(z, t, *rows.context), z)
+        velocity = checked_velocity(self.velocity_field(z, t, *rows.context), z)
+        _refuse_vmap("velocity_field", velocity)
+        return velocity
 
     def combine(self, state: Tensor, slopes: Sequence[Tensor], stage: Stage, dt: Tensor) -> Tensor:
         return rk_combine(state, [slopes[j] for j in stage.sources], stage.weights, dt, backend=self.backend)
@@ -375,6 +380,8 @@ def _start_rows(z_start: Tensor, t_start: float | Tensor, t_end: float | Tensor,
     if z_start.ndim == 0:
         raise ValueError("z_start must be [N, ...], one item per row; got a tensor without axes")
     n_items = z_start.shape[0]
+    for name, tensor in (("z_start", z_start), *((f"context[{i}]", tensor) for i, tensor in enumerate(context))):
+        _refuse_vmap(name, tensor)
     for i, tensor in enumerate(context):
         if tensor.ndim == 0 or tensor.shape[0] != n_items:
             raise ValueError(f"context[{i}] must be [N, ...] with N = {n_items}; got {list(tensor.shape)}")
@@ -414,11 +421,20 @@ def _check_time(name: str, value: float | Tensor, z_start: Tensor, dtype: torch.
         return torch.full((n_items,), float(value), dtype=dtype, device=z_start.device)
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a number or a floating tensor [N]; got {value.dtype}")
-    if value.requires_grad:
+    if has_derivative(value):
         raise ValueError(f"{name} must not require a gradient: adaptive steps are constants of the solve")
+    _refuse_vmap(name, value)
     if value.ndim != 0 and value.shape != (n_items,):
         raise ValueError(f"{name} must be a number or [N] with N = {n_items}; got {list(value.shape)}")
     return value.to(device=z_start.device, dtype=dtype).expand(n_items)
+
+
+def _refuse_vmap(name: str, value: Tensor) -> None:
+    if is_vectorised(value):
+        raise NotImplementedError(
+            f"{name} must not be vectorised by torch.func.vmap: adaptive steps follow from values, which it hides; put "
+            'the items on the first axis, or use integrate, with backend="reference"'
+        )
 
 
 def _check_tolerance(name: str, value: float | Tensor, z_start: Tensor) -> float | Tensor:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import is_transforming
 from msf_kernels.rk_combine._allocation import empty_combined
 from msf_kernels.rk_combine.api import choose_rk_combine, choose_rk_combine_out
 from msf_kernels.solvers.solution import Solution, SolveStatus
@@ -50,7 +51,7 @@ def integrate(
             float32 state; default that of the state. The copy is written by the pass that makes the state.
         workspace: Buffers to write states into, at every step and in every solve that is given the same ones. The
             velocity field must then not keep z after it returns (its result may be z or a view of it). Only what is
-            returned is new memory. Not while gradients are recorded; ignored while tracing.
+            returned is new memory. Not while gradients are recorded; ignored while tracing, and inside transforms.
         backend: Backend of `rk_combine`.
 
     Returns:
@@ -59,11 +60,13 @@ def integrate(
     Raises:
         TypeError: `z_start` is not a floating tensor, the velocity is not one, or the grid does not hold numbers.
         ValueError: The grid is not monotone, or a shape does not fit.
+        NotImplementedError: A derivative with respect to a shared grid; a derivative that the named backend has not.
 
     Numerics: the state stays in its dtype and times in theirs: a float64 grid does not promote a float32 state, and a
     bfloat16 state does not round the times. Arithmetic and rounding are those of `rk_combine`. No value is read back
-    to the host, whatever the device. Gradients flow through every evaluation by autograd, to the start, to per-sample
-    times and to whatever the velocity field uses. An item's result depends on other items only through the velocity
+    to the host, whatever the device. Derivatives of any order flow through every evaluation by autograd, to the start,
+    to per-sample times and to whatever the velocity field uses; forward mode and the transforms of `torch.func` take
+    the reference of `rk_combine`. An item's result depends on other items only through the velocity
     field.
 
     Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.1.
@@ -83,7 +86,12 @@ def integrate(
         steps = _shared_steps(grid, tableau.fixed_step_stages)
 
     solver = _FixedStep(
-        velocity_field, z_start, tableau, cast_to, None if torch.compiler.is_compiling() else workspace, backend
+        velocity_field,
+        z_start,
+        tableau,
+        cast_to,
+        None if torch.compiler.is_compiling() or is_transforming() else workspace,
+        backend,
     )
     state, z = z_start, z_start if cast_to is None else z_start.to(cast_to)
     trajectory = [z_start]
@@ -199,7 +207,10 @@ class _FixedStep:
 
     def expect(self, velocity: Tensor) -> None:
         """Forget what served velocities of another kind."""
-        self.kind = (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
+        # Whether a transform follows a velocity is none of these: inside one every call is chosen anew.
+        self.kind = (
+            None if is_transforming() else (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
+        )
         self.chosen = [None] * len(self.updates)
         self.chosen_out = [None] * len(self.updates)
 

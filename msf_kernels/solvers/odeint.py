@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import has_derivative, is_vectorised
 from msf_kernels.solvers.adaptive import integrate_adaptive
 from msf_kernels.solvers.integrate import integrate
 from msf_kernels.solvers.step_control import PIDController, rms_norm
@@ -83,6 +84,7 @@ def odeint(
         ValueError: `t` is not monotone, an unknown method, wrong shapes or ranges.
         RuntimeError: An adaptive solve could not be finished; the text says what to change. (`integrate_adaptive`
             returns the last state instead.)
+        NotImplementedError: Forward mode with respect to `t`; an adaptive method inside `torch.func.vmap`.
         ImportError: Something is asked for that only torchdiffeq has, and it is not installed.
 
     Numerics: as `integrate` and `integrate_adaptive`. Times are read to the host once; adaptive methods keep them in
@@ -296,6 +298,11 @@ def _check_times(t: Tensor) -> list[float]:
         raise TypeError(f"t must be a floating tensor [T]; got {t.dtype}")
     if t.ndim != 1 or t.shape[0] == 0:
         raise ValueError(f"t must be [T] with at least one time; got shape {list(t.shape)}")
+    if has_derivative(t) or is_vectorised(t):
+        raise NotImplementedError(
+            "t is read to the host, which no forward mode and no vmap survives: integrate takes times [N, T] that they "
+            "follow"
+        )
     times: list[float] = t.detach().tolist()
     if len(times) > 1:
         try:

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import any_transformed, has_derivative, is_vectorised
+
 TimeGridLike: TypeAlias = "Sequence[float] | Tensor"
 
 # A last step shorter than this share of the others is rounding, not a step: 1 / 0.1 is ten steps, not eleven.
@@ -84,6 +86,7 @@ def check_time_grid(time_grid: TimeGridLike) -> tuple[float, ...] | Tensor:
     Raises:
         TypeError: Not numbers, or a per-sample grid of another dtype than float.
         ValueError: Too short, not finite, not strictly monotone, or of another shape.
+        NotImplementedError: A shared grid that a derivative or `torch.func.vmap` follows.
 
     Numerics: the values of a per-sample grid are checked where that costs no wait for a device, on the CPU and
     outside of tracing; on a device they are taken as they are.
@@ -91,6 +94,11 @@ def check_time_grid(time_grid: TimeGridLike) -> tuple[float, ...] | Tensor:
     if not isinstance(time_grid, Tensor):
         return _check_shared([_number(value, i) for i, value in enumerate(time_grid)])
     if time_grid.ndim == 1:
+        if has_derivative(time_grid) or is_vectorised(time_grid):
+            raise NotImplementedError(
+                "time_grid [S + 1] is read to the host, which no derivative and no vmap survives: detach it, or give "
+                "[N, S + 1], one grid per item"
+            )
         return _check_shared([float(value) for value in time_grid.tolist()])
     if time_grid.ndim != 2 or time_grid.shape[1] < 2:
         raise ValueError(
@@ -134,7 +142,7 @@ def _check_per_sample(time_grid: Tensor) -> None:
 
 
 def _has_readable_values(tensor: Tensor) -> bool:
-    is_plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    is_plain = type(tensor) in (Tensor, torch.nn.Parameter) and not any_transformed((tensor,))
     return is_plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
