@@ -64,8 +64,9 @@ def is_vectorising() -> bool:
     """Return whether one tensor may stand for many: inside `torch.func.vmap`, at any depth, or in forward mode."""
     if forward_ad._current_level >= 0:
         return True
-    stack = _functorch.get_interpreter_stack()
-    return stack is not None and any(level.key() == _functorch.TransformType.Vmap for level in stack)
+    if _functorch.peek_interpreter_stack() is None:
+        return False
+    return any(level.key() == _functorch.TransformType.Vmap for level in _functorch.get_interpreter_stack())
 
 
 def is_transformed(tensor: Tensor) -> bool:
@@ -219,7 +220,12 @@ def once_then_composed(run: Callable[..., Tensor], definition: Callable[..., Ten
 
     def differentiable(*args: Any, **kwargs: Any) -> Tensor:
         # A compiled call refuses second derivatives by itself.
-        if torch.compiler.is_compiling() or not any_requires_grad(tensors_in(args, kwargs)) or is_transforming():
+        if (
+            not torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or is_transforming()
+            or not any_requires_grad(tensors_in(args, kwargs))
+        ):
             return run(*args, **kwargs)
         call, tensors = _Call.without_tensors(args, kwargs)
         out: Tensor = OnceThenComposed.apply(call, *tensors)  # type: ignore[no-untyped-call]

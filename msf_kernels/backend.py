@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 
-from msf_kernels._derivatives import NO_TRANSFORMS, Derivatives, any_requires_grad, any_transformed, tensors_in
+from msf_kernels._derivatives import (
+    NO_TRANSFORMS,
+    Derivatives,
+    any_requires_grad,
+    any_transformed,
+    is_transforming,
+    tensors_in,
+)
 from msf_kernels.errors import BackendUnavailableError, DerivativeUnavailableError
 
 BACKEND_ENV = "MSF_KERNELS_BACKEND"
@@ -68,17 +75,13 @@ class Backend:
         """Return why it cannot serve these inputs with the derivatives that may be taken; empty when it can."""
         if self.derivatives is Derivatives.ALL:
             return []
-        if any_transformed(tensors_in(args, kwargs)):
+        if is_transforming() and any_transformed(tensors_in(args, kwargs)):
             return [NO_TRANSFORMS]
         if not torch.is_grad_enabled():
             return []
         if self.derivatives is Derivatives.NONE and any_requires_grad(tensors_in(args, kwargs)):
             return ['has no gradient: use the other backends in training (backend="reference"), or torch.no_grad()']
         return self.gradient_reasons(*args, **kwargs)
-
-    def call_reasons(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Return why it cannot serve these inputs here, with what may be done to them; empty when it can."""
-        return self.machine_reasons() or self.input_reasons(*args, **kwargs) or self.derivative_reasons(*args, **kwargs)
 
     def reasons_on(self, device_type: str) -> list[str]:
         """Return why it cannot serve tensors on such a device on this machine, whatever else they are."""
@@ -114,7 +117,12 @@ class Operator:
 
     def reasons(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         """Return, per backend, why it cannot serve these inputs here (empty: it can)."""
-        return {name: backend.call_reasons(*args, **kwargs) for name, backend in self.backends.items()}
+        return {
+            name: backend.machine_reasons()
+            or backend.input_reasons(*args, **kwargs)
+            or backend.derivative_reasons(*args, **kwargs)
+            for name, backend in self.backends.items()
+        }
 
     def choose(self, backend: str, *args: Any, **kwargs: Any) -> Backend:
         """Return the backend that serves the call.
@@ -126,11 +134,18 @@ class Operator:
         """
         wanted = _resolve(backend, self.backends)
         error = BackendUnavailableError
+        # Asked once, and before anything else about derivatives: without them a call should not pay for them.
+        may_differentiate = torch.is_grad_enabled() or is_transforming()
         if wanted == "auto":
             order = self.backends if self._auto_order is None else self._auto_order(*args, **kwargs)
             for name in order:
                 candidate = self.backends[name]
-                if candidate.in_auto() and not candidate.call_reasons(*args, **kwargs):
+                if (
+                    candidate.in_auto()
+                    and not candidate.machine_reasons()
+                    and not candidate.input_reasons(*args, **kwargs)
+                    and not (may_differentiate and candidate.derivative_reasons(*args, **kwargs))
+                ):
                     self._log_choice(candidate.name)
                     return candidate
         else:
@@ -139,7 +154,7 @@ class Operator:
                 raise ValueError(f"{self.name}: backend must be one of {known}; got {wanted!r}")
             named = self.backends[wanted]
             if not named.machine_reasons() and not named.input_reasons(*args, **kwargs):
-                if not named.derivative_reasons(*args, **kwargs):
+                if not (may_differentiate and named.derivative_reasons(*args, **kwargs)):
                     return named
                 error = DerivativeUnavailableError
         raise error(self.name, wanted, self.reasons(*args, **kwargs), _describe(args, kwargs))
