@@ -88,8 +88,8 @@ def odeint(
         ImportError: Something is asked for that only torchdiffeq has, and it is not installed.
 
     Numerics: as `integrate` and `integrate_adaptive`. Times are read to the host once; adaptive methods keep them in
-    float64 unless `dtype` says otherwise. Derivatives of any order and mode flow to `y0` and whatever `func` uses; a `t` that
-    requires a gradient, a complex state, or a `func` with torchdiffeq's callbacks is handed to torchdiffeq.
+    float64 unless `dtype` says otherwise. Derivatives of any order and mode flow to `y0` and whatever `func` uses; a
+    `t` that requires a gradient, a complex state, or a `func` with torchdiffeq's callbacks is handed to torchdiffeq.
     `max_num_steps` limits the whole solve. `adaptive_heun` evaluates its first slope at the accepted state.
     """
     chosen = "dopri5" if method is None else method
