@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from msf_kernels import backends, rk_combine
+from msf_kernels._derivatives import Derivatives
 from msf_kernels.backend import Backend, _registry
 from msf_kernels.selftest import main
 from msf_kernels.testing import conformance
@@ -37,7 +38,8 @@ def install(monkeypatch):
     monkeypatch.setattr(conformance, "OWN_BACKENDS", (*conformance.OWN_BACKENDS, "faulty"))
 
     def add(operator, run, **options):
-        monkeypatch.setitem(_registry[operator].backends, "faulty", Backend("faulty", run, **options))
+        faulty = Backend("faulty", run, derivatives=Derivatives.ALL, **options)
+        monkeypatch.setitem(_registry[operator].backends, "faulty", faulty)
 
     return add
 
