@@ -148,7 +148,8 @@ def conv3x3(
         added. `triton` multiplies float32 as float32; the other backends follow PyTorch's TF32 setting on a GPU. Summed
         taps are rounded to the dtype of the weight. No atomics: every run of `triton` gives the same bits. An item's
         result does not depend on the other items of the batch; the last bits of `aten` and `reference` can depend on
-        how many there are, those of `triton` cannot. `triton` has no gradient, the others have.
+        how many there are, those of `triton` cannot. `triton` has no gradient, the others have derivatives of any
+        mode and order.
 
     Source:
         Upsampling as convolutions per output parity: Shi et al., arXiv 1609.05158 (sub-pixel convolution), here with
