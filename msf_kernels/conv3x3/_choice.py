@@ -7,11 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msf_kernels import _ext
 from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.conv3x3._measured import TABLE
 
 # On a GPU without measurements. cuDNN was tuned for each GPU; the Triton kernel has not been timed on any yet.
 UNMEASURED_ORDER = ("aten", "triton", "reference")
+
+# On a CPU in float32, one thread, torch 2.13.0, AMD EPYC (Zen 4), oneDNN's time over the native convolution's, whose
+# weight was transformed once: 1.3 to 3.0 for stride 1 and doubled maps, with AVX-512 and with AVX2; all figures are in
+# docs/results/conv3x3-cpu.md. Below 16 channels, on maps of one row or column, at stride 2 and with 1x1 taps oneDNN is
+# level or ahead. The baseline level has no multiply-add and was not measured.
+FEWEST_NATIVE_CHANNELS = 16
+AVX2 = 1
+# A call that transforms the weight itself pays as much as some 250 pixels of a map cost; the number of items may be 1.
+FEWEST_PIXELS_OF_A_CALL = 512
 
 
 def auto_order(
@@ -26,9 +36,17 @@ def auto_order(
     **_rest: Any,
 ) -> tuple[str, ...]:
     """Return the names of the backends that `auto` tries, best first. The number of items plays no part in it."""
-    if not x.is_cuda:
-        return UNMEASURED_ORDER
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
+    if not x.is_cuda:
+        height, width = x.shape[2:]
+        is_native_first = (
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and height * width >= FEWEST_PIXELS_OF_A_CALL
+            and not _ext.machine_reasons()
+            and is_native_measured_faster(weight.shape[-1], channels, height, width, stride, upsample)
+        )
+        return ("native", *UNMEASURED_ORDER) if is_native_first else UNMEASURED_ORDER
     return _cuda_order(
         x.device.index,
         str(x.dtype).removeprefix("torch."),
@@ -38,6 +56,19 @@ def auto_order(
         upsample,
         norm_scale is not None,
         x.shape[2] * x.shape[3],
+    )
+
+
+def is_native_measured_faster(
+    side: int, in_channels: int, height: int, width: int, stride: int, upsample: bool
+) -> bool:
+    """Return what was measured, for a weight that is transformed already and has `side` taps per axis."""
+    return (
+        side > 1
+        and stride == 1
+        and in_channels >= FEWEST_NATIVE_CHANNELS
+        and min(height, width) > 1
+        and _ext.cpu_level() >= AVX2
     )
 
 
