@@ -166,7 +166,6 @@ class Block {
  private:
   static constexpr int kInputs = Form::kInputs, kOutputs = Form::kOutputs;
   static constexpr int64_t kFrequencies = kInputs * kInputs;
-  static constexpr int64_t kStep = Form::kForm == ConvForm::kDoubling ? 2 : 1;  // from an output to the next of its phase
 
   const float* pixel(int64_t item, int64_t row, int64_t column) const {
     const bool is_inside = row >= 0 && row < args_.height && column >= 0 && column < args_.width;
@@ -176,10 +175,11 @@ class Block {
   // The taps of an output pixel, one after another.
   void gather(const Position& at, float* to) const {
     const int64_t channels = args_.in_channels, ring = args_.side / 2;
+    const int64_t top = at.down * args_.stride - ring + phase_ / 2;
+    const int64_t left = at.across * args_.stride - ring + phase_ % 2;
     int64_t element = 0;
     for (int64_t tap = 0; tap < args_.side * args_.side; ++tap) {
-      const float* from = pixel(at.item, at.down * args_.stride + tap / args_.side - ring,
-                                at.across * args_.stride + tap % args_.side - ring);
+      const float* from = pixel(at.item, top + tap / args_.side, left + tap % args_.side);
       if (channels % kChunk == 0) {
         for (int64_t c = 0; c < channels; c += kChunk, element += kChunk) {
           __builtin_memcpy(to + element * kRows, from + c, kChunk * sizeof(float));
@@ -193,8 +193,7 @@ class Block {
   }
 
   void transform_input(const Position& at, float* to) const {
-    const int64_t is_odd_row = phase_ / 2, is_odd_column = phase_ % 2;  // of the output, where it is doubled
-    const int64_t top = at.down * kOutputs - 1 + is_odd_row, left = at.across * kOutputs - 1 + is_odd_column;
+    const int64_t top = at.down * kOutputs - 1 + phase_ / 2, left = at.across * kOutputs - 1 + phase_ % 2;
     const float* from[kInputs][kInputs];
     for (int i = 0; i < kInputs; ++i) {
       for (int j = 0; j < kInputs; ++j) from[i][j] = pixel(at.item, top + i, left + j);
@@ -248,12 +247,12 @@ class Block {
   int64_t height_of(const Position& at) const { return smaller(kOutputs, args_.phase_height - at.down * kOutputs); }
   int64_t width_of(const Position& at) const { return smaller(kOutputs, args_.phase_width - at.across * kOutputs); }
   int64_t pixel_of(const Position& at, int64_t i) const {
-    const int64_t row = (at.item * args_.phase_height + at.down * kOutputs + i) * kStep + phase_ / 2;
-    return (row * args_.phase_width + at.across * kOutputs) * kStep + phase_ % 2;
+    const int64_t row = (at.item * args_.phase_height + at.down * kOutputs + i) * args_.step + phase_ / 2;
+    return (row * args_.phase_width + at.across * kOutputs) * args_.step + phase_ % 2;
   }
 
   void prefetch_outputs(int64_t begin, int64_t end, int64_t channel) const {
-    const int64_t step = kStep * args_.out_channels;
+    const int64_t step = args_.step * args_.out_channels;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t height = height_of(positions_[row]), width = width_of(positions_[row]);
       for (int64_t i = 0; i < height; ++i) {
@@ -285,9 +284,9 @@ class Block {
       for (int64_t j = 0; j < width; ++j) {
         Vector value = y[j] + bias;
         if (args_.residual != nullptr) {
-          value += load_first(args_.residual + (pixel + j * kStep) * args_.residual_pixel_stride + channel, n);
+          value += load_first(args_.residual + (pixel + j * args_.step) * args_.residual_pixel_stride + channel, n);
         }
-        store_first(args_.out + (pixel + j * kStep) * args_.out_channels + channel, value, n);
+        store_first(args_.out + (pixel + j * args_.step) * args_.out_channels + channel, value, n);
       }
     }
   }
@@ -296,7 +295,8 @@ class Block {
   int64_t inner_, chain_, tile_stride_, v_stride_, m_stride_;
   float *memory_, *zeros_, *v_, *m_;
   Position* positions_;
-  int64_t phase_ = 0, n_ = 0, tile_rows_ = 0;
+  int64_t phase_ = 0;  // twice the parity of the output's row, plus that of its column
+  int64_t n_ = 0, tile_rows_ = 0;
 };
 
 template <typename Form>

@@ -32,17 +32,17 @@ Tensor convolution_weight(const Tensor& weight, int64_t form) {
   require_float32(weight, "weight");
   ConvWeightArgs args{};
   args.form = form_of(form);
-  const int64_t axis = args.form == ConvForm::kDoubling ? 1 : 0;
+  const bool is_direct = args.form == ConvForm::kDirect;
+  const bool is_doubling = args.form == ConvForm::kDoubling || (is_direct && weight.dim() == 5);
+  const int64_t axis = is_doubling ? 1 : 0;
   STD_TORCH_CHECK(weight.dim() == 4 + axis, "weight must have ", 4 + axis, " axes for form ", form);
   args.out_channels = weight.size(axis);
   args.in_channels = weight.size(axis + 1);
   args.side = weight.size(axis + 2);
-  const bool is_direct = args.form == ConvForm::kDirect;
-  const bool fits = args.form == ConvForm::kDoubling ? weight.size(0) == 4 && args.side == 2
-                                                     : args.side == 3 || (is_direct && args.side == 1);
+  const bool fits = is_doubling ? weight.size(0) == 4 && args.side == 2 : args.side == 3 || (is_direct && args.side == 1);
   STD_TORCH_CHECK(fits && weight.size(axis + 3) == args.side, "weight has not the taps of form ", form);
   const int64_t side = is_direct ? args.side : tile_inputs(args.form);
-  const int64_t phases = n_phases(args.form), panels = pieces_of(args.out_channels, kPanel);
+  const int64_t phases = is_doubling ? 4 : 1, panels = pieces_of(args.out_channels, kPanel);
   Tensor packed = empty(weight, {phases, panels, side * side, args.in_channels, kPanel}, ScalarType::Float);
   if (packed.numel() == 0) return packed;
   args.weight = weight.const_data_ptr<float>();
@@ -73,15 +73,20 @@ Tensor convolution_fwd(const Tensor& x, const Tensor& weight, const std::optiona
   STD_TORCH_CHECK(stride >= 1 && args.stride == stride, "stride must be 1, or more in the direct form; got ", stride);
   args.phase_height = pieces_of(args.height, stride);
   args.phase_width = pieces_of(args.width, stride);
-  args.side = is_direct && weight.size(2) == 1 ? 1 : 3;
+  STD_TORCH_CHECK(weight.dim() == 5 && weight.is_contiguous(), "weight must be what convolution_weight made");
+  const int64_t frequencies = weight.size(2);
+  const bool is_doubling = args.form == ConvForm::kDoubling || (is_direct && frequencies == 4);
+  args.n_phases = is_doubling ? 4 : 1;
+  args.step = is_doubling ? 2 : 1;
+  args.side = is_doubling ? 2 : is_direct && frequencies == 1 ? 1 : 3;
+  STD_TORCH_CHECK(!is_doubling || stride == 1, "stride must be 1 for doubled maps; got ", stride);
   const int64_t inputs = is_direct ? args.side : tile_inputs(args.form);
-  STD_TORCH_CHECK(weight.dim() == 5 && weight.is_contiguous() && weight.size(0) == n_phases(args.form) &&
-                      weight.size(1) == args.n_panels() && weight.size(2) == inputs * inputs &&
-                      weight.size(3) == args.in_channels && weight.size(4) == kPanel,
+  STD_TORCH_CHECK(weight.size(0) == args.n_phases && weight.size(1) == args.n_panels() &&
+                      frequencies == inputs * inputs && weight.size(3) == args.in_channels && weight.size(4) == kPanel,
                   "weight must be what convolution_weight made for form ", form, ", ", args.in_channels, " inputs and ",
                   out_channels, " outputs");
-  const int64_t step = args.form == ConvForm::kDoubling ? 2 : 1;
-  const std::vector<int64_t> sizes{args.n_items, out_channels, step * args.phase_height, step * args.phase_width};
+  const std::vector<int64_t> sizes{args.n_items, out_channels, args.step * args.phase_height,
+                                   args.step * args.phase_width};
   Tensor out = empty(x, sizes, ScalarType::Float, true);
   if (out.numel() == 0) return out;
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from msf_kernels import _ext
 from msf_kernels._tracing import constant_while_tracing
+from msf_kernels.conv3x3._forms import Form, choose_form
 from msf_kernels.conv3x3._measured import TABLE
 
 # On a GPU without measurements. cuDNN was tuned for each GPU; the Triton kernel has not been timed on any yet.
@@ -16,8 +17,8 @@ UNMEASURED_ORDER = ("aten", "triton", "reference")
 
 # On a CPU in float32, one thread, torch 2.13.0, AMD EPYC (Zen 4), oneDNN's time over the native convolution's, whose
 # weight was transformed once: 1.3 to 3.0 for stride 1 and doubled maps, with AVX-512 and with AVX2; all figures are in
-# docs/results/conv3x3-cpu.md. Below 16 channels, on maps of one row or column, at stride 2 and with 1x1 taps oneDNN is
-# level or ahead. The baseline level has no multiply-add and was not measured.
+# docs/results/conv3x3-cpu.md. Below 16 channels, and where nothing is transformed (single pixels, stride 2, 1x1 taps,
+# small doubled maps) oneDNN is level or ahead. The baseline level has no multiply-add and was not measured.
 FEWEST_NATIVE_CHANNELS = 16
 AVX2 = 1
 # A call that transforms the weight itself pays as much as some 250 pixels of a map cost; the number of items may be 1.
@@ -63,13 +64,8 @@ def is_native_measured_faster(
     side: int, in_channels: int, height: int, width: int, stride: int, upsample: bool
 ) -> bool:
     """Return what was measured, for a weight that is transformed already and has `side` taps per axis."""
-    return (
-        side > 1
-        and stride == 1
-        and in_channels >= FEWEST_NATIVE_CHANNELS
-        and min(height, width) > 1
-        and _ext.cpu_level() >= AVX2
-    )
+    form = choose_form(side, in_channels, height, width, stride, upsample)
+    return form != Form.DIRECT and in_channels >= FEWEST_NATIVE_CHANNELS and _ext.cpu_level() >= AVX2
 
 
 @constant_while_tracing

@@ -17,7 +17,7 @@ PANEL = 32  # output channels that are next to each other in a transformed weigh
 
 
 def _weight_fake(weight: Tensor, form: int) -> Tensor:
-    phases = 4 if form == Form.DOUBLING else 1
+    phases = 4 if weight.dim() == 5 else 1
     n_out, n_in, side, _ = weight.shape[-4:]
     frequencies = side**2 if form == Form.DIRECT else TILE_INPUTS[Form(form)] ** 2
     return weight.new_empty((phases, -(-n_out // PANEL), frequencies, n_in, PANEL))
@@ -33,7 +33,7 @@ def _fwd_fake(
     stride: int,
 ) -> Tensor:
     n, _, height, width = x.shape
-    factor = 2 if form == Form.DOUBLING else 1
+    factor = 2 if weight.shape[0] == 4 else 1  # phases of a doubled map
     shape = (n, out_channels, factor * -(-height // stride), factor * -(-width // stride))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
@@ -76,7 +76,7 @@ def conv3x3_native(
     """Transform the weight and run the registered operator; [N, C, H, W] -> [N, K, OH, OW]."""
     h = activated(x, skip, norm_scale, norm_shift, silu)
     form = choose_form(3, h.shape[1], h.shape[2], h.shape[3], stride, upsample)
-    if form == Form.DOUBLING and weight.dim() == 4:
+    if upsample and weight.dim() == 4:
         weight = summed_weight(weight)
     bias = None if bias is None else bias.to(x.dtype)
     out: Tensor = convolve(h, transform(weight, form), bias, residual, weight.shape[-4], form, stride)

@@ -148,7 +148,7 @@ def conv3x3(
         depend on how many there are, those of `triton` and `native` cannot. `triton` and `native` have no gradient, the
         others have.
         `native` (float32 on a CPU) is Winograd's F(4x4, 3x3) from 64 channels on, F(2x2, 3x3) below and on the smallest
-        maps, F(4x4, 2x2) per parity of doubled maps, and the plain sum with `stride` 2: map size and channels decide.
+        maps, F(4x4, 2x2) per parity of doubled maps from 32 channels on, else the plain sum: sizes and channels decide.
         Its weight is transformed at every call; `transform_weight` spares that. Sums are chains of at most 64 products,
         so that errors stay within twice those of PyTorch's plain sum, in root mean square: F(4x4, 3x3) is at 1.9 times
         for 64 channels and level from 256 on, F(2x2, 3x3) at 0.3 to 0.8. An infinity or NaN reaches all outputs of the

@@ -48,6 +48,11 @@ class TransformedWeight:
         """Input channels, C."""
         return self.values.shape[3]
 
+    @property
+    def is_doubling(self) -> bool:
+        """Whether maps are doubled by repetition before the convolution."""
+        return self.values.shape[0] == 4
+
 
 def native_convolution_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Return why the native convolution cannot serve such maps on this machine; empty when it can."""
@@ -78,9 +83,9 @@ def transform_weight(
 ) -> TransformedWeight:
     """Return a weight as `convolve_transformed` reads it; to be done once, after which the original may be dropped.
 
-    It takes 36/9, 16/9 or 25/4 of the memory of the original (F(4, 3), F(2, 3), and F(4, 2) of the summed taps, which
-    are 16/9 of the original themselves), as much as the original where nothing is transformed, and output channels are
-    rounded up to 32.
+    It takes 4 times the memory of the original for F(4, 3), 1.8 times for F(2, 3), 11.1 times for F(4, 2) (the summed
+    taps of a doubled map are 1.8 times the original themselves), as much where nothing is transformed; output channels
+    are rounded up to 32.
 
     Args:
         weight: [K, C, 3, 3] or [K, C, 1, 1], or with `upsample` also what `pack_weight` made of it, [4, K, C, 2, 2];
@@ -147,7 +152,7 @@ def convolve_transformed(
     n, _, height, width = x.shape
     require_shape("x", x, "[N, C, H, W]", (n, weight.in_channels, height, width))
     require_same_device("x", x, "weight", weight.values)
-    factor = 2 if weight.form == Form.DOUBLING else 1
+    factor = 2 if weight.is_doubling else 1
     if bias is not None:
         require_tensor("bias", bias, "[K]", (torch.float32,))
         require_shape("bias", bias, "[K]", (weight.out_channels,))

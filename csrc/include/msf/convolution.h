@@ -8,8 +8,10 @@
 
 namespace msf {
 
-// Direct: no transform. The others are Winograd's F(outputs, taps) in both axes: F(2, 3), F(4, 3), and F(4, 2) for each
-// parity of a doubled map's row and column.
+// Direct: no transform. The others are Winograd's F(outputs, taps) in both axes: F(2, 3), F(4, 3), and F(4, 2).
+//
+// A map that is doubled by repetition is convolved in four phases, one per parity of the output's row and column: each is
+// a convolution of the small map with 2x2 summed taps, direct or F(4, 2).
 enum class ConvForm : int64_t { kDirect, kTwo, kFour, kDoubling };
 
 constexpr int64_t kPanel = 32;  // output channels that are next to each other in the packed weight
@@ -20,9 +22,6 @@ constexpr int64_t tile_inputs(ConvForm form) {
   return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 4 : form == ConvForm::kFour ? 6 : 5;
 }
 constexpr int64_t tile_outputs(ConvForm form) { return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 2 : 4; }
-
-// Parities of the output's row and column, each a convolution of its own.
-constexpr int64_t n_phases(ConvForm form) { return form == ConvForm::kDoubling ? 4 : 1; }
 
 constexpr int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
 
@@ -45,6 +44,7 @@ struct ConvArgs {
   int64_t residual_pixel_stride;
   float* out;  // [N, OH, OW, K], dense
   int64_t n_items, in_channels, out_channels, height, width;
+  int64_t n_phases, step;             // 4 and 2 for doubled maps, else 1 and 1; step: from an output to the next of its phase
   int64_t phase_height, phase_width;  // outputs of one phase
   int64_t side, stride;               // taps per axis and, direct only, step of the input
   int64_t block_rows;                 // rows that are transformed at once
@@ -56,7 +56,7 @@ struct ConvArgs {
   int64_t tiles_across() const { return pieces_of(phase_width, tile_outputs(form)); }
   int64_t n_rows() const { return n_items * tiles_down() * tiles_across(); }
   int64_t n_blocks() const { return pieces_of(n_rows(), block_rows); }
-  int64_t n_pieces() const { return n_phases(form) * n_blocks() * n_panels(); }
+  int64_t n_pieces() const { return n_phases * n_blocks() * n_panels(); }
 };
 
 }  // namespace msf

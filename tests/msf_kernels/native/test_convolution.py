@@ -128,6 +128,11 @@ def test_every_form_is_right_on_maps_that_would_choose_another():
                 values = torch.ops.msf_native.convolution_weight(weight, form)
                 actual = convolve_transformed(x, TransformedWeight(values, 35, form, 1), None)
                 torch.testing.assert_close(actual.double(), oracle, rtol=0, atol=2e-5)
+            oracle = plain("doubled", x.double(), weight.double(), None)
+            for form in (Form.DIRECT, Form.DOUBLING):
+                values = torch.ops.msf_native.convolution_weight(pack_weight(weight, upsample=True), form)
+                actual = convolve_transformed(x, TransformedWeight(values, 35, form, 1), None)
+                torch.testing.assert_close(actual.double(), oracle, rtol=0, atol=2e-5)
 
 
 def test_the_form_with_the_fewest_products_serves():
@@ -137,7 +142,8 @@ def test_the_form_with_the_fewest_products_serves():
     assert choose_form(3, 256, 3, 32, 1, False) == Form.TWO
     assert choose_form(3, 256, 32, 32, 2, False) == Form.DIRECT
     assert choose_form(1, 256, 32, 32, 1, False) == Form.DIRECT
-    assert choose_form(3, 8, 4, 4, 1, True) == Form.DOUBLING
+    assert choose_form(3, 32, 4, 4, 1, True) == choose_form(2, 32, 4, 9, 1, True) == Form.DOUBLING
+    assert choose_form(3, 31, 4, 4, 1, True) == choose_form(3, 32, 3, 9, 1, True) == Form.DIRECT
 
 
 @pytest.fixture
@@ -247,7 +253,6 @@ def test_auto_takes_it_on_large_maps_only_and_leaves_gradients_to_others(monkeyp
         (x.repeat(9, 1, 1, 1)[:, :, :20], weight, {}),
         (x, weight, {"stride": 2}),
         (x[:, :15], weight[:, :15], {}),
-        (x[:, :, :1].repeat(1, 1, 1, 30), weight, {}),
         (x.bfloat16(), weight.bfloat16(), {}),
         (x.double(), weight.double(), {}),
         (x, weight.clone().requires_grad_(), {}),
@@ -270,7 +275,8 @@ def test_the_rule_for_transformed_weights_reads_sizes_and_the_processor(monkeypa
     assert not is_native_convolution_faster(weight, 32, 32, stride=2)
     assert not is_native_convolution_faster(weight[..., :1, :1], 32, 32)
     assert not is_native_convolution_faster(weight[:, :8], 32, 32)
-    assert not is_native_convolution_faster(weight, 1, 32)
+    assert not is_native_convolution_faster(weight, 1, 1)
+    assert not is_native_convolution_faster(weight, 2, 2, upsample=True)
     assert not is_native_convolution_faster(weight.bfloat16(), 32, 32)
     assert not is_native_convolution_faster(weight.to("meta"), 32, 32)
     monkeypatch.setattr(_ext, "cpu_level", lambda: 0)
@@ -347,7 +353,7 @@ def test_maps_that_do_not_fit_are_refused(args, kwargs, error, message):
 
 def test_the_operators_themselves_refuse_what_would_read_beyond_memory():
     weight, fwd = torch.ops.msf_native.convolution_weight, torch.ops.msf_native.convolution_fwd
-    good = weight(W, Form.FOUR)
+    good, doubled = weight(W, Form.FOUR), weight(pack_weight(W, upsample=True), Form.DIRECT)
     for call, message in (
         (lambda: weight(W, 7), "form must be 0 to 3; got 7"),
         (lambda: weight(W, Form.DOUBLING), "weight must have 5 axes for form 3"),
@@ -357,6 +363,10 @@ def test_the_operators_themselves_refuse_what_would_read_beyond_memory():
         (lambda: fwd(X, good, None, None, 40, Form.FOUR, 1), "weight must be what convolution_weight made"),
         (lambda: fwd(X[:, :3], good, None, None, 8, Form.FOUR, 1), "weight must be what convolution_weight made"),
         (lambda: fwd(X, good, None, None, 8, Form.FOUR, 2), "stride must be 1, or more in the direct form; got 2"),
+        (
+            lambda: fwd(X, weight(torch.zeros(4, 8, 4, 2, 2), Form.DIRECT), None, None, 8, Form.DIRECT, 2),
+            "for doubled maps",
+        ),
         (lambda: fwd(X, good, torch.zeros(7), None, 8, Form.FOUR, 1), "bias must have 8 elements"),
         (lambda: fwd(X, good, None, X, 8, Form.FOUR, 1), "residual must have the shape of the result"),
         (lambda: fwd(X.half(), good, None, None, 8, Form.FOUR, 1), "x must be float32"),

@@ -83,6 +83,14 @@ def test_the_convolution_passes_opcheck(form, memory_format):
     torch.library.opcheck(operators().convolution_fwd, (x[:0], transformed, None, None, 9, form, 1))
 
 
+def test_the_direct_convolution_of_doubled_maps_passes_opcheck():
+    weight = pack_weight(normal(9, 5, 3, 3), upsample=True)
+    torch.library.opcheck(operators().convolution_weight, (weight, Form.DIRECT))
+    transformed = operators().convolution_weight(weight, Form.DIRECT)
+    arguments = (normal(2, 5, 6, 7), transformed, None, None, 9, Form.DIRECT, 1)
+    torch.library.opcheck(operators().convolution_fwd, arguments)
+
+
 def test_the_pointwise_convolution_passes_opcheck():
     transformed = operators().convolution_weight(normal(40, 5, 1, 1), Form.DIRECT)
     x = normal(2, 5, 6, 7)
