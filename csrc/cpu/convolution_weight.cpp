@@ -5,22 +5,25 @@
 namespace msf::cpu::MSF_LEVEL {
 namespace {
 
-constexpr int kMaxTaps = 3;
+constexpr int64_t kMaxTaps = 9;
 
-// The taps of one input channel for all outputs of a panel, zeros beyond the last output.
-void gather(const ConvWeightArgs& args, const float* from, int64_t n_out, double* to) {
-  for (int64_t row = 0; row < args.side; ++row) {
-    for (int64_t column = 0; column < args.side; ++column) {
-      const float* tap = from + row * args.row_stride + column * args.column_stride;
-      for (int64_t k = 0; k < n_out; ++k) to[k] = tap[k * args.out_stride];
-      for (int64_t k = n_out; k < kPanel; ++k) to[k] = 0;
-      to += kPanel;
+// The taps of up to kChunk input channels for all outputs of a panel, zeros beyond the last output: to[c, tap, k]. What
+// is next to each other in the weight, in either memory format, is read at once.
+void gather(const ConvWeightArgs& args, const float* from, int64_t n_out, int64_t n_in, float* to) {
+  const int64_t n_taps = args.side * args.side;
+  for (int64_t k = 0; k < kPanel; ++k) {
+    const float* of_output = from + k * args.out_stride;
+    for (int64_t tap = 0; tap < n_taps; ++tap) {
+      const int64_t offset = tap / args.side * args.row_stride + tap % args.side * args.column_stride;
+      for (int64_t c = 0; c < n_in; ++c) {
+        to[(c * n_taps + tap) * kPanel + k] = k < n_out ? of_output[offset + c * args.in_stride] : 0;
+      }
     }
   }
 }
 
 template <typename Form>
-void transform(const double* taps, int64_t frequency_stride, float* to) {
+void transform(const float* taps, int64_t frequency_stride, float* to) {
   constexpr int kInputs = Form::kInputs, kTaps = Form::kTaps;
   double rows[kInputs][kTaps][kPanel];
   MSF_UNROLL
@@ -54,22 +57,25 @@ void convolution_weight(const ConvWeightArgs& args, int64_t begin, int64_t end) 
   const int64_t n_taps = args.side * args.side;
   const int64_t inputs = tile_inputs(args.form);
   const int64_t panel_size = (is_direct ? n_taps : inputs * inputs) * channels * kPanel;
-  double taps[kMaxTaps * kMaxTaps * kPanel];
+  float taps[kChunk * kMaxTaps * kPanel];
   for (int64_t piece = begin; piece < end; ++piece) {
     const int64_t first = piece % panels * kPanel;
     const int64_t n_out = args.out_channels - first < kPanel ? args.out_channels - first : kPanel;
     const float* from = args.weight + piece / panels * args.phase_stride + first * args.out_stride;
     float* to = args.packed + piece * panel_size;
     for (int64_t c = 0; c < channels; ++c) {
-      gather(args, from + c * args.in_stride, n_out, taps);
-      float* of_channel = to + c * kPanel;
+      if (c % kChunk == 0) {
+        gather(args, from + c * args.in_stride, n_out, channels - c < kChunk ? channels - c : kChunk, taps);
+      }
+      const float* of_channel = taps + c % kChunk * n_taps * kPanel;
       if (is_direct) {
         for (int64_t tap = 0; tap < n_taps; ++tap) {
-          float* values = of_channel + tap * channels * kPanel;
-          for (int64_t k = 0; k < kPanel; ++k) values[k] = static_cast<float>(taps[tap * kPanel + k]);
+          __builtin_memcpy(to + (tap * channels + c) * kPanel, of_channel + tap * kPanel, kPanel * sizeof(float));
         }
       } else {
-        visit_form(args.form, [&](auto form) { transform<decltype(form)>(taps, channels * kPanel, of_channel); });
+        visit_form(args.form, [&](auto form) {
+          transform<decltype(form)>(of_channel, channels * kPanel, to + c * kPanel);
+        });
       }
     }
   }

@@ -17,12 +17,14 @@ UNMEASURED_ORDER = ("aten", "triton", "reference")
 
 # On a CPU in float32, one thread, torch 2.13.0, AMD EPYC (Zen 4), oneDNN's time over the native convolution's, whose
 # weight was transformed once: 1.3 to 3.0 for stride 1 and doubled maps, with AVX-512 and with AVX2; all figures are in
-# docs/results/conv3x3-cpu.md. Below 16 channels, and where nothing is transformed (single pixels, stride 2, 1x1 taps,
+# docs/results/conv3x3-cpu.md. Below 32 channels, and where nothing is transformed (single pixels, stride 2, 1x1 taps,
 # small doubled maps) oneDNN is level or ahead. The baseline level has no multiply-add and was not measured.
-FEWEST_NATIVE_CHANNELS = 16
+FEWEST_NATIVE_CHANNELS = 32
 AVX2 = 1
-# A call that transforms the weight itself pays as much as some 250 pixels of a map cost; the number of items may be 1.
+# A call that transforms the weight itself pays as much as some 250 pixels of a map cost (the number of items may be 1),
+# and more where the fresh memory exceeds the caches: 512 -> 512 channels lost by 1.3, 512 -> 256 won by 1.6.
 FEWEST_PIXELS_OF_A_CALL = 512
+LARGEST_WEIGHT_OF_A_CALL = 2**17
 
 
 def auto_order(
@@ -44,6 +46,7 @@ def auto_order(
             x.device.type == "cpu"
             and x.dtype == torch.float32
             and height * width >= FEWEST_PIXELS_OF_A_CALL
+            and weight.shape[-4] * channels <= LARGEST_WEIGHT_OF_A_CALL
             and not _ext.machine_reasons()
             and is_native_measured_faster(weight.shape[-1], channels, height, width, stride, upsample)
         )

@@ -251,6 +251,7 @@ def test_auto_takes_it_on_large_maps_only_and_leaves_gradients_to_others(monkeyp
     for other, given, options in (
         (x[:, :, :20], weight, {}),
         (x.repeat(9, 1, 1, 1)[:, :, :20], weight, {}),
+        (x[:, :1].expand(-1, 512, -1, -1), weight[:1, :1].expand(512, 512, -1, -1), {}),
         (x, weight, {"stride": 2}),
         (x[:, :15], weight[:, :15], {}),
         (x.bfloat16(), weight.bfloat16(), {}),
@@ -363,10 +364,7 @@ def test_the_operators_themselves_refuse_what_would_read_beyond_memory():
         (lambda: fwd(X, good, None, None, 40, Form.FOUR, 1), "weight must be what convolution_weight made"),
         (lambda: fwd(X[:, :3], good, None, None, 8, Form.FOUR, 1), "weight must be what convolution_weight made"),
         (lambda: fwd(X, good, None, None, 8, Form.FOUR, 2), "stride must be 1, or more in the direct form; got 2"),
-        (
-            lambda: fwd(X, weight(torch.zeros(4, 8, 4, 2, 2), Form.DIRECT), None, None, 8, Form.DIRECT, 2),
-            "for doubled maps",
-        ),
+        (lambda: fwd(X, doubled, None, None, 8, Form.DIRECT, 2), "stride must be 1 for doubled maps; got 2"),
         (lambda: fwd(X, good, torch.zeros(7), None, 8, Form.FOUR, 1), "bias must have 8 elements"),
         (lambda: fwd(X, good, None, X, 8, Form.FOUR, 1), "residual must have the shape of the result"),
         (lambda: fwd(X.half(), good, None, None, 8, Form.FOUR, 1), "x must be float32"),
