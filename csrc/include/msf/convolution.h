@@ -4,7 +4,7 @@
 // tile of the output map (direct: a pixel), the inner axis the channels of the input (direct: of all taps).
 #pragma once
 
-#include <cstdint>
+#include "msf/macros.h"
 
 namespace msf {
 
@@ -18,12 +18,17 @@ constexpr int64_t kPanel = 32;  // output channels that are next to each other i
 constexpr int64_t kChunk = 16;  // inner elements that are next to each other in a packed row
 
 // Input values per axis of a tile, and output values.
-constexpr int64_t tile_inputs(ConvForm form) {
+MSF_HOST_DEVICE constexpr int64_t tile_inputs(ConvForm form) {
   return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 4 : form == ConvForm::kFour ? 6 : 5;
 }
-constexpr int64_t tile_outputs(ConvForm form) { return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 2 : 4; }
+MSF_HOST_DEVICE constexpr int64_t tile_outputs(ConvForm form) {
+  return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 2 : 4;
+}
 
-constexpr int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
+MSF_HOST_DEVICE constexpr int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
+
+// A member that leaves no copy of its own, which would be merged across instruction sets.
+#define MSF_MEMBER __attribute__((always_inline))
 
 struct ConvWeightArgs {
   const float* weight;  // [phases, K, C, side, side]
@@ -50,13 +55,13 @@ struct ConvArgs {
   int64_t block_rows;                 // rows that are transformed at once
   ConvForm form;
 
-  int64_t inner() const { return in_channels * (form == ConvForm::kDirect ? side * side : 1); }
-  int64_t n_panels() const { return pieces_of(out_channels, kPanel); }
-  int64_t tiles_down() const { return pieces_of(phase_height, tile_outputs(form)); }
-  int64_t tiles_across() const { return pieces_of(phase_width, tile_outputs(form)); }
-  int64_t n_rows() const { return n_items * tiles_down() * tiles_across(); }
-  int64_t n_blocks() const { return pieces_of(n_rows(), block_rows); }
-  int64_t n_pieces() const { return n_phases * n_blocks() * n_panels(); }
+  MSF_MEMBER int64_t inner() const { return in_channels * (form == ConvForm::kDirect ? side * side : 1); }
+  MSF_MEMBER int64_t n_panels() const { return pieces_of(out_channels, kPanel); }
+  MSF_MEMBER int64_t tiles_down() const { return pieces_of(phase_height, tile_outputs(form)); }
+  MSF_MEMBER int64_t tiles_across() const { return pieces_of(phase_width, tile_outputs(form)); }
+  MSF_MEMBER int64_t n_rows() const { return n_items * tiles_down() * tiles_across(); }
+  MSF_MEMBER int64_t n_blocks() const { return pieces_of(n_rows(), block_rows); }
+  MSF_MEMBER int64_t n_pieces() const { return n_phases * n_blocks() * n_panels(); }
 };
 
 }  // namespace msf
