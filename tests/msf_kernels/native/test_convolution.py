@@ -343,7 +343,7 @@ def test_a_weight_that_cannot_be_transformed_is_refused(call, error, message):
         ((X, torch.zeros(7)), {}, ValueError, r"bias must be \[K\] = \[8\]; got shape \[7\]"),
         ((X, torch.zeros(8).double()), {}, TypeError, "bias must have dtype torch.float32; got torch.float64"),
         ((X, None), {"residual": X}, ValueError, r"residual must be \[N, K, OH, OW\] = \[2, 8, 6, 6\]"),
-        ((X.clone().requires_grad_(), None), {}, RuntimeError, "has no gradient: use conv3x3 in training"),
+        ((X.clone().requires_grad_(), None), {}, NotImplementedError, "has no gradient and no derivative: use conv3x3"),
     ],
 )
 def test_maps_that_do_not_fit_are_refused(args, kwargs, error, message):
