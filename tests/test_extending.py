@@ -148,6 +148,7 @@ TOYS = {
                 )
             ],
             "msf/network/layers.py": [
+                ("from torch import Tensor, nn\n", "import torch\nfrom torch import Tensor, nn\n"),
                 (
                     "class Stage(",
                     "class ChannelGain(nn.Module):\n"

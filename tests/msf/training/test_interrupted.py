@@ -5,7 +5,7 @@ import itertools
 import os
 import random
 import signal
-import threading
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,20 +145,32 @@ def test_ctrl_c_in_a_library_saves_where_weights_and_position_belong_together(
 
 
 @pytest.mark.slow
+def run_with_signal(dataset, folder, at_call):
+    """Train, and get a signal at that call of a Python function; return the number of calls, -1 if interrupted."""
+    calls = itertools.count()
+
+    def count(_frame, event, _argument):
+        if event == "call" and next(calls) == at_call:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with interruptible():
+            sys.setprofile(count)
+            train(EXPERIMENT, dataset, folder, device="cpu", resume=True)
+    except Interrupted:
+        return -1
+    finally:
+        sys.setprofile(None)
+    return next(calls)
+
+
 def test_signals_at_random_moments(dataset, uninterrupted, tmp_path):
-    delays, n_interrupted = random.Random(0), 0
-    for _ in range(12):
-        timer = threading.Timer(delays.uniform(0.02, 0.6), os.kill, (os.getpid(), signal.SIGTERM))
-        try:
-            with interruptible():
-                timer.start()
-                train(EXPERIMENT, dataset, tmp_path, device="cpu", resume=True)
-                timer.cancel()
-                timer.join()
-        except Interrupted:
-            n_interrupted += 1
-    assert n_interrupted >= 3
-    assert same_as(uninterrupted, train(EXPERIMENT, dataset, tmp_path, device="cpu", resume=True))
+    n_calls = run_with_signal(dataset, tmp_path / "whole", at_call=-1)
+    moments = random.Random(0)
+    for number in range(6):
+        folder = tmp_path / str(number)
+        assert run_with_signal(dataset, folder, at_call=moments.randrange(n_calls * 9 // 10)) == -1
+        assert same_as(uninterrupted, train(EXPERIMENT, dataset, folder, device="cpu", resume=True))
 
 
 def full_disk(monkeypatch, target, name, first_call):

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from msf_kernels.solvers import (
-    Workspace,
     get_tableau,
     integrate,
     integrate_adaptive,
@@ -98,16 +97,14 @@ def skip_uncountable(request, mode):
         pytest.skip("PyTorch counts no edits in inference mode; documented")
 
 
-@pytest.mark.parametrize("workspace", [None, "kept"])
 @pytest.mark.parametrize("is_per_sample", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_fixed_steps_do_not_depend_on_where_the_field_writes(name, is_per_sample, workspace, field, mode, request):
+def test_fixed_steps_do_not_depend_on_where_the_field_writes(name, is_per_sample, field, mode, request):
     skip_uncountable(request, mode)
     grid = torch.linspace(0, 1, 5).expand(4, 5) if is_per_sample else uniform_grid(4)
-    workspace = None if workspace is None else Workspace()
     expected = integrate(plain, START, grid, name, return_trajectory=True)
     for _ in range(2):
-        actual = integrate(field, START, grid, name, return_trajectory=True, workspace=workspace)
+        actual = integrate(field, START, grid, name, return_trajectory=True)
         assert torch.equal(actual.state, expected.state)
         assert torch.equal(actual.trajectory, expected.trajectory)
 
