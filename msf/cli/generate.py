@@ -71,8 +71,8 @@ def generate(
     settings = settings_for("generate", network.config.inference.generate, None, {**fields, "size": pixels})
     folder = GeneratedFolder(out, labels, wanted.n)
     check_apart({"--json": run.json_file}, [*folder.files, folder.run_file, folder.grid, *files_of(checkpoint)])
-    folder.claim({"seed": run.seed, "size": pixels, **settings.to_dict()}, network.network.state_dict())
     try:
+        folder.claim({"seed": run.seed, "size": pixels, **settings.to_dict()}, network.network.state_dict())
         with console.progress_bar("generating", lines=True) as advance:
             pictures = network.generate(
                 torch.tensor(labels).repeat_interleave(wanted.n), settings, seed=run.seed, progress=advance

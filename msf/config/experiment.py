@@ -173,7 +173,8 @@ class TrainConfig(Checked):
         require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
         require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
         require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
-        require(self.validation_samples >= 1, "validation_samples", ">= 1", self.validation_samples)
+        samples = self.validation_samples
+        require(1 <= samples < 2**32, "validation_samples", "in [1, 2^32)", samples)
         require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
         require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
 

@@ -237,7 +237,11 @@ def test_a_signal_before_the_first_row_is_one_line(run, tmp_path, monkeypatch):
     picture(tmp_path / "a.png")
     monkeypatch.setattr(MedSymmFlow, "classify", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     code, out, err = run("a.png", "--csv", "r.csv")
-    assert (code, out, err) == (143, "", "msf: interrupted by SIGTERM\n")
+    assert (code, out, err) == (
+        143,
+        "",
+        "msf: interrupted by SIGTERM; nothing new is kept; the same command starts again\n",
+    )
     assert list(tmp_path.glob("r*")) == []
 
 

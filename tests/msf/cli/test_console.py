@@ -22,6 +22,8 @@ from msf.interruption import Interrupted
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "can't allocate memory"),
         (KeyboardInterrupt(), 130, "interrupted by SIGINT"),
         (ValueError("two\n  lines  "), 2, "two lines"),
+        (ValueError("a\x1b[31mred\x07.npz"), 2, "a\\x1b[31mred\\x07.npz"),
+        (RuntimeError("MSF_CPU_LEVEL must be baseline"), 2, "MSF_CPU_LEVEL must"),
     ],
 )
 def test_errors(capsys, error, code, words):
