@@ -13,6 +13,7 @@ from msf.cli.checkpoints import files_of, load_flow
 from msf.cli.generated_folder import GRID_FILE, GeneratedFolder
 from msf.cli.targets import check_apart, check_folder
 from msf.interruption import Interrupted
+from msf.plain_values import told_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +80,8 @@ def generate(
             ).cpu()
         _require_finite(pictures, labels, names, wanted.n)
         files = report.write_pictures(pictures, folder.files)
-        rows = {names[label]: pictures[i * wanted.n : (i + 1) * wanted.n] for i, label in enumerate(labels)}
+        shown = told_apart(names)
+        rows = {shown[label]: pictures[i * wanted.n : (i + 1) * wanted.n] for i, label in enumerate(labels)}
         report.write_figure(folder.grid, report.class_grid(rows))
     except (Interrupted, KeyboardInterrupt, OSError) as error:
         error.add_note(f"{folder.n_written} of {len(folder.files)} pictures are in {str(out)!r}")

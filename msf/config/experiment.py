@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from msf.config.checked import Checked, described
-from msf.config.settings import InferenceConfig
+from msf.config.settings import MOST_PIXELS, InferenceConfig
 from msf.plain_values import require
 
 CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
@@ -27,7 +27,6 @@ FitName = Literal["stretch", "crop"]
 _MOST_CHANNELS = 2**14
 _MOST_LEVELS = 12
 _MOST_BLOCKS = 64
-_MOST_PIXELS = 2**14  # along a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ class DataConfig(Checked):
 
     def _check(self) -> None:
         require(self.image_size > 0, "image_size", "positive", self.image_size)
-        require(self.image_size <= _MOST_PIXELS, "image_size", f"<= {_MOST_PIXELS}", self.image_size)
+        require(self.image_size <= MOST_PIXELS, "image_size", f"<= {MOST_PIXELS}", self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +208,7 @@ class TaskConfig(Checked):
         require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
         size = self.original_size
         require(size is None or size >= 1, "original_size", ">= 1", size)
-        require(size is None or size <= _MOST_PIXELS, "original_size", f"<= {_MOST_PIXELS}", size)
+        require(size is None or size <= MOST_PIXELS, "original_size", f"<= {MOST_PIXELS}", size)
         require(
             len(self.class_names) in (0, self.n_classes),
             "class_names", f"empty or one per class ({self.n_classes})", self.class_names,
