@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from msf.cli.targets import write_result
-from msf.interruption import Interrupted, requested
+from msf.interruption import Interrupted, raise_if_requested, requested
 
 LINE_SECONDS = 30.0
 # The disk's fault, or its owner's, and no bad input; what was saved stays, and the run can go on once there is room.
@@ -116,6 +116,17 @@ def progress_bar(description: str, *, lines: bool = False) -> Iterator[Advance]:
     Yields:
         `advance(done, total, note="", *, stage=description, is_milestone=False)`.
     """
+    with _shown(description, lines) as show:
+
+        def advance(*state: Any, **options: Any) -> None:
+            raise_if_requested()  # the exception of a signal gets lost where it meets a destructor
+            show(*state, **options)
+
+        yield advance
+
+
+@contextmanager
+def _shown(description: str, lines: bool) -> Iterator[Advance]:
     if sys.stderr is not None and sys.stderr.isatty() and not err.is_dumb_terminal:
         with _bar(description) as advance:
             yield advance
