@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 import time
@@ -48,12 +49,16 @@ def interruptible() -> Iterator[None]:
     """Raise `Interrupted` in the main thread when SIGINT, SIGTERM or SIGHUP arrives, until the block ends.
 
     Signals that the process ignores stay ignored (`nohup`, background jobs). Handlers are put back afterwards. In
-    another thread than the main one, which alone may set handlers, the block runs as it is.
+    another thread than the main one, which alone may set handlers, and inside another such block, the block runs as it
+    is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = {number: signal.getsignal(number) for number in SIGNALS}
+    if _handle in previous.values():
+        yield
+        return
     caught = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
     _request.number = None
     try:
@@ -79,14 +84,14 @@ def undisturbed(*, is_last: bool = False) -> Iterator[None]:
             destructor does.
     """
     if not is_last:
-        _raise_if_requested()
+        raise_if_requested()
     _request.n_undisturbed += 1
     try:
         yield
     finally:
         _request.n_undisturbed -= 1
     if not is_last:
-        _raise_if_requested()
+        raise_if_requested()
 
 
 @contextmanager
@@ -94,7 +99,7 @@ def disturbed() -> Iterator[None]:
     """Let interruptions through again, inside `undisturbed`."""
     held, _request.n_undisturbed = _request.n_undisturbed, 0
     try:
-        _raise_if_requested()
+        raise_if_requested()
         yield
     finally:
         _request.n_undisturbed = held
@@ -105,7 +110,22 @@ def requested() -> int | None:
     return _request.number
 
 
-def _raise_if_requested() -> None:
+def end_in_peace() -> None:
+    """Let no signal disturb the clearing up at the end of the process, which would end it with a traceback.
+
+    Called when all work is done; what the process still runs is its exit handlers and destructors.
+    """
+    atexit.unregister(_ignore_signals)
+    atexit.register(_ignore_signals)  # the last one runs first
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def raise_if_requested() -> None:
+    """Raise `Interrupted` where a signal has arrived and is not put off."""
     if _request.number is not None and not _request.n_undisturbed:
         raise Interrupted(_request.number)
 
@@ -116,4 +136,4 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _request.number, _request.arrived = number, now
     elif now - _request.arrived < REPEAT_SECONDS:
         return
-    _raise_if_requested()
+    raise_if_requested()

@@ -25,7 +25,7 @@ from msf.config import (
     settings_for,
 )
 from msf.data import resize_images, seeded_generator
-from msf.data.arrays import as_tensor
+from msf.data.arrays import as_labels
 from msf.files.tensors import require_matching_tensors
 from msf.flow.classify import ClassifyRequest, classify
 from msf.flow.generate import GenerateRequest, generate
@@ -227,7 +227,7 @@ class MedSymmFlow:
             TypeError: Labels that are not int64.
             ValueError: Labels of another rank or outside the classes.
         """
-        return self.semantic_code.encode(labels, *self.image_shape[1:], generator=generator)
+        return self.semantic_code.encode(as_labels(labels), *self.image_shape[1:], generator=generator)
 
     @property
     def has_independent_times(self) -> bool:
@@ -375,9 +375,9 @@ class MedSymmFlow:
         """
         chosen = settings_for("generate", self.config.inference.generate, settings, fields)
         solver = self._solver(chosen)
-        if len(labels) == 0:
+        labels = as_labels(labels)
+        if labels.numel() == 0:
             raise ValueError("labels must hold at least one label; got none")
-        labels = as_tensor("labels", labels if hasattr(labels, "shape") else torch.as_tensor(labels))
         generator = seeded_generator(seed, device=labels.device) if chosen.dequantise else None
         semantic = self.semantic_maps(labels, generator)
         request = GenerateRequest(semantic=semantic, settings=chosen, seed=seed, noise=noise, progress=progress)

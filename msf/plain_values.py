@@ -8,7 +8,7 @@ import numbers
 import reprlib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 MOST_ENTRIES = 2**16  # of a list
@@ -31,6 +31,15 @@ def shown_names(names: Iterable[object], limit: int) -> str:
     texts = [str(name) for name in names]
     listed = [text if text.isprintable() and len(text) <= _REPR.maxstring else shown(text) for text in texts[:limit]]
     return ", ".join(listed) + (", ..." if len(texts) > limit else "")
+
+
+def told_apart(names: Sequence[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return names, with their number behind those that occur twice or are taken: `x (2)`, `x (3)`."""
+    is_single = [names.count(name) == 1 and name not in taken for name in names]
+    return tuple(
+        name if single else f"{name} ({number})"
+        for number, (name, single) in enumerate(zip(names, is_single, strict=True))
+    )
 
 
 def require(is_met: bool, name: str, wanted: str, got: object) -> None:

@@ -161,7 +161,7 @@ TOYS = {
                     '        """Return the scaled map."""\n'
                     "        return h * self.gain[:, None, None]\n\n\n"
                     "class Stage(",
-                )
+                ),
             ],
             "msf/network/unet.py": [
                 ("import AttentionBlock, Downsample,", "import AttentionBlock, ChannelGain, Downsample,"),

@@ -13,6 +13,7 @@ ORDER = {
     "msf": (
         "interruption", "plain_values", "config", "device", "files", "data", "autoencoder", "codes", "network", "judge",
         "flow", "checkpoints", "medsymmflow", "evaluate", "training", "report", "_moved", "__init__", "cli",
+        "__main__",
     ),
     "msf_kernels": (
         "errors", "shapes", "distinct", "_schemas", "_tracing", "_derivatives", "_overlap", "memory_format",

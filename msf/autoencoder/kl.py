@@ -92,7 +92,7 @@ class KLAutoencoder:
         _require_files(folder)
         config = read_kl_config(folder / CONFIG_FILE)
         stored = config.pop(FINGERPRINT_FIELD, None)
-        weights = str(folder / WEIGHTS_FILE)
+        weights = repr(str(folder / WEIGHTS_FILE))
         tensors, _ = read_safetensors(folder / WEIGHTS_FILE)
         tensors = {_current_name(name): tensor for name, tensor in tensors.items()}
         model = _build(autoencoder_class, config, tensors, folder)
@@ -319,7 +319,7 @@ def _build(autoencoder_class: Any, config: Mapping[str, Any], tensors: Mapping[s
     n_levels = len(config.get("block_out_channels", (1,)))
     n_layers = config.get("layers_per_block", 1)
     layers = {f"encoder.down_blocks.{level}.resnets": n_layers for level in range(n_levels)}
-    require_stages({"encoder.down_blocks": n_levels, **layers}, tensors, str(folder / WEIGHTS_FILE))
+    require_stages({"encoder.down_blocks": n_levels, **layers}, tensors, repr(str(folder / WEIGHTS_FILE)))
     try:
         with torch.device("meta"):
             return autoencoder_class.from_config(config)

@@ -155,8 +155,9 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         raise TypeError(
             f"{str(folder / CONFIG_FILE)!r} must have a text as autoencoder_fingerprint; got {fingerprint!r:.80}"
         )
-    require_matching_tensors(_expected_tensors(experiment, state_dict, str(weights)), state_dict, str(weights))
-    require_sound_weights(state_dict, str(weights))
+    where = repr(str(weights))
+    require_matching_tensors(_expected_tensors(experiment, state_dict, where), state_dict, where)
+    require_sound_weights(state_dict, where)
     return Checkpoint(task, experiment, state_dict, fingerprint)
 
 

@@ -114,10 +114,10 @@ def load_official(
             "exactly one of head_channels and num_heads must be given (head_channels=None with num_heads); got "
             f"head_channels={head_channels!r}, num_heads={num_heads!r}"
         )
-    tensors = _read_tensors(Path(path))
-    prefix = _choose_prefix(tensors, prefix, str(path))
+    tensors, where = _read_tensors(Path(path)), repr(str(path))
+    prefix = _choose_prefix(tensors, prefix, where)
     state_dict = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    inferred, channels = _infer_architecture(state_dict, str(path))
+    inferred, channels = _infer_architecture(state_dict, where)
     assumed: dict[str, Any] = {
         "head_channels": head_channels,
         "n_heads": num_heads,
@@ -127,14 +127,14 @@ def load_official(
     network = UNetConfig(**inferred, **assumed)
     with torch.device("meta"):
         expected = UNet(network, channels, channels).state_dict()
-    require_matching_tensors(expected, state_dict, str(path))
-    require_sound_weights(state_dict, str(path))
+    require_matching_tensors(expected, state_dict, where)
+    require_sound_weights(state_dict, where)
     # Copies, since what was read may be mapped from a file that goes away.
     state_dict = {name: tensor.to(torch.float32, copy=True) for name, tensor in state_dict.items()}
 
     code_config = CodeConfig(name=code, beta=beta)
     semantic_channels = make_code(code_config, n_classes).n_channels
-    is_latent, picture_channels = _split_channels(channels, code, semantic_channels, str(path))
+    is_latent, picture_channels = _split_channels(channels, code, semantic_channels, where)
     if not is_latent and image_channels not in (None, picture_channels):
         raise ValueError(
             f"image_channels must be {picture_channels} for {channels} channels with code {code!r}; "

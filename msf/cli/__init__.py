@@ -8,7 +8,7 @@ from typing import Any, TextIO, cast
 import typer
 
 from msf.cli import classify, console, demo, evaluate, generate, import_official, info, train, train_autoencoder
-from msf.interruption import interruptible
+from msf.interruption import end_in_peace, interruptible, raise_if_requested
 
 app = typer.Typer(
     name="msf",
@@ -31,8 +31,12 @@ def main() -> None:
     """Run a command; whatever ends it early is told in one line, with an exit code of its kind."""
     for stream in (sys.stdout, sys.stderr):
         _write_anything(stream)
-    with interruptible(), console.errors_as_one_line():
-        sys.exit(_run() or 0)
+    try:
+        with interruptible(), console.errors_as_one_line():
+            raise_if_requested()  # since before this was called
+            sys.exit(_run() or 0)
+    finally:
+        end_in_peace()
 
 
 def _run() -> int | None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from msf.cli.targets import write_result
-from msf.interruption import Interrupted, requested
+from msf.interruption import Interrupted, raise_if_requested, requested
 
 LINE_SECONDS = 30.0
 # The disk's fault, or its owner's, and no bad input; what was saved stays, and the run can go on once there is room.
@@ -71,21 +72,32 @@ def errors_as_one_line() -> Iterator[None]:
         _stop(error, code)
 
 
+@dataclass
+class Kept:
+    """What is on the disk, as a clause for the user; a training tells for itself while it runs."""
+
+    what: str = "the training had not begun; what was saved before stays"
+
+
 @contextmanager
-def resumable(command: str | None = None) -> Iterator[None]:
+def resumable(command: str | None = None) -> Iterator[Kept]:
     """Name the command that goes on with a run where a signal, a full disk or lack of memory ends it.
 
     Args:
         command: Default: what was called, with `--resume`.
+
+    Yields:
+        What is told where the error itself does not tell; to be changed when there is more.
     """
+    kept = Kept()
     try:
-        yield
+        yield kept
     except BaseException as error:
         is_signal = isinstance(error, Interrupted | KeyboardInterrupt) or requested() is not None
         has_failed = isinstance(error, OSError | MemoryError | RuntimeError) and _exit_code(error) == 1
         if is_signal or has_failed:
             if not getattr(error, "__notes__", None):
-                error.add_note("the training had not begun; what was saved before stays")
+                error.add_note(kept.what)
             arguments = ["msf", *sys.argv[1:]]
             if command is None and "--resume" not in arguments:
                 arguments.append("--resume")
@@ -104,6 +116,17 @@ def progress_bar(description: str, *, lines: bool = False) -> Iterator[Advance]:
     Yields:
         `advance(done, total, note="", *, stage=description, is_milestone=False)`.
     """
+    with _shown(description, lines) as show:
+
+        def advance(*state: Any, **options: Any) -> None:
+            raise_if_requested()  # the exception of a signal gets lost where it meets a destructor
+            show(*state, **options)
+
+        yield advance
+
+
+@contextmanager
+def _shown(description: str, lines: bool) -> Iterator[Advance]:
     if sys.stderr is not None and sys.stderr.isatty() and not err.is_dumb_terminal:
         with _bar(description) as advance:
             yield advance
@@ -240,6 +263,8 @@ def _exit_code(error: Exception) -> int | None:
             return 2
         if any(words in str(error) for words in _NO_MEMORY):
             return 1
+        if str(error).startswith("MSF_"):  # an environment variable, which native code refused
+            return 2
     return None
 
 
@@ -254,7 +279,9 @@ def _stop(error: BaseException, code: int) -> NoReturn:
     notes = getattr(error, "__notes__", [])
     if code != 128 + _SIGPIPE or notes:  # a command whose reader went away is silent, as others are
         what = "interrupted by SIGINT" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        text = "; ".join([what, *notes])
+        if isinstance(error, Interrupted | KeyboardInterrupt) and not notes:
+            notes = ["nothing new is kept; the same command starts again"]
+        text = " ".join(line.strip() for line in "; ".join([what, *notes]).splitlines())
         with suppress(OSError):  # nobody is left to read it
-            print("msf:", " ".join(line.strip() for line in text.splitlines()), file=sys.stderr, flush=True)
+            print("msf:", printable(text), file=sys.stderr, flush=True)
     sys.exit(code)

@@ -47,26 +47,25 @@ def demo(
     recipe = RECIPES["demo"]
     settings = dataclasses.replace(recipe.train, seed=run.seed, epochs=epochs or recipe.train.epochs)
     experiment = dataclasses.replace(recipe, train=settings)
-    with (
-        console.resumable(shlex.join(["msf", *sys.argv[1:]])),  # a second call goes on by itself
-        console.progress_bar("making synthetic cells", lines=True) as advance,
-    ):
-        from msf.data import load_dataset
-        from msf.training.train import train
+    with console.resumable(shlex.join(["msf", *sys.argv[1:]])) as kept:  # a second call goes on by itself
+        with console.progress_bar("making synthetic cells", lines=True) as advance:
+            from msf.data import load_dataset
+            from msf.training.train import train
 
-        dataset = load_dataset(experiment.data.dataset)
-        result = train(
-            experiment,
-            dataset,
-            out / "network",
-            device=run.device,
-            resume=True,
-            progress=lambda progress: show_training(progress, advance, "synthetic cells", settings.selection),
+            dataset = load_dataset(experiment.data.dataset)
+            result = train(
+                experiment,
+                dataset,
+                out / "network",
+                device=run.device,
+                resume=True,
+                progress=lambda progress: show_training(progress, advance, "synthetic cells", settings.selection),
+            )
+        kept.what = f"the trained network is in {str(out / 'network')!r}"
+        console.out.print(
+            f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"
         )
-    console.out.print(
-        f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"
-    )
-    _write_report(out, dataset, run, result.seconds)
+        _write_report(out, dataset, run, result.seconds)
     console.out.print(f"done in {time.monotonic() - started:.0f} s: open {out / 'summary.md'}")
 
 

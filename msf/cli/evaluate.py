@@ -40,5 +40,5 @@ def evaluate(
         f"{data.name}, {split}", {name: metrics[name] for name in (*HEADLINES, "readout", "nfe", "samples_per_second")}
     )
     for warning in metrics["warnings"]:
-        console.err.print(f"note: {warning}")
+        console.err.print(f"note: {console.printable(warning)}")
     console.write_json(run.json_file, metrics)

@@ -12,7 +12,9 @@ from msf.cli import console, flags
 from msf.cli.checkpoints import files_of, load_flow
 from msf.cli.generated_folder import GRID_FILE, GeneratedFolder
 from msf.cli.targets import check_apart, check_folder
+from msf.files.claim import claimed_folder
 from msf.interruption import Interrupted
+from msf.plain_values import told_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,16 +73,18 @@ def generate(
     settings = settings_for("generate", network.config.inference.generate, None, {**fields, "size": pixels})
     folder = GeneratedFolder(out, labels, wanted.n)
     check_apart({"--json": run.json_file}, [*folder.files, folder.run_file, folder.grid, *files_of(checkpoint)])
-    folder.claim({"seed": run.seed, "size": pixels, **settings.to_dict()}, network.network.state_dict())
     try:
-        with console.progress_bar("generating", lines=True) as advance:
-            pictures = network.generate(
-                torch.tensor(labels).repeat_interleave(wanted.n), settings, seed=run.seed, progress=advance
-            ).cpu()
-        _require_finite(pictures, labels, names, wanted.n)
-        files = report.write_pictures(pictures, folder.files)
-        rows = {names[label]: pictures[i * wanted.n : (i + 1) * wanted.n] for i, label in enumerate(labels)}
-        report.write_figure(folder.grid, report.class_grid(rows))
+        with claimed_folder(out, "generation"):
+            folder.claim({"seed": run.seed, "size": pixels, **settings.to_dict()}, network.network.state_dict())
+            with console.progress_bar("generating", lines=True) as advance:
+                pictures = network.generate(
+                    torch.tensor(labels).repeat_interleave(wanted.n), settings, seed=run.seed, progress=advance
+                ).cpu()
+            _require_finite(pictures, labels, names, wanted.n)
+            files = report.write_pictures(pictures, folder.files)
+            shown = told_apart(names)
+            rows = {shown[label]: pictures[i * wanted.n : (i + 1) * wanted.n] for i, label in enumerate(labels)}
+            report.write_figure(folder.grid, report.class_grid(rows))
     except (Interrupted, KeyboardInterrupt, OSError) as error:
         error.add_note(f"{folder.n_written} of {len(folder.files)} pictures are in {str(out)!r}")
         error.add_note("the same command makes the others too")

@@ -12,6 +12,7 @@ from msf.cli import console, flags
 from msf.cli.checkpoints import files_of
 from msf.cli.targets import check_apart, check_folder
 from msf.config import CodeName, QkvOrder
+from msf.interruption import undisturbed
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def import_official(
         **{**vars(network), "head_channels": network.head_channels or PUBLISHED_HEAD_CHANNELS},
         **vars(pictures),
     )
-    flow.save_pretrained(out)
+    with undisturbed(is_last=True):  # all of it, or nothing
+        flow.save_pretrained(out)
     report = flow.official_report
     assert report is not None  # `from_official` always sets it
     console.out.print(str(report))

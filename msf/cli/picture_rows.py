@@ -37,6 +37,7 @@ class PictureRows:
         self._score = score
         self._rows: dict[int, dict[str, Any]] = {}
         self._uncertainty: dict[int, float] = {}
+        self._probability: dict[int, float] = {}  # of the label
 
     @property
     def unread(self) -> list[int]:
@@ -63,12 +64,15 @@ class PictureRows:
         from msf.judge.metrics import is_sound
 
         scores = prediction.scores()[self._score].tolist()
-        for number, row, score, sound in zip(
-            numbers, prediction.to_rows(class_names), scores, is_sound(prediction).tolist(), strict=True
+        probability = prediction.probability.tolist()
+        sound_rows = is_sound(prediction).tolist()
+        for number, row, score, of_classes, sound in zip(
+            numbers, prediction.to_rows(class_names), scores, probability, sound_rows, strict=True
         ):
             if sound:
                 self._rows[number] = {"file": str(self.files[number]), "error": None, **row, "index": number}
                 self._uncertainty[number] = score
+                self._probability[number] = of_classes[row["label"]]
             else:
                 file = str(self.files[number])
                 self.fail(number, f"{file!r} could not be classified: the network's outputs for it are not finite")
@@ -90,11 +94,10 @@ class PictureRows:
         lines = [["picture", "label", "probability", self._score] + ["referral"] * has_referral]
         for number, name in list(zip(numbers, names, strict=True))[:SHOWN]:
             row = self._rows[number]
-            label = row["label_name"]
             line = [
                 name,
-                label,
-                console.shown(row[f"probability_{label}"], 3),
+                row["label_name"],
+                console.shown(self._probability[number], 3),
                 console.shown(self._uncertainty[number]),
             ]
             if has_referral:

@@ -21,9 +21,12 @@ def check_target(path: Path | None, *, folder_to_come: Path | None = None) -> No
         FileNotFoundError: Its folder does not exist.
         IsADirectoryError: It is a folder.
         OSError: It cannot be written.
+        ValueError: It is called `-`, which elsewhere means standard output; that has the printed table.
     """
     if path is None:
         return
+    if str(path) == "-":
+        raise ValueError("results are written to a named file; '-' is none: the table is what standard output is for")
     folder = Path(os.path.realpath(path)).parent
     try:
         if path.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,44 +43,48 @@ def train(
     """
     experiment = flags.configured(recipe, config)
 
-    with console.resumable(), console.progress_bar(f"reading {experiment.data.dataset}", lines=True) as advance:
-        from msf.data import load_dataset
-        from msf.training.train import train as run_training
+    with console.resumable() as kept:
+        with console.progress_bar(f"reading {experiment.data.dataset}", lines=True) as advance:
+            from msf.data import load_dataset
+            from msf.training.train import train as run_training
 
-        dataset = load_dataset(experiment.data.dataset, data_root)
-        folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"
-        selection = experiment.train.selection
-        is_idle = True
+            dataset = load_dataset(experiment.data.dataset, data_root)
+            folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"
+            selection = experiment.train.selection
+            is_idle = True
 
-        def show(progress: TrainingProgress) -> None:
-            nonlocal is_idle
-            is_idle = False
-            show_training(progress, advance, dataset.name, selection)
+            def show(progress: TrainingProgress) -> None:
+                nonlocal is_idle
+                is_idle = False
+                show_training(progress, advance, dataset.name, selection)
 
-        result = run_training(
-            experiment,
-            dataset,
-            folder,
-            device=device,
-            resume=resume,
-            latent_cache=latent_cache,
-            progress=show,
-            encoding_progress=lambda done, total: advance(
-                done, total, stage="encoding pictures", is_milestone=done == total
-            ),
-        )
-    if is_idle:
-        console.err.print(f"All {len(result.history)} epochs were done before; for more, train in another folder.")
-    figures = {
-        "folder": str(result.folder),
-        "best_epoch": result.best_epoch,
-        f"val_{selection}": result.best_value,
-        "n_epochs": len(result.history),
-        "seconds": result.seconds,
-    }
-    console.print_figures(f"Trained on {dataset.name}", figures)
-    console.out.print(f"Next: msf evaluate --checkpoint {folder} --split test")
-    console.write_json(json_file, {**figures, "history": result.history})
+            result = run_training(
+                experiment,
+                dataset,
+                folder,
+                device=device,
+                resume=resume,
+                latent_cache=latent_cache,
+                progress=show,
+                encoding_progress=lambda done, total: advance(
+                    done, total, stage="encoding pictures", is_milestone=done == total
+                ),
+            )
+        kept.what = f"the trained network is in {str(folder)!r}"
+        n_epochs = len(result.history)
+        if is_idle:
+            console.err.print(f"All {n_epochs} epochs were done before; for more, train in another folder.")
+        figures = {
+            "folder": str(result.folder),
+            "best_epoch": result.best_epoch,
+            f"val_{selection}": result.best_value,
+            "n_epochs": n_epochs,
+            "seconds": result.seconds,
+        }
+        shown = {**figures, "best_epoch": f"{result.best_epoch + 1} of {n_epochs}"}  # from 1, as the progress counts
+        console.print_figures(f"Trained on {dataset.name}", shown)
+        console.out.print(f"Next: {shlex.join(['msf', 'evaluate', '--checkpoint', str(folder), '--split', 'test'])}")
+        console.write_json(json_file, {**figures, "history": result.history})
 
 
 def show_training(progress: TrainingProgress, advance: console.Advance, name: str, selection: str) -> None:

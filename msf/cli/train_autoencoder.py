@@ -82,49 +82,51 @@ def train_autoencoder(
     reconstructions to look at. A training that was interrupted or killed goes on with the same command and --resume.
     """
     values = fields.given()
-    with console.resumable(), console.progress_bar(f"reading {dataset}", lines=True) as advance:
-        from msf.autoencoder.train import AutoencoderTraining
-        from msf.autoencoder.train import train_autoencoder as run_training
-        from msf.data import load_dataset
+    with console.resumable() as kept:
+        with console.progress_bar(f"reading {dataset}", lines=True) as advance:
+            from msf.autoencoder.train import AutoencoderTraining
+            from msf.autoencoder.train import train_autoencoder as run_training
+            from msf.data import load_dataset
 
-        settings = AutoencoderTraining(seed=run.seed, **values)
-        pictures = load_dataset(dataset, data_root)
-        folder = out if out is not None else Path("autoencoders") / pictures.name
-        stages = {
-            "colours": "training an autoencoder on colours",
-            "pictures": f"training an autoencoder on {pictures.name}",
-            "figures": "coding pictures",
+            settings = AutoencoderTraining(seed=run.seed, **values)
+            pictures = load_dataset(dataset, data_root)
+            folder = out if out is not None else Path("autoencoders") / pictures.name
+            stages = {
+                "colours": "training an autoencoder on colours",
+                "pictures": f"training an autoencoder on {pictures.name}",
+                "figures": "coding pictures",
+            }
+            n_epochs = 0
+
+            def show(progress: AutoencoderProgress) -> None:
+                nonlocal n_epochs
+                ends_epoch, n_epochs = progress.n_epochs > n_epochs, progress.n_epochs
+                note = f"loss {progress.loss:.3f}"
+                stage = stages[progress.stage]
+                advance(progress.step, progress.n_steps, note, stage=stage, is_milestone=ends_epoch)
+
+            result = run_training(pictures, folder, settings, device=run.device, resume=resume, progress=show)
+
+        kept.what = f"the trained autoencoder is in {str(folder)!r}"
+        from msf.report import reconstruction_grid, write_figure
+
+        n = len(pictures.val)
+        # Spread over the split: archives are often sorted by class.
+        rows = [k * n // min(n, N_PICTURES) for k in range(min(n, N_PICTURES))]
+        write_figure(folder / PICTURE_FILE, reconstruction_grid(*result.reconstruct(pictures.val.images[rows])))
+        figures = {
+            "folder": str(folder),
+            "val_psnr": result.val_psnr,
+            "down_factor": result.autoencoder.down_factor,
+            "latent_channels": result.autoencoder.latent_channels,
+            "scaling_factor": result.autoencoder.scaling_factor,
+            "fingerprint": result.autoencoder.fingerprint,
+            "seconds": result.seconds,
         }
-        n_epochs = 0
-
-        def show(progress: AutoencoderProgress) -> None:
-            nonlocal n_epochs
-            ends_epoch, n_epochs = progress.n_epochs > n_epochs, progress.n_epochs
-            note = f"loss {progress.loss:.3f}"
-            stage = stages[progress.stage]
-            advance(progress.step, progress.n_steps, note, stage=stage, is_milestone=ends_epoch)
-
-        result = run_training(pictures, folder, settings, device=run.device, resume=resume, progress=show)
-
-    from msf.report import reconstruction_grid, write_figure
-
-    n = len(pictures.val)
-    # Spread over the split: archives are often sorted by class.
-    rows = [k * n // min(n, N_PICTURES) for k in range(min(n, N_PICTURES))]
-    write_figure(folder / PICTURE_FILE, reconstruction_grid(*result.reconstruct(pictures.val.images[rows])))
-    figures = {
-        "folder": str(folder),
-        "val_psnr": result.val_psnr,
-        "down_factor": result.autoencoder.down_factor,
-        "latent_channels": result.autoencoder.latent_channels,
-        "scaling_factor": result.autoencoder.scaling_factor,
-        "fingerprint": result.autoencoder.fingerprint,
-        "seconds": result.seconds,
-    }
-    console.print_figures(f"Autoencoder trained on {pictures.name}", figures)
-    console.out.print(f"Look at {folder / PICTURE_FILE}: originals above their reconstructions.")
-    console.out.print(
-        f"Next: msf train --recipe latent-cpu-small --dataset {dataset} --image-size {settings.image_size} "
-        f"--autoencoder-source {folder}"
-    )
-    console.write_json(run.json_file, {**figures, "history": result.history})
+        console.print_figures(f"Autoencoder trained on {pictures.name}", figures)
+        console.out.print(f"Look at {folder / PICTURE_FILE}: originals above their reconstructions.")
+        console.out.print(
+            f"Next: msf train --recipe latent-cpu-small --dataset {dataset} --image-size {settings.image_size} "
+            f"--autoencoder-source {folder}"
+        )
+        console.write_json(run.json_file, {**figures, "history": result.history})

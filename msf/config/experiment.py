@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from msf.config.checked import Checked, described
-from msf.config.settings import InferenceConfig
+from msf.config.settings import MOST_PIXELS, InferenceConfig
 from msf.plain_values import require
 
 CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
@@ -27,7 +27,6 @@ FitName = Literal["stretch", "crop"]
 _MOST_CHANNELS = 2**14
 _MOST_LEVELS = 12
 _MOST_BLOCKS = 64
-_MOST_PIXELS = 2**14  # along a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ class DataConfig(Checked):
 
     def _check(self) -> None:
         require(self.image_size > 0, "image_size", "positive", self.image_size)
-        require(self.image_size <= _MOST_PIXELS, "image_size", f"<= {_MOST_PIXELS}", self.image_size)
+        require(self.image_size <= MOST_PIXELS, "image_size", f"<= {MOST_PIXELS}", self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,8 @@ class TrainConfig(Checked):
         require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
         require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
         require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
-        require(self.validation_samples >= 1, "validation_samples", ">= 1", self.validation_samples)
+        samples = self.validation_samples
+        require(1 <= samples < 2**32, "validation_samples", "in [1, 2^32)", samples)
         require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
         require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
 
@@ -208,7 +208,7 @@ class TaskConfig(Checked):
         require(self.image_channels in (1, 3), "image_channels", "1 or 3", self.image_channels)
         size = self.original_size
         require(size is None or size >= 1, "original_size", ">= 1", size)
-        require(size is None or size <= _MOST_PIXELS, "original_size", f"<= {_MOST_PIXELS}", size)
+        require(size is None or size <= MOST_PIXELS, "original_size", f"<= {MOST_PIXELS}", size)
         require(
             len(self.class_names) in (0, self.n_classes),
             "class_names", f"empty or one per class ({self.n_classes})", self.class_names,

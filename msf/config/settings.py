@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
 from msf.config.checked import Checked, described
-from msf.plain_values import require
+from msf.plain_values import require, shown
 
 FlowName = Literal["joint", "conditional"]
 ReadoutName = Literal["latent", "decoded"]
@@ -20,6 +20,7 @@ Decision = Literal["distance", "pixel_votes", "probability"]
 ValueRange = Literal["signed", "unit"]
 
 MOST_STEPS = 10**6
+MOST_PIXELS = 2**14  # along a side of a picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,11 @@ class ClassifySettings(Checked):
         _require_positive(self, "n_samples", "n_steps", "micro_batch")
         require(self.n_steps <= MOST_STEPS, "n_steps", f"<= {MOST_STEPS}", self.n_steps)
         require(self.n_samples < 2**32, "n_samples", "< 2^32", self.n_samples)
+        parts = [getattr(self.stop, name, None) for name in ("checkpoints", "start")]
+        if self.stop is not None and not all(map(callable, parts)):
+            raise TypeError(
+                f"stop must be None or a rule such as msf_kernels.sampling.SettledVote(...); got {shown(self.stop)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +116,7 @@ class GenerateSettings(Checked):
 
     def _check(self) -> None:
         _require_positive(self, "n_steps", "micro_batch", "size", "memory_bytes")
+        require(self.size is None or self.size <= MOST_PIXELS, "size", f"<= {MOST_PIXELS}", self.size)
         require(self.n_steps <= MOST_STEPS, "n_steps", f"<= {MOST_STEPS}", self.n_steps)
 
 

@@ -44,27 +44,28 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         ValueError: File missing or unreadable, keys missing, shapes that do not fit, an empty split, NaN; or arrays
             larger than the budget or the machine's memory.
     """
-    arrays = _load(path)
+    arrays, where = _load(path), repr(str(path))
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise ValueError(
-            f"{path} lacks {', '.join(missing)}: a data set must have the arrays {', '.join(KEYS)}; "
+            f"{where} lacks {', '.join(missing)}: a data set must have the arrays {', '.join(KEYS)}; "
             f"found {shown_names(sorted(arrays), _N_LISTED) or 'none'}"
         )
     tensors = {}
     for split in SPLITS:
-        images = _images(arrays[f"{split}_images"], f"{split}_images of {path}")
-        labels = _labels(arrays[f"{split}_labels"], f"{split}_labels of {path}")
+        images = _images(arrays[f"{split}_images"], f"{split}_images of {where}")
+        labels = _labels(arrays[f"{split}_labels"], f"{split}_labels of {where}")
         if len(images) == 0:
-            raise ValueError(f"{split}_images of {path} must hold at least one picture; it is empty")
+            raise ValueError(f"{split}_images of {where} must hold at least one picture; it is empty")
         if len(images) != len(labels):
             raise ValueError(
-                f"{split}_images and {split}_labels of {path} must be equally many; got {len(images)} and {len(labels)}"
+                f"{split}_images and {split}_labels of {where} must be equally many; got {len(images)} and "
+                f"{len(labels)}"
             )
         tensors[f"{split}_images"], tensors[f"{split}_labels"] = images, labels
     shapes = {split: list(tensors[f"{split}_images"].shape[1:]) for split in SPLITS}
     if len({tuple(shape) for shape in shapes.values()}) > 1:
-        raise ValueError(f"the splits of {path} must have one picture shape [H, W, C]; got {shapes}")
+        raise ValueError(f"the splits of {where} must have one picture shape [H, W, C]; got {shapes}")
     return tensors
 
 
@@ -76,8 +77,9 @@ class _Member(NamedTuple):
 
 
 def _load(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    where = repr(str(path))
     if not path.is_file():
-        raise ValueError(f"the data set must be an existing .npz file; there is none at {path}")
+        raise ValueError(f"the data set must be an existing .npz file; there is none at {where}")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -88,7 +90,7 @@ def _load(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             # Only what is wanted is read, but a message about missing keys names all that there is.
             return {name: _read(archive, found[name], name) if name in found else np.empty(0) for name in members}
     except DAMAGE as error:
-        raise ValueError(f"{path} cannot be read as an .npz archive of plain arrays: {first_line(error)}") from error
+        raise ValueError(f"{where} cannot be read as an .npz archive of plain arrays: {first_line(error)}") from error
 
 
 def _look_at(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> _Member:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from msf.plain_values import shown
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,7 +26,7 @@ def as_tensor(name: str, values: object) -> Tensor:
 
     Raises:
         TypeError: Neither of them; a tensor that is sparse, nested, quantised, complex or without values; or an array
-            of objects, text, dates or another type without a counterpart.
+            that is masked, or of objects, text, dates or another type without a counterpart.
     """
     if isinstance(values, np.ndarray):
         return _from_numpy(name, values)
@@ -35,6 +38,28 @@ def as_tensor(name: str, values: object) -> Tensor:
     if values.is_complex():
         raise TypeError(f"{name} must be real; got {values.dtype}")
     return values
+
+
+def as_labels(values: object) -> Tensor:
+    """Return labels as a tensor: a tensor or an array as it is, a sequence of whole numbers as int64.
+
+    Raises:
+        TypeError: Anything else.
+        ValueError: A number beyond 64 bits.
+    """
+    if isinstance(values, Tensor | np.ndarray):
+        return as_tensor("labels", values)
+    try:
+        if not isinstance(values, Sequence) or isinstance(values, str | bytes | bytearray):
+            raise TypeError
+        if any(isinstance(value, bool | np.bool_) for value in values):
+            raise TypeError
+        numbers = [operator.index(value) for value in values]
+    except TypeError:
+        raise TypeError(f"labels must be a tensor, an array or a list of whole numbers; got {shown(values)}") from None
+    if numbers and not -(2**63) <= min(numbers) <= max(numbers) < 2**63:
+        raise ValueError(f"labels must fit 64 bits; got {shown(values)}")
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def rows_not_finite(values: Tensor) -> list[int]:
@@ -49,6 +74,8 @@ def listed(item: str, rows: Sequence[int]) -> str:
 
 
 def _from_numpy(name: str, array: NumpyArray) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array; got a masked one: fill it first, as by .filled(0)")
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold numbers; got an array of {array.dtype}")
     if not array.dtype.isnative or not array.flags.writeable or any(stride < 0 for stride in array.strides):

@@ -128,7 +128,7 @@ def load_dataset(
             layout, labels outside the classes, or a download that failed.
     """
     text = os.fspath(name_or_path)
-    is_path = text.endswith(".npz") or os.sep in text
+    is_path = text.lower().endswith(".npz") or os.sep in text
     reason = None if is_path else NOT_TAKEN.get(split_size(text)[0].lower())
     if reason is not None:
         raise ValueError(f"data set {text!r} cannot be taken: {reason}")
@@ -148,7 +148,7 @@ def load_dataset(
         )
     elif tensors["train_images"].shape[3] != info.channels:
         raise ValueError(
-            f"{path} must have {info.channels} image channel(s) as {split_size(path.stem)[0]} has; "
+            f"{str(path)!r} must have {info.channels} image channel(s) as {split_size(path.stem)[0]} has; "
             f"got {tensors['train_images'].shape[3]}"
         )
     with path.open("rb") as file:
@@ -218,14 +218,14 @@ def _check_labels(tensors: dict[str, Tensor], path: Path, info: DatasetInfo | No
         if low < 0 or high >= n_classes:
             why = _WHY_BELOW if info is None and high >= n_classes else ""
             raise ValueError(
-                f"{split}_labels of {path} must be in [0, {n_classes}){why}; got values from {low} to {high}"
+                f"{split}_labels of {str(path)!r} must be in [0, {n_classes}){why}; got values from {low} to {high}"
             )
     if info is None:
         absent = (labels["train"].bincount(minlength=n_classes) == 0).nonzero().flatten().tolist()
         if absent or n_classes < 2:
             listed = ", ".join(map(str, absent[:_N_LISTED])) + (", ..." if len(absent) > _N_LISTED else "")
             raise ValueError(
-                f"train_labels of {path} must count two or more classes from 0 without gaps; "
+                f"train_labels of {str(path)!r} must count two or more classes from 0 without gaps; "
                 f"got {n_classes} class(es), without training pictures: {f'[{listed}]' if absent else 'none'}"
             )
     return n_classes

@@ -20,6 +20,7 @@ from msf.plain_values import shown, shown_names
 
 _PLAIN = (type(None), bool, int, float, str)
 _MAX_DEPTH = 32
+_PICKLE = b"\x80"  # its first byte, since protocol 2
 _MAX_VALUES = 10**6
 _REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -64,8 +65,17 @@ def read_torch_file(path: Path, wanted: str = "a file of torch.save") -> Any:
                 f"is unpickled, and is refused{'; got ' + found[1] if found else ''}. If you trust the file, save its "
                 "state dict alone"
             ) from None
-        raise ValueError(f"{where} must be {wanted}; got: {first_line(error)}") from error
+        raise ValueError(f"{where} must be {wanted}; got: {_told(path, error)}") from error
     return _Checked(where, path.stat().st_size).value(content, "")
+
+
+def _told(path: Path, error: Exception) -> str:
+    """Return what is wrong with a file that is no archive, or damaged."""
+    if isinstance(error, zipfile.BadZipFile):
+        with path.open("rb") as file:
+            if file.read(1) == _PICKLE:
+                return "a pickle, such as torch.save wrote before PyTorch 1.6: save the tensors again with a newer one"
+    return first_line(error)
 
 
 class _Checked:

@@ -89,7 +89,7 @@ class ClassifyRequest:
     def __post_init__(self) -> None:
         """Check what can be checked without the network."""
         for name in ("images", "noise", "latents"):
-            if getattr(self, name) is not None:
+            if name == "images" or getattr(self, name) is not None:
                 object.__setattr__(self, name, as_tensor(name, getattr(self, name)))
         if len(self.images) == 0:
             raise ValueError("images must hold at least one picture; got none")

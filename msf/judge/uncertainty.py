@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from msf.config import Decision, ReadoutName
+from msf.plain_values import told_apart
 
 ProbabilitySource = Literal["mean_code", "votes"]
 
@@ -85,7 +86,8 @@ class Prediction:
     def to_rows(self, class_names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         """Return one flat row per picture, as a table needs it.
 
-        Fields with a class axis become one column per class, `probability_<class>`; the draws are left out.
+        Fields with a class axis become one column per class, `probability_<class>`, with the class's number behind a
+        name that two classes have; the draws are left out. A picture without a label has no `label_name`.
 
         Args:
             class_names: Names of the classes, for the columns and the label; default: their numbers.
@@ -103,6 +105,7 @@ class Prediction:
             if entry.name != "sample_distance"
         }
         plain = {name: _plain(value) for name, value in columns.items()}
+        classes = told_apart(names, ("source",))  # `probability_source` is a column of its own
         rows = []
         for position in range(len(self)):
             row: dict[str, Any] = {"index": position}
@@ -112,9 +115,9 @@ class Prediction:
                 elif value.ndim == 1:
                     row[name] = plain[name][position]
                 else:
-                    row.update({f"{name}_{c}": v for c, v in zip(names, plain[name][position], strict=True)})
+                    row.update({f"{name}_{c}": v for c, v in zip(classes, plain[name][position], strict=True)})
                 if name == "label":
-                    row["label_name"] = names[row["label"]]
+                    row["label_name"] = names[row["label"]] if row["label"] >= 0 else None
             rows.append(row)
         return rows
 

@@ -27,6 +27,7 @@ from msf.files.claim import claimed_folder
 from msf.files.state import STATE_FILE
 from msf.flow.path import sample_times
 from msf.interruption import Interrupted, disturbed, undisturbed
+from msf.judge.uncertainty import InvalidPredictionError
 from msf.medsymmflow import MedSymmFlow
 from msf.training.ema import weight_average
 from msf.training.folder import HISTORY_FILE, RunFolder
@@ -331,15 +332,18 @@ class TrainingRun:
         """Validate the averaged weights and keep them if they are the best so far."""
         if not all(tensor.isfinite().all() for tensor in self.average.module.state_dict().values()):
             raise self._diverged("a weight is not finite")
-        metrics = evaluate(
-            self.averaged_flow,
-            self.dataset,
-            split="val",
-            latents=self.val_latents,
-            n_samples=self.settings.validation_samples,
-            seed=self.settings.seed,
-            progress=lambda n_done, n_total: self._report(progress, epoch, loss, min(n_done / n_total, 0.99)),
-        )
+        try:
+            metrics = evaluate(
+                self.averaged_flow,
+                self.dataset,
+                split="val",
+                latents=self.val_latents,
+                n_samples=self.settings.validation_samples,
+                seed=self.settings.seed,
+                progress=lambda n_done, n_total: self._report(progress, epoch, loss, min(n_done / n_total, 0.99)),
+            )
+        except InvalidPredictionError as error:
+            raise self._diverged(f"validation failed ({error})") from error
         figures = {name: metrics[name] for name in get_args(Selection)}
         position = self.position
         is_best = figures[self.settings.selection] > position.best_value

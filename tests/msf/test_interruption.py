@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from msf import interruption
-from msf.interruption import SIGNALS, Interrupted, disturbed, interruptible, requested, undisturbed
+from msf.interruption import SIGNALS, Interrupted, disturbed, interruptible, raise_if_requested, requested, undisturbed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX sends them")
 
@@ -111,6 +111,30 @@ def test_a_second_signal_does_not_disturb_what_the_first_started():
 
     assert interrupted(work).number == signal.SIGINT
     assert done == ["saved"]
+
+
+def test_a_block_inside_another_leaves_the_request_and_the_handlers_alone():
+    def work():
+        with undisturbed(is_last=True):
+            send(signal.SIGTERM)
+        with interruptible():
+            pass
+        assert requested() == signal.SIGTERM
+        raise_if_requested()
+
+    assert interrupted(work).number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_nothing_disturbs_the_clearing_up(number):
+    """The exit handler was there before; it is run after that which keeps signals away."""
+    script = (
+        "import atexit, os, sys\nfrom msf.interruption import end_in_peace\n"
+        f"atexit.register(lambda: (os.kill(os.getpid(), {int(number)}), print('cleared up')))\n"
+        "end_in_peace()\nsys.exit(7)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "cleared up\n", "")
 
 
 def test_a_signal_much_later_is_raised_again(monkeypatch):

@@ -214,3 +214,25 @@ def test_a_number_of_heads_takes_the_place_of_the_default_head_width(tmp_path):
     torch.save(state, tmp_path / "model.pt")
     flow = MedSymmFlow.from_official(tmp_path / "model.pt", n_classes=8, num_heads=4)
     assert (flow.config.network.n_heads, flow.config.network.head_channels) == (4, None)
+
+
+@pytest.mark.parametrize("images", [None, "a.png", [[0]]])
+def test_what_is_no_batch_of_pictures_is_refused_by_its_type(make_flow, images):
+    with pytest.raises(TypeError, match="images must be a torch tensor or a NumPy array; got "):
+        make_flow().classify(images)
+
+
+@pytest.mark.parametrize("stop", [3, "vote", object()])
+def test_what_is_no_rule_to_stop_is_refused(make_flow, stop):
+    with pytest.raises(TypeError, match="stop must be None or a rule such as"):
+        make_flow().classify(torch.zeros(1, 1, 8, 8), value_range="signed", stop=stop)
+
+
+def test_pictures_larger_than_any_are_refused_before_they_are_made(make_flow):
+    with pytest.raises(ValueError, match="size must be <= 16384; got 1000000000"):
+        make_flow().generate([0], n_steps=1, size=10**9)
+
+
+def test_semantic_maps_take_labels_as_generate_does(make_flow):
+    flow = make_flow()
+    assert torch.equal(flow.semantic_maps([0, 2]), flow.semantic_maps(torch.tensor([0, 2])))

@@ -75,7 +75,7 @@ def strange_labels(value, dtype):
     return values
 
 
-UNREADABLE = "data.npz cannot be read as an .npz archive"
+UNREADABLE = "data.npz' cannot be read as an .npz archive"
 for title, replaced, text in [
     ("a header that claims 10^9 pictures", npy_bytes(shape=(10**9, 28, 28, 3)), f"{UNREADABLE}.*needs 23520000000"),
     ("a header of 2^40 entries", npy_bytes(shape=(2**40,)), f"{UNREADABLE}.*needs 1099511627776 bytes"),

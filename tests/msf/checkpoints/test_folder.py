@@ -199,7 +199,7 @@ def test_an_architecture_that_does_not_fit_lists_some_tensors_of_each_kind(saved
     experiment = EXPERIMENT.to_dict()
     experiment["network"] |= {"n_res_blocks": 2, "channel_multipliers": [1, 1], "attention_down_rates": [1]}
     replace_config(saved, experiment=experiment)
-    with pytest.raises(ValueError, match=r"model.safetensors must hold the tensors of the network; got ") as caught:
+    with pytest.raises(ValueError, match=r"model\.safetensors' must hold the tensors of the network; got ") as caught:
         load_checkpoint(saved)
     text = str(caught.value)
     for kind in (" missing: input_blocks", " unexpected: input_blocks", " of another shape: "):

@@ -237,7 +237,7 @@ def test_other_models_are_refused(write, content):
 def test_a_missing_tensor_is_named(write, name):
     tensors = zeros_like_network(SMALL, 6)
     del tensors[name]
-    with pytest.raises(ValueError, match=f"checkpoint.pt must hold .*{name}"):
+    with pytest.raises(ValueError, match=f"checkpoint.pt' must hold .*{name}"):
         load_small(write(tensors))
 
 
@@ -246,7 +246,7 @@ def test_no_damaged_tensor_goes_unnoticed(write):
     for i, name in enumerate(tensors):
         damaged = torch.zeros(()) if i % 2 else torch.zeros(5, 7, 1, 1, 1)
         path = write(tensors | {name: damaged}, "damaged.safetensors")
-        with pytest.raises(ValueError, match="damaged.safetensors must"):
+        with pytest.raises(ValueError, match="damaged.safetensors' must"):
             load_small(path)
 
 

@@ -271,6 +271,10 @@ bad("CSV over a picture of a folder", lambda p: p.classify(p.picture().parent, "
 bad("JSON over the checkpoint", lambda p: p.classify(p.picture(), "--json", p.run / "config.json"), "--json")
 bad("JSON over the data", lambda p: p.evaluate("--json", p.npz), "--json")
 
+for _command, _run in _RUNS.items():
+    bad(f"{_command} --json -", lambda p, r=_run: [*r(p), "--json", "-"], "'-' is none")
+bad("classify --csv -", lambda p: p.classify(p.picture(), "--csv", "-"), "'-' is none")
+
 # Folders to write.
 for _command, _run in {"generate": lambda p: p.generate, "import-official": lambda p: p.import_official}.items():
     _first = [] if _command == "generate" else ["a.pt"]
@@ -283,6 +287,14 @@ bad(
     lambda p: p.generate("--out", p.file("g/generated.json", "[").parent if p.picture("g/01-0001.png") else ""),
     "another run",
 )
+
+# Numbers that no run could end with.
+for _name, _run in {"classify": lambda p: p.classify(p.picture()), "evaluate": lambda p: p.evaluate()}.items():
+    bad(f"{_name} of 10^12 steps", lambda p, r=_run: [*r(p), "--n-steps", 10**12], "n_steps")
+    bad(f"{_name} of 10^12 samples", lambda p, r=_run: [*r(p), "--n-samples", 10**12], "n_samples")
+bad("generate of 10^12 steps", lambda p: p.generate("--n-steps", 10**12), "n_steps")
+bad("training of 10^12 steps to classify", lambda p: p.train("--classify-steps", 10**12), "n_steps")
+bad("training of 10^12 samples to validate", lambda p: p.train("--validation-samples", 10**12), "validation_samples")
 
 # Labels and sizes.
 for _text in (
@@ -389,6 +401,14 @@ _data("that is garbage", lambda p: p.file("d.npz", bytes(range(256)) * 8), "d.np
 _data("that is cut off", lambda p: p.file("d.npz", _half(p.npz)), "d.npz")
 _data("that is an empty archive", lambda p: p.file("d.npz", b"PK\x05\x06" + bytes(18)), "d.npz")
 _data("that is a picture", lambda p: p.file("d.npz", PNG), "d.npz")
+for _name in ("new\nline.npz", "control\x1b[31m.npz"):
+    _escaped = repr(_name)[1:-1]
+    for _what, _labels in {"without labels": None, "with fractions": np.full(20, 0.5)}.items():
+        _data(
+            f"{_name!r} {_what}", lambda p, n=_name, v=_labels: p.archive(test_labels=v).rename(p.folder / n), _escaped
+        )
+    _data(f"{_name!r} that is garbage", lambda p, n=_name: p.file(n, b"x"), _escaped)
+    _data(f"{_name!r} that is missing", lambda p, n=_name: p.folder / n, _escaped)
 _data("that is a device", lambda _: "/dev/null", "/dev/null")
 _data("of an unknown name", lambda _: "bloodmnits", "bloodmnits")
 _data("of an empty name", lambda _: "", "data set")
@@ -421,9 +441,11 @@ bad(
 for _name, _content in {
     "empty.pt": b"", "garbage.pt": bytes(range(256)), "zeros.pt": bytes(100),
     "code.pt": pickle.dumps(print, 2), "plain.pt": pickle.dumps({"a": 1}, 2), "archive.pt": b"PK\x03\x04",
+    "text.pt": b"weights of a network\n", "newer.pt": pickle.dumps({"a": 1}, 4),
+    "garbage-2.pt": bytes(range(255, 0, -1)) * 9, "new\nline.pt": b"",
     "empty.safetensors": b"", "text.safetensors": b"text", "garbage.safetensors": bytes(range(256)),
 }.items():  # fmt: skip
-    bad(f"official {_name}", lambda p, n=_name, c=_content: p.import_official(p.file(n, c)), _name)
+    bad(f"official {_name}", lambda p, n=_name, c=_content: p.import_official(p.file(n, c)), repr(_name)[1:-1])
 bad("official file that is missing", lambda p: p.import_official(p.folder / "none.pt"), "none.pt")
 bad("official file that is a folder", lambda p: p.import_official(_folder(p, "f.pt")), "f.pt")
 bad(

@@ -1,6 +1,7 @@
 """What `msf classify` does with files, names and results: nothing is lost, nothing is mixed, everything is said."""
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msf import MedSymmFlow
+from msf.checkpoints.folder import save_checkpoint
 from msf.cli import classify, targets
 
 
@@ -120,8 +123,6 @@ def test_generated_pictures_are_classified_without_the_overview(run, msf, tiny_r
 
 def spoil(monkeypatch, level):
     """Let the network answer NaN to pictures of that level."""
-    from msf.medsymmflow import MedSymmFlow
-
     original = MedSymmFlow.classify
 
     def classify(self, images, *arguments, **options):
@@ -150,8 +151,6 @@ def test_a_picture_whose_answer_is_not_a_number_is_named_and_the_others_classifi
 
 
 def test_a_picture_that_the_network_refuses_is_found_among_the_others(run, tmp_path, monkeypatch):
-    from msf.medsymmflow import MedSymmFlow
-
     for n in range(5):
         picture(tmp_path / "d" / f"{n}.png", 50 * n)
     original = MedSymmFlow.classify
@@ -206,8 +205,6 @@ def test_where_nothing_can_be_written_results_are_printed(run, tmp_path, monkeyp
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_keeps_the_finished_rows(run, tmp_path, monkeypatch, number, code):
-    from msf.medsymmflow import MedSymmFlow
-
     for n in range(6):
         picture(tmp_path / "d" / f"{n}.png", 40 * n)
     original, calls = MedSymmFlow.classify, []
@@ -232,12 +229,14 @@ def test_a_signal_keeps_the_finished_rows(run, tmp_path, monkeypatch, number, co
 
 
 def test_a_signal_before_the_first_row_is_one_line(run, tmp_path, monkeypatch):
-    from msf.medsymmflow import MedSymmFlow
-
     picture(tmp_path / "a.png")
     monkeypatch.setattr(MedSymmFlow, "classify", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     code, out, err = run("a.png", "--csv", "r.csv")
-    assert (code, out, err) == (143, "", "msf: interrupted by SIGTERM\n")
+    assert (code, out, err) == (
+        143,
+        "",
+        "msf: interrupted by SIGTERM; nothing new is kept; the same command starts again\n",
+    )
     assert list(tmp_path.glob("r*")) == []
 
 
@@ -304,3 +303,20 @@ def test_a_picture_that_may_not_be_read_costs_only_its_own_row(run, tmp_path, mo
     assert code == 1
     assert "1.png" in out
     assert "Permission denied" in err
+
+
+def test_classes_of_one_name_keep_their_columns(tmp_path, tiny_run, msf, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    names = ("x", "x", "source", "", "new\nline")
+    folder = tmp_path / "named"
+    flow = MedSymmFlow.from_pretrained(tiny_run)
+    save_checkpoint(folder, dataclasses.replace(flow.task, class_names=names), flow.config, flow.network.state_dict())
+    code, out, _ = msf("classify", tmp_path / "a.png", "--checkpoint", folder, "--device", "cpu", "--csv", "r.csv")
+    assert code == 0
+    with (tmp_path / "r.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    shown = ("x (0)", "x (1)", "source (2)", "", "new\nline")
+    assert sum(float(row[f"probability_{name}"]) for name in shown) == pytest.approx(1)
+    assert row["label_name"] == names[int(row["label"])]
+    assert len(out.splitlines()) == 2

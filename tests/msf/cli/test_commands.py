@@ -1,6 +1,10 @@
 import csv
+import errno
 import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 
@@ -9,6 +13,8 @@ import pytest
 from PIL import Image
 
 from msf.data import load_dataset
+from msf.interruption import Interrupted
+from tests.msf.cli.conftest import TINY
 
 EVALUATION_KEYS = {
     "split", "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "nll", "brier", "ece",
@@ -131,7 +137,8 @@ def test_info_names_backends_and_describes_a_checkpoint(msf, tiny_run, tmp_path)
     assert "spatial_attention" in out
 
 
-def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, monkeypatch, tiny_npz):
+@pytest.fixture
+def small_demo(monkeypatch, tiny_npz):
     from msf.cli import demo
     from msf.config import RECIPES, DataConfig, UNetConfig
 
@@ -152,6 +159,9 @@ def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, monkeypatch, t
     assert isinstance(small.data, DataConfig)
     assert isinstance(small.network, UNetConfig)
     monkeypatch.setitem(demo.RECIPES, "demo", small)
+
+
+def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, small_demo):
     out = tmp_path / "demo"
     code, printed, err = msf("demo", "--out", out, "--epochs", 1, "--device", "cpu")
     assert code == 0
@@ -161,6 +171,34 @@ def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, monkeypatch, t
     assert "predictive_entropy" in page
     assert "accuracy" in printed
     assert json.loads((out / "metrics.json").read_text()).keys() >= {"accuracy", "bayes_accuracy_bound", "scores"}
+
+
+@pytest.mark.parametrize("error", [Interrupted(signal.SIGTERM), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.usefixtures("small_demo")
+def test_a_demo_that_ends_while_it_draws_names_what_is_kept_and_goes_on(msf, tmp_path, monkeypatch, error):
+    from msf import report
+
+    def ended(*_):
+        raise error
+
+    monkeypatch.setattr(report, "certainty_grid", ended)
+    arguments = ["demo", "--out", tmp_path / "a demo", "--epochs", 1, "--device", "cpu"]
+    code, _, err = msf(*arguments)
+    assert code == (143 if isinstance(error, Interrupted) else 1)
+    line = err.splitlines()[-1]
+    assert f"the trained network is in '{tmp_path / 'a demo' / 'network'}'; go on with: msf demo --out" in line
+    monkeypatch.undo()
+    assert line.endswith(f"go on with: {shlex.join(['msf', *map(str, arguments)])}")
+
+
+def test_the_best_epoch_is_printed_as_progress_counts_and_written_as_the_history_does(msf, tiny_npz, tmp_path):
+    flags = {"dataset": tiny_npz, "out": tmp_path / "run", **TINY, "json": tmp_path / "t.json"}
+    code, out, err = msf("train", *(f"--{name}={value}" for name, value in flags.items()))
+    assert code == 0
+    assert "epoch 1," in err
+    assert re.search(r"best_epoch +1 of 1\n", out)
+    content = json.loads((tmp_path / "t.json").read_text())
+    assert content["best_epoch"] == content["history"][0]["epoch"] == 0
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "P", "I;16"])

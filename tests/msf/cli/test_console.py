@@ -1,13 +1,15 @@
 """What commands print: one line for whatever ends them, and progress in a pipe."""
 
 import errno
+import os
+import signal
 import sys
 import time
 
 import pytest
 
 from msf.cli import console
-from msf.interruption import Interrupted
+from msf.interruption import Interrupted, interruptible, requested
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,8 @@ from msf.interruption import Interrupted
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "can't allocate memory"),
         (KeyboardInterrupt(), 130, "interrupted by SIGINT"),
         (ValueError("two\n  lines  "), 2, "two lines"),
+        (ValueError("a\x1b[31mred\x07.npz"), 2, "a\\x1b[31mred\\x07.npz"),
+        (RuntimeError("MSF_CPU_LEVEL must be baseline"), 2, "MSF_CPU_LEVEL must"),
     ],
 )
 def test_errors(capsys, error, code, words):
@@ -161,3 +165,19 @@ def test_figures_are_columns_whatever_they_hold(capsys):
 )
 def test_what_is_no_character_is_shown_as_an_escape(text, shown):
     assert console.printable(text) == shown
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_a_signal_whose_exception_got_lost_is_raised_at_the_next_progress(monkeypatch, lines):
+    class Swallows:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with interruptible(), console.progress_bar("working", lines=lines) as advance:
+        advance(1, 3)
+        monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+        Swallows()
+        monkeypatch.undo()
+        assert requested() == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            advance(2, 3)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from msf.cli.generate import label_numbers
+from msf.files.claim import claimed_folder
 
 NAMES = ("basophil", "Immature  Granulocyte", "collecting duct, connecting tubule", "drusen", "1", "DRUSEN")
 
@@ -164,3 +165,14 @@ def test_a_run_that_made_no_picture_does_not_hold_the_folder(run, tmp_path):
     assert run("--labels", "0", "--n", 1, "--seed", 2**63)[0] == 2
     assert run("--labels", "0", "--n", 1)[0] == 0
     assert len(list((tmp_path / "generated").glob("*.png"))) == 1
+
+
+def test_two_runs_at_once_are_never_mixed(run, tmp_path):
+    folder = tmp_path / "generated"
+    with claimed_folder(folder, "generation"):
+        code, out, err = run("--labels", "0", "--n", 1)
+        assert (code, out) == (2, "")
+        assert "folder 'generated' is in use by another generation" in err
+        assert list(folder.glob("*.png")) == []
+    assert run("--labels", "0", "--n", 1)[0] == 0
+    assert sorted(os.listdir(folder)) == ["00-0000.png", "generated.json", "overview"]

@@ -93,6 +93,23 @@ def test_a_signal_while_data_are_read(tiny_npz, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_program_is_imported_and_one_while_it_clears_up(number):
+    script = (
+        "import atexit, os, runpy, sys\n"
+        f"send = lambda: os.kill(os.getpid(), {int(number)})\n"
+        "class Finder:\n"
+        " def find_spec(self, name, *_):\n"
+        "  if name == 'msf.cli': atexit.register(send); send()\n"
+        "sys.meta_path.insert(0, Finder())\nsys.argv = ['msf', 'info']\n"
+        "runpy.run_module('msf', run_name='__main__')"
+    )
+    process = start([], [sys.executable, "-c", script])
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + number, "")
+    assert err == f"msf: interrupted by {number.name}; nothing new is kept; the same command starts again\n"
+
+
 def test_a_second_training_in_one_folder_is_refused_until_the_first_is_killed(tiny_npz, tmp_path):
     arguments = command("train", tiny_npz, tmp_path, 300)
     first = start(arguments, TALKATIVE)

@@ -125,7 +125,7 @@ def test_what_is_wrong_with_an_archive_is_named(archive, replaced, error, text):
 
 def test_labels_outside_the_classes_of_a_known_name_are_refused(archive):
     with pytest.raises(
-        ValueError, match=r"train_labels of .*pneumoniamnist.npz must be in \[0, 2\); got values from 0 to 2"
+        ValueError, match=r"train_labels of .*pneumoniamnist\.npz' must be in \[0, 2\); got values from 0 to 2"
     ):
         load_dataset(archive("pneumoniamnist", channels=1, n_classes=3))
 
@@ -159,7 +159,7 @@ def broken_files():
 def test_a_corrupt_file_is_a_value_error_that_names_it(tmp_path, content):
     path = tmp_path / "broken.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.npz cannot be read as an \.npz archive"):
+    with pytest.raises(ValueError, match=r"broken\.npz' cannot be read as an \.npz archive"):
         load_dataset(path)
 
 

@@ -162,3 +162,27 @@ def test_half_of_the_code_statistics_is_refused():
 
 def test_the_length_is_the_number_of_pictures():
     assert len(_predict()) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("a", "b", "c"), ("a", "b", "c")),
+        (("x", "x", "y"), ("x (0)", "x (1)", "y")),
+        (("", "", ""), (" (0)", " (1)", " (2)")),
+        (("source", "b", "c"), ("source (0)", "b", "c")),  # `probability_source` is another column
+    ],
+)
+def test_no_class_loses_its_columns_whatever_the_names(names, columns):
+    prediction = _predict()
+    row = prediction.to_rows(names)[0]
+    assert [row[f"probability_{column}"] for column in columns] == prediction.probability[0].tolist()
+    assert [row[f"votes_{column}"] for column in columns] == prediction.votes[0].tolist()
+    assert row["probability_source"] == prediction.probability_source
+    assert row["label_name"] == names[row["label"]]
+
+
+def test_a_picture_without_a_label_has_no_name_of_one():
+    prediction = _predict()
+    prediction = dataclasses.replace(prediction, label=torch.full_like(prediction.label, -1))
+    assert {row["label_name"] for row in prediction.to_rows(("a", "b", "c"))} == {None}

@@ -196,6 +196,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, monkeypat
     assert caught.value.__notes__ == ["nothing of the training is saved"]
 
 
+def test_weights_that_are_finite_and_give_no_finite_answers_are_a_divergence(tmp_path, monkeypatch):
+    step = train_module.TrainingRun.step
+
+    def spoiled(run, rows):
+        loss = step(run, rows)
+        for parameter in run.average.module.parameters():
+            parameter.data.fill_(1e30)
+        return loss
+
+    monkeypatch.setattr(train_module.TrainingRun, "step", spoiled)
+    with pytest.raises(FloatingPointError, match="must give finite values.*lower learning_rate"):
+        train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
+
+
 @pytest.mark.parametrize("report_every", [1, 10])
 def test_weights_that_are_not_finite_are_never_saved_and_what_was_before_stays(tmp_path, monkeypatch, report_every):
     """The loss of the step that spoils them is still a number."""
