@@ -30,7 +30,12 @@ STABLE_TORCH_LIBRARY(msf_native, m) {
       "Tensor bias, Tensor? skip, Tensor? add, Tensor? scale, Tensor? shift, bool silu) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("spatial_attention_fwd(Tensor qkv, int num_heads, bool by_part) -> Tensor");
+  m.def("convolution_weight(Tensor weight, int form) -> Tensor");
+  m.def(
+      "convolution_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int out_channels, int form, int stride) "
+      "-> Tensor");
   m.def("has_pair_dots() -> bool");
+  m.def("cpu_level() -> int");
 }
 
 namespace {
@@ -56,10 +61,13 @@ void implement(torch::stable::detail::StableLibrary& m) {
 STABLE_TORCH_LIBRARY_IMPL(msf_native, CPU, m) {
   implement(m);
   m.impl("spatial_attention_fwd", TORCH_BOX(&msf::spatial_attention_fwd));
+  m.impl("convolution_weight", TORCH_BOX(&msf::convolution_weight));
+  m.impl("convolution_fwd", TORCH_BOX(&msf::convolution_fwd));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(msf_native, CompositeExplicitAutograd, m) {
   m.impl("has_pair_dots", TORCH_BOX(&msf::has_pair_dots));
+  m.impl("cpu_level", TORCH_BOX(&msf::cpu_level));
 }
 
 #if defined(MSF_WITH_CUDA)

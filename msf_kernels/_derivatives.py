@@ -103,8 +103,9 @@ def is_vectorising() -> bool:
     """Return whether one tensor may stand for many: inside `torch.func.vmap`, at any depth, or in forward mode."""
     if forward_ad._current_level >= 0:
         return True
-    stack = _functorch.get_interpreter_stack()
-    return stack is not None and any(level.key() == _functorch.TransformType.Vmap for level in stack)
+    if _functorch.peek_interpreter_stack() is None:
+        return False
+    return any(level.key() == _functorch.TransformType.Vmap for level in _functorch.get_interpreter_stack())
 
 
 def is_transformed(tensor: Tensor) -> bool:
@@ -114,6 +115,29 @@ def is_transformed(tensor: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or _functorch.is_functorch_wrapped_tensor(tensor):
         return True
+    return _has_tangent(tensor)
+
+
+def has_derivative(tensor: Tensor) -> bool:
+    """Return whether autograd or forward mode follows the tensor, at any depth of transforms."""
+    while True:
+        if tensor.requires_grad or _has_tangent(tensor):
+            return True
+        if torch.compiler.is_compiling() or not _functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+
+
+def is_vectorised(tensor: Tensor) -> bool:
+    """Return whether the tensor stands for many, at any depth of transforms."""
+    while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
+def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
@@ -235,7 +259,12 @@ def once_then_composed(run: Callable[..., Tensor], definition: Callable[..., Ten
 
     def differentiable(*args: Any, **kwargs: Any) -> Tensor:
         # A compiled call refuses second derivatives by itself.
-        if torch.compiler.is_compiling() or not any_requires_grad(tensors_in(args, kwargs)) or is_transforming():
+        if (
+            not torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or is_transforming()
+            or not any_requires_grad(tensors_in(args, kwargs))
+        ):
             return run(*args, **kwargs)
         call, tensors = _Call.without_tensors(args, kwargs)
         out: Tensor = OnceThenComposed.apply(call, *tensors)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from msf_kernels._derivatives import guard_transforms
 from msf_kernels._schemas import NATIVE, SHARED
@@ -23,18 +23,23 @@ from msf_kernels.backend import Backend
 NAMESPACE = "msf_native"
 
 _fakes: dict[str, Callable[..., Any]] = {}
+_flops: dict[str, Callable[..., int]] = {}
 _library: torch.library.Library | None = None
 _failure: str | None = None
 
 
-def operator(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+def operator(name: str, fake: Callable[..., Any], flops: Callable[..., int] | None = None) -> Callable[..., Any]:
     """Return a callable that runs `msf_native::<name>`; it may be called when `machine_reasons()` is empty.
 
     Args:
         name: Name in the library.
         fake: Allocates the outputs as the operator does, strides included.
+        flops: FLOP formula, as for `torch.utils.flop_counter`; None: that of the operator of the same name in
+            `msf_triton`, where there is one.
     """
     _fakes[name] = fake
+    if flops is not None:
+        _flops[name] = flops
     if _library is not None:
         _register(_library, name, fake)
 
@@ -48,6 +53,12 @@ def loaded_operator(name: str) -> Callable[..., Any]:
     """Return `msf_native::<name>` itself; only when `machine_reasons()` is empty."""
     loaded: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return loaded
+
+
+@constant_while_tracing
+def cpu_level() -> int:
+    """Return the instruction set of the CPU loops, 0 baseline, 1 AVX2, 2 AVX-512; if `machine_reasons()` is empty."""
+    return int(torch.ops.msf_native.cpu_level())
 
 
 def native_backend(run: Callable[..., Any], input_reasons: Callable[..., list[str]], **options: Any) -> Backend:
@@ -123,11 +134,14 @@ def _has_cuda_kernel(name: str) -> bool:
 
 def _register(library: torch.library.Library, name: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    packet = getattr(getattr(torch.ops, NAMESPACE), name)
+    if name in _flops:
+        register_flop_formula(packet)(_flops[name])
     guard_transforms(library, name)
     # The families of operators share names and schemas, and so the FLOP formulas that FlopCounterMode looks up.
     twin = getattr(torch.ops.msf_triton, name, None)
     if twin in flop_registry:
-        flop_registry[getattr(getattr(torch.ops, NAMESPACE), name)] = flop_registry[twin]
+        flop_registry[packet] = flop_registry[twin]
 
 
 def _find() -> Path | None:

@@ -41,4 +41,9 @@ SHARED = {
 NATIVE = {
     "spatial_attention_fwd": "(Tensor qkv, int num_heads, bool by_part) -> Tensor",
     "has_pair_dots": "() -> bool",
+    "convolution_weight": "(Tensor weight, int form) -> Tensor",
+    "convolution_fwd": (
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int out_channels, int form, int stride) -> Tensor"
+    ),
+    "cpu_level": "() -> int",
 }

@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 
-from msf_kernels._derivatives import NO_TRANSFORMS, Derivatives, any_requires_grad, any_transformed, tensors_in
+from msf_kernels._derivatives import (
+    NO_TRANSFORMS,
+    Derivatives,
+    any_requires_grad,
+    any_transformed,
+    is_transforming,
+    tensors_in,
+)
 from msf_kernels._measured import MeasuredTable
 from msf_kernels.errors import BackendUnavailableError, DerivativeUnavailableError
 
@@ -69,7 +76,7 @@ class Backend:
         """Return why it cannot serve these inputs with the derivatives that may be taken; empty when it can."""
         if self.derivatives is Derivatives.ALL:
             return []
-        if any_transformed(tensors_in(args, kwargs)):
+        if is_transforming() and any_transformed(tensors_in(args, kwargs)):
             return [NO_TRANSFORMS]
         if not torch.is_grad_enabled():
             return []
@@ -146,11 +153,18 @@ class Operator:
     def _choose(self, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
         wanted = _resolve(backend, self.backends)
         error = BackendUnavailableError
+        # Asked once, and before anything else about derivatives: without them a call should not pay for them.
+        may_differentiate = torch.is_grad_enabled() or is_transforming()
         if wanted == "auto":
             order = self.backends if self._auto_order is None else self._auto_order(*args, **kwargs)
             for name in order:
                 candidate = self.backends[name]
-                if candidate.in_auto() and not candidate.call_reasons(*args, **kwargs):
+                if (
+                    candidate.in_auto()
+                    and not candidate.machine_reasons()
+                    and not candidate.input_reasons(*args, **kwargs)
+                    and not (may_differentiate and candidate.derivative_reasons(*args, **kwargs))
+                ):
                     self._log_choice(candidate.name)
                     return candidate
         else:
@@ -159,7 +173,7 @@ class Operator:
                 raise ValueError(f"{self.name}: backend must be one of {known}; got {wanted!r}")
             named = self.backends[wanted]
             if not named.machine_reasons() and not named.input_reasons(*args, **kwargs):
-                if not named.derivative_reasons(*args, **kwargs):
+                if not (may_differentiate and named.derivative_reasons(*args, **kwargs)):
                     return named
                 error = DerivativeUnavailableError
         reasons = {name: served.call_reasons(*args, **kwargs) for name, served in self.backends.items()}

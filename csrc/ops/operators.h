@@ -56,7 +56,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
 // Attention, not in float64; `by_part`: packed by q | k | v, else by head. CPU only.
 Tensor spatial_attention_fwd(const Tensor& qkv, int64_t num_heads, bool by_part);
 
+// A convolution's weight in the form that `convolution_fwd` reads; float32, CPU only. [K, C, 1 or 3, 1 or 3], or summed
+// taps [4, K, C, 2, 2] -> [phases, panels, frequencies or taps, C, 32]. `form` is a ConvForm.
+Tensor convolution_weight(const Tensor& weight, int64_t form);
+
+// Convolution with such a weight of `out_channels` outputs; `stride` is for the direct form.
+Tensor convolution_fwd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                       const std::optional<Tensor>& residual, int64_t out_channels, int64_t form, int64_t stride);
+
 // Whether this processor multiplies pairs of bfloat16 by itself, which makes that attention fast.
 bool has_pair_dots();
+
+// Instruction set that the CPU loops use: 0 baseline, 1 AVX2, 2 AVX-512.
+int64_t cpu_level();
 
 }  // namespace msf

@@ -86,7 +86,7 @@ def attention_block(
         the attention's output are rounded to the dtype of `x`, as operands of matrix units are. `composed` also rounds
         before the residual is added. An item's result does not depend on the other items of the batch; whether its last
         bits do is a matter of the attention's backend, and for `composed` and `reference` of PyTorch's products.
-        `triton` has no gradient, the others have.
+        `triton` has no gradient, the others have derivatives of any mode and order.
 
     Source:
         Dhariwal and Nichol, arXiv 2105.05233, section 3 (attention blocks of the network).

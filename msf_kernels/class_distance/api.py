@@ -64,7 +64,9 @@ def class_distance(
     Numerics:
         Arithmetic in float32 (float64 when `semantic` is float64). The distances are differentiable with respect to
         `semantic` and `codes` (a pixel exactly on a code contributes zero); the votes are not. Backward recomputes the
-        distances. Deterministic; an item's result does not depend on the other items of the batch.
+        distances. Differentiable to any order, all derivatives of such a pixel being zero; forward mode and the
+        transforms of `torch.func` on the reference only, which `auto` then takes. Deterministic; an item's result does
+        not depend on the other items of the batch.
 
     Source:
         MedSymmFlow, arXiv 2507.19098 (classification by the nearest class colour).

@@ -1,3 +1,19 @@
 from msf_kernels.conv3x3.api import conv3x3, norm_affine, pack_weight
+from msf_kernels.conv3x3.transformed import (
+    TransformedWeight,
+    convolve_transformed,
+    is_native_convolution_faster,
+    native_convolution_reasons,
+    transform_weight,
+)
 
-__all__ = ["conv3x3", "norm_affine", "pack_weight"]
+__all__ = [
+    "TransformedWeight",
+    "conv3x3",
+    "convolve_transformed",
+    "is_native_convolution_faster",
+    "native_convolution_reasons",
+    "norm_affine",
+    "pack_weight",
+    "transform_weight",
+]

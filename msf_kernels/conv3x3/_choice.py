@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import torch
 
+from msf_kernels import _ext
 from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.conv3x3._call import ConvCall
+from msf_kernels.conv3x3._forms import Form, choose_form
 from msf_kernels.conv3x3._measured import TABLE
 
 # On a GPU without measurements. cuDNN was tuned for each GPU; the Triton kernel has not been timed on any yet.
 UNMEASURED_ORDER = ("aten", "triton", "reference")
+
+# On a CPU in float32, one thread, torch 2.13.0, AMD EPYC (Zen 4), oneDNN's time over the native convolution's, whose
+# weight was transformed once: 1.3 to 3.0 for stride 1 and doubled maps, with AVX-512 and with AVX2; all figures are in
+# docs/results/conv3x3-cpu.md. Below 32 channels, and where nothing is transformed (single pixels, stride 2, 1x1 taps,
+# small doubled maps) oneDNN is level or ahead. The baseline level has no multiply-add and was not measured.
+FEWEST_NATIVE_CHANNELS = 32
+AVX2 = 1
+# A call that transforms the weight itself pays as much as some 250 pixels of a map cost (the number of items may be 1),
+# and more where the fresh memory exceeds the caches: 512 -> 512 channels lost by 1.3, 512 -> 256 won by 1.6.
+FEWEST_PIXELS_OF_A_CALL = 512
+LARGEST_WEIGHT_OF_A_CALL = 2**17
 
 
 def auto_order(call: ConvCall) -> tuple[str, ...]:
     """Return the names of the backends that `auto` tries, best first. The number of items plays no part in it."""
     x = call.x
     if not x.is_cuda:
-        return UNMEASURED_ORDER
+        height, width = x.shape[2:]
+        side, channels = call.weight.shape[-1], call.in_channels
+        is_native_first = (
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and height * width >= FEWEST_PIXELS_OF_A_CALL
+            and call.weight.shape[-4] * channels <= LARGEST_WEIGHT_OF_A_CALL
+            and not _ext.machine_reasons()
+            and is_native_measured_faster(side, channels, height, width, call.stride, call.upsample)
+        )
+        return ("native", *UNMEASURED_ORDER) if is_native_first else UNMEASURED_ORDER
     return _cuda_order(
         x.device.index,
         str(x.dtype).removeprefix("torch."),
@@ -27,6 +50,14 @@ def auto_order(call: ConvCall) -> tuple[str, ...]:
         call.norm_scale is not None,
         x.shape[2] * x.shape[3],
     )
+
+
+def is_native_measured_faster(
+    side: int, in_channels: int, height: int, width: int, stride: int, upsample: bool
+) -> bool:
+    """Return what was measured, for a weight that is transformed already and has `side` taps per axis."""
+    form = choose_form(side, in_channels, height, width, stride, upsample)
+    return form != Form.DIRECT and in_channels >= FEWEST_NATIVE_CHANNELS and _ext.cpu_level() >= AVX2
 
 
 @constant_while_tracing

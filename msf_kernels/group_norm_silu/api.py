@@ -84,7 +84,8 @@ def group_norm_silu(
         end, also under autocast. The variance comes from centred values, never from E[x^2] - E[x]^2. Deterministic.
         An item's result does not depend on the other items of the batch; the last bits of `reference` can depend on how
         many there are, those of `native` and `triton` cannot. Backward recomputes the normalised values
-        from the saved inputs and statistics.
+        from the saved inputs and statistics. Differentiable with respect to every tensor, to any order; forward mode
+        and the transforms of `torch.func` on the reference only, which `auto` then takes.
 
     Source:
         Group norm: Wu and He, arXiv 1803.08494, section 3. Scale and shift after the norm: Dhariwal and Nichol, arXiv

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from msf_kernels._ext import native_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
     FLOATING,
@@ -19,13 +20,17 @@ from msf_kernels.checks import (
 from msf_kernels.prepared._aten import AtenForm
 from msf_kernels.prepared._conv3x3 import Conv3x3Form, conv3x3_input_reasons
 from msf_kernels.prepared._fixed import FixedConvolution, PreparedForm
+from msf_kernels.prepared._native import NativeForm, is_native_first, native_input_reasons
 from msf_kernels.prepared._onednn import OnednnForm, onednn_input_reasons, onednn_machine_reasons
 from msf_kernels.prepared._reference import ReferenceForm
 from msf_kernels.shapes import FeatureMap
 
 
-def _auto_order(_convolution: FixedConvolution, x: Tensor) -> tuple[str, ...]:
-    return ("onednn", "aten", "reference") if x.device.type == "cpu" else ("conv3x3", "aten", "reference")
+def _auto_order(convolution: FixedConvolution, x: Tensor) -> tuple[str, ...]:
+    if x.device.type != "cpu":
+        return ("conv3x3", "aten", "reference")
+    first = ("native",) if is_native_first(convolution, x) else ()
+    return (*first, "onednn", "aten", "reference")
 
 
 # A backend's `run(convolution, x)` makes a `PreparedForm` for the first map x; the reasons are called likewise, and may
@@ -33,6 +38,7 @@ def _auto_order(_convolution: FixedConvolution, x: Tensor) -> tuple[str, ...]:
 _operator = Operator(
     "prepared_convolution",
     [
+        native_backend(NativeForm, native_input_reasons, device_type="cpu"),
         Backend("onednn", OnednnForm, onednn_machine_reasons, onednn_input_reasons, device_type="cpu"),
         Backend("conv3x3", Conv3x3Form, input_reasons=conv3x3_input_reasons),
         Backend("aten", AtenForm),
@@ -167,7 +173,9 @@ def prepared_convolution(
     Numerics:
         `reference`: float32 (float64 for maps in float64), one rounding at the end. `onednn` and `aten`: products
         accumulated in float32, in an order that the library chooses for the size of the batch; `aten` rounds before the
-        residual is added. `conv3x3`: as that operator. Summed taps are rounded once, to `dtype`. No gradients.
+        residual is added. `native` (float32 on a CPU) and `conv3x3`: as the operator `conv3x3`; `auto` takes `native`
+        where it was measured to be faster, by processor and sizes alone. Summed taps are rounded once, to `dtype`. No
+        gradients.
 
     Source:
         Upsampling as convolutions per output parity: Shi et al., arXiv 1609.05158.

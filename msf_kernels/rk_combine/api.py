@@ -123,6 +123,8 @@ def rk_combine(
         Hairer, Norsett and Wanner, "Solving ordinary differential equations I", section II.1.
     """
     slopes, weights, dt = _require_call(state, slopes, weights, dt, out, cast_to)
+    if out is not None:
+        _require_apart(out, state, slopes, dt if isinstance(dt, Tensor) else None)
     result: Tensor | tuple[Tensor, Tensor] = _operator(backend, state, slopes, weights, dt, out=out, cast_to=cast_to)
     return result
 
@@ -192,7 +194,6 @@ def _require_call(
             raise ValueError("out must be None while gradients are recorded; an input requires a gradient")
         if any_transformed((out, state, step, *slopes)):
             raise ValueError("out must be None in forward mode and torch.func transforms; one follows an input")
-        _require_apart(out, state, slopes, step)
     return slopes, weights, dt
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msf_kernels.checks import as_float, as_int, require_int, require_positive
 from msf_kernels.rk_combine import rk_combine
-from msf_kernels.solvers.adaptive_items import Rows, Trial, check_tolerance, joined, start_rows
+from msf_kernels.solvers.adaptive_items import Rows, Trial, check_tolerance, joined, refuse_vmap, start_rows
 from msf_kernels.solvers.adaptive_outputs import Outputs
 from msf_kernels.solvers.dense_output import has_dense_output
 from msf_kernels.solvers.field_calls import (
@@ -85,6 +85,7 @@ def integrate_adaptive(
         TypeError: Wrong types or dtypes.
         ValueError: Wrong shapes or ranges; a tableau without an error estimate or an unknown name; the velocity field
             changed z or t in place.
+        NotImplementedError: Inside `torch.func.vmap`; a derivative that the named backend has not.
 
     Memory: as for `integrate`. Where results of the velocity field lie in the same memory, or were edited after they
     were returned, they are copied from there on; at most one step's evaluations are made once more, and counted.
@@ -95,8 +96,9 @@ def integrate_adaptive(
     same bits. Times are in the dtype of `t_start` and `t_end` when these are
     tensors, else float64 for a float64 state and float32 for others, and never mix with the state's dtype. Errors are
     judged in at least float32. One small read-back per step tells whether an item has finished (and, with
-    `output_times`, which were passed). Gradients flow through the accepted and rejected steps by autograd, step sizes
-    taken as constants; a rejected trial at which the derivative of the velocity field is not finite spoils them.
+    `output_times`, which were passed). Derivatives of any order and mode flow through the accepted and rejected
+    steps, step sizes taken as constants; a rejected trial at which the derivative of the velocity field is not finite
+    spoils them.
 
     Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4.
     """
@@ -198,7 +200,7 @@ class _AdaptiveSolver:
                 return probed
 
             with torch.no_grad():
-                length = first_step_length(probe, rows.z, rows.slope, longest, scale, self.norm, self.k)
+                length = first_step_length(probe, rows.z, rows.slope, longest, scale, self.norm, self.k).detach()
             rows = replace(rows, nfe=rows.nfe + 1)
         else:
             length = torch.full_like(longest, first_step)
@@ -271,7 +273,7 @@ class _AdaptiveSolver:
     def error_ratio(self, rows: Rows, trial: Trial) -> Tensor:
         with torch.no_grad():
             error = self.combine(torch.zeros_like(rows.z), trial.slopes, self.error, trial.dt)
-            return self.norm(error / tolerance(rows.z, trial.z, self.rtol, self.atol))
+            return self.norm(error / tolerance(rows.z, trial.z, self.rtol, self.atol)).detach()  # also in forward mode
 
     def update(self, rows: Rows, trial: Trial, ratio: Tensor, is_kept: Tensor) -> Rows:
         """Move the kept items on, and set the next steps and the statuses."""
@@ -309,6 +311,7 @@ class _AdaptiveSolver:
 
     def evaluate(self, rows: Rows, z: Tensor, t: Tensor) -> Tensor:
         velocity = checked_velocity(evaluate_guarded(self.velocity_field, z, t, *rows.context), z)
+        refuse_vmap("velocity_field", velocity)
         return velocity.clone() if self.copies_slopes else velocity
 
     def combine(self, state: Tensor, slopes: Sequence[Tensor], stage: Stage, dt: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import has_derivative, is_vectorised
 from msf_kernels.checks import as_float, as_tensor
 from msf_kernels.solvers.integrate import checked_start
 
@@ -57,9 +58,11 @@ def start_rows(z_start: object, t_start: float | Tensor, t_end: float | Tensor, 
     if z_start.ndim == 0:
         raise ValueError("z_start must be [N, ...], one item per row; got a tensor without axes")
     n_items = z_start.shape[0]
+    refuse_vmap("z_start", z_start)
     for i, tensor in enumerate(context):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"context must hold tensors [N, ...]; got {type(tensor).__name__} at index {i}")
+        refuse_vmap(f"context[{i}]", tensor)
         if tensor.ndim == 0 or tensor.shape[0] != n_items:
             raise ValueError(f"context[{i}] must be [N, ...] with N = {n_items}; got {list(tensor.shape)}")
     t_start, t_end = _as_time("t_start", t_start), _as_time("t_end", t_end)
@@ -104,11 +107,25 @@ def _check_time(name: str, value: float | Tensor, z_start: Tensor, dtype: torch.
         return torch.full((n_items,), value, dtype=dtype, device=z_start.device)
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a number or a floating tensor [N]; got {value.dtype}")
-    if value.requires_grad:
+    if has_derivative(value):
         raise ValueError(f"{name} must not require a gradient: adaptive steps are constants of the solve")
+    refuse_vmap(name, value)
     if value.ndim != 0 and value.shape != (n_items,):
         raise ValueError(f"{name} must be a number or [N] with N = {n_items}; got {list(value.shape)}")
     return value.to(device=z_start.device, dtype=dtype).expand(n_items)
+
+
+def refuse_vmap(name: str, value: Tensor) -> None:
+    """Refuse a tensor that `torch.func.vmap` vectorises: it hides the values that steps follow from.
+
+    Raises:
+        NotImplementedError: It is vectorised.
+    """
+    if is_vectorised(value):
+        raise NotImplementedError(
+            f"{name} must not be vectorised by torch.func.vmap: adaptive steps follow from values, which it hides; put "
+            'the items on the first axis, or use integrate, with backend="reference"'
+        )
 
 
 def check_tolerance(name: str, value: object, z_start: Tensor) -> float | Tensor:
@@ -122,7 +139,7 @@ def check_tolerance(name: str, value: object, z_start: Tensor) -> float | Tensor
         return value
     if not (value.is_floating_point() or value.dtype in (torch.int64, torch.int32)):
         raise TypeError(f"{name} must hold real numbers; got {value.dtype}")
-    if value.requires_grad:
+    if has_derivative(value):
         raise ValueError(f"{name} must not require a gradient: steps are constants of the solve")
     item = z_start.shape[1:]
     if value.ndim > len(item) or any(v not in (1, n) for v, n in zip(value.shape[::-1], item[::-1], strict=False)):

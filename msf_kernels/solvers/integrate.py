@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import is_transforming
 from msf_kernels.checks import as_tensor
 from msf_kernels.rk_combine.api import choose_rk_combine
 from msf_kernels.solvers.field_calls import are_overwritten, checked_velocity, edited_text, evaluate_guarded, extent_of
@@ -62,6 +63,7 @@ def integrate(
         TypeError: `z_start` is not a floating tensor, the velocity is not one, or the grid does not hold numbers.
         ValueError: The grid is not monotone, or a shape or device does not fit; an unknown name of a tableau; the
             velocity field changed z or t in place.
+        NotImplementedError: A derivative with respect to a shared grid; a derivative that the named backend has not.
 
     Memory: results of the velocity field that lie in the same memory, or were edited after they were returned, are
     recognised before a step is completed: the step's evaluations are then made once more, and results are copied from
@@ -70,8 +72,9 @@ def integrate(
 
     Numerics: the state stays in its dtype and times in theirs: a float64 grid does not promote a float32 state, and a
     bfloat16 state does not round the times. Arithmetic and rounding are those of `rk_combine`. No value is read back
-    to the host, whatever the device. Gradients flow through every evaluation by autograd, to the start, to per-sample
-    times and to whatever the velocity field uses. An item's result depends on other items only through the velocity
+    to the host, whatever the device. Derivatives of any order flow through every evaluation by autograd, to the start,
+    to per-sample times and to whatever the velocity field uses; forward mode and the transforms of `torch.func` take
+    the reference of `rk_combine`. An item's result depends on other items only through the velocity
     field.
 
     Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.1.
@@ -222,7 +225,10 @@ class _FixedStep:
 
     def expect(self, velocity: Tensor) -> None:
         """Forget what served velocities of another kind."""
-        self.kind = (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
+        # Whether a transform follows a velocity is none of these: inside one every call is chosen anew.
+        self.kind = (
+            None if is_transforming() else (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
+        )
         self.chosen = [None] * len(self.updates)
         if self.guards_slopes:
             self.extent = extent_of(velocity)

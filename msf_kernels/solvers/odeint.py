@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import has_derivative, is_vectorised
 from msf_kernels.checks import as_float, as_int, as_tensor, require_bool
 from msf_kernels.solvers.adaptive import integrate_adaptive
 from msf_kernels.solvers.field_calls import edited_text, require_velocity, version_of
@@ -116,11 +117,12 @@ def odeint(
             methods look for them on the CPU only, where that costs no wait), `func` changed y in place.
         RuntimeError: An adaptive solve could not be finished; the text says what to change. (`integrate_adaptive`
             returns the last state instead.)
+        NotImplementedError: Forward mode with respect to `t`; an adaptive method inside `torch.func.vmap`.
         ImportError: Something is asked for that only torchdiffeq has, and it is not installed.
 
     Numerics: as `integrate` and `integrate_adaptive`. Times are read to the host once; adaptive methods keep them in
-    float64 unless `dtype` says otherwise. Gradients flow by autograd to `y0` and whatever `func` uses; a `t` that
-    requires a gradient, a complex state, or a `func` with torchdiffeq's callbacks is handed to torchdiffeq.
+    float64 unless `dtype` says otherwise. Derivatives of any order and mode flow to `y0` and whatever `func` uses; a
+    `t` that requires a gradient, a complex state, or a `func` with torchdiffeq's callbacks is handed to torchdiffeq.
     `max_num_steps` limits the whole solve. `adaptive_heun` evaluates its first slope at the accepted state.
     An adaptive solve has one error norm over the whole state, as torchdiffeq has: a row's steps, and so its last
     digits, then depend on the other rows. With `per_sample` they do not: a row has the same bits alone as in any batch.
@@ -394,6 +396,11 @@ def _check_times(t: Tensor) -> list[float]:
         raise TypeError(f"t must be a floating tensor [T]; got {t.dtype}")
     if t.ndim != 1 or t.shape[0] == 0:
         raise ValueError(f"t must be [T] with at least one time; got shape {list(t.shape)}")
+    if has_derivative(t) or is_vectorised(t):
+        raise NotImplementedError(
+            "t is read to the host, which no forward mode and no vmap survives: integrate takes times [N, T] that they "
+            "follow"
+        )
     times: list[float] = t.detach().tolist()
     if len(times) > 1:
         try:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from msf_kernels._derivatives import any_transformed, has_derivative, is_vectorised
 from msf_kernels.checks import as_float, as_int, as_tensor
 
 TimeGridLike: TypeAlias = "Sequence[float] | Tensor"
@@ -86,8 +87,8 @@ def check_time_grid(time_grid: TimeGridLike) -> tuple[float, ...] | Tensor:
 
     Raises:
         TypeError: Not numbers, or a per-sample grid of another dtype than float.
-        ValueError: Too short, not finite, not strictly monotone, or of another shape; a shared grid that requires a
-            gradient, which numbers on the host could not pass on.
+        ValueError: Too short, not finite, not strictly monotone, or of another shape.
+        NotImplementedError: A shared grid that a derivative or `torch.func.vmap` follows.
 
     Numerics: the values of a per-sample grid are checked where that costs no wait for a device, on the CPU and
     outside of tracing; on a device they are taken as they are.
@@ -101,10 +102,10 @@ def check_time_grid(time_grid: TimeGridLike) -> tuple[float, ...] | Tensor:
         return _check_shared([_number(value, i) for i, value in enumerate(given)])
     time_grid = given
     if time_grid.ndim == 1:
-        if time_grid.requires_grad:
-            raise ValueError(
-                "time_grid must not require a gradient when it is shared, [S + 1]: its values are read to the host; "
-                "give one grid per item, [N, S + 1]"
+        if has_derivative(time_grid) or is_vectorised(time_grid):
+            raise NotImplementedError(
+                "time_grid [S + 1] is read to the host, which no derivative and no vmap survives: detach it, or give "
+                "[N, S + 1], one grid per item"
             )
         return _check_shared([_number(value, i) for i, value in enumerate(time_grid.tolist())])
     if time_grid.ndim != 2 or time_grid.shape[1] < 2:
@@ -150,7 +151,7 @@ def _check_per_sample(time_grid: Tensor) -> None:
 
 def has_readable_values(tensor: Tensor) -> bool:
     """Say whether reading a tensor's values costs no wait for a device and breaks no trace."""
-    is_plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    is_plain = type(tensor) in (Tensor, torch.nn.Parameter) and not any_transformed((tensor,))
     return is_plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -86,9 +86,10 @@ def spatial_attention(
     Numerics:
         Softmax in float32 (float64 when `qkv` is float64) with the row's maximum subtracted; products accumulated in
         float32; computed in the dtype of `qkv` whatever autocast says. Backward recomputes the probabilities from q, k
-        and the row's log-sum-exp (the reference keeps them). Deterministic, except where a library backend is not. An
-        item's result does not depend on the other items of the batch; the last bits of `reference` and of the libraries
-        can depend on how many there are, those of `native` and `triton` cannot.
+        and the row's log-sum-exp (the reference keeps them). Differentiable to any order; forward mode and the
+        transforms of `torch.func` on the reference only, which `auto` then takes. Deterministic, except where a library
+        backend is not. An item's result does not depend on the other items of the batch; the last bits of `reference`
+        and of the libraries can depend on how many there are, those of `native` and `triton` cannot.
 
     Source:
         Vaswani et al., arXiv 1706.03762, equation 1. Packing orders: Dhariwal and Nichol, arXiv 2105.05233, whose

@@ -93,8 +93,10 @@ def symmetric_path(
 
     Numerics:
         Arithmetic in float32 (float64 when `image` is float64), one rounding at the end; the noise is that of float32
-        in either case. Differentiable with respect to `image` and `semantic`, on the reference also to `t`. Backward
-        needs `t` only. Deterministic; an item's result does not depend on the other items of the batch.
+        in either case. Differentiable with respect to `image` and `semantic`, on the reference also to `t`, to any
+        order; forward mode and the transforms of `torch.func` on the reference only. `auto` takes the reference where
+        only that serves. Backward needs `t` only. Deterministic; an item's result does not depend on the other items of
+        the batch.
 
     Source:
         MedSymmFlow, arXiv 2507.19098; SymmFlow, arXiv 2506.10634.

@@ -38,9 +38,8 @@ def install(monkeypatch):
     monkeypatch.setattr(conformance, "OWN_BACKENDS", (*conformance.OWN_BACKENDS, "faulty"))
 
     def add(operator, run, **options):
-        monkeypatch.setitem(
-            _registry[operator].backends, "faulty", Backend("faulty", run, derivatives=Derivatives.ALL, **options)
-        )
+        faulty = Backend("faulty", run, derivatives=Derivatives.ALL, **options)
+        monkeypatch.setitem(_registry[operator].backends, "faulty", faulty)
 
     return add
 
@@ -152,7 +151,7 @@ def test_the_command_reports_success(tmp_path, capsys):
     arguments = ["--op", "class_distance", "--backend", "reference", "--seeds", "1", "--json", str(path)]
     assert main([*arguments, "--device", "cpu", "--dtype", "float32"]) == 0
     printed = capsys.readouterr().out
-    assert "class_distance    reference   float32   ragged" in printed
+    assert "class_distance reference float32 ragged" in " ".join(printed.split())
     assert "0 failed" in printed
     report = json.loads(path.read_text())
     assert report["passed"]

@@ -168,7 +168,7 @@ X, W, B = torch.zeros(2, 4, 6, 6), torch.zeros(8, 4, 3, 3), torch.zeros(8)
         ((X, W, B), {"norm_scale": X[:, :, 0, 0]}, ValueError, "must come together; got no norm_shift"),
         ((X, W, B), {"norm_scale": B, "norm_shift": B}, ValueError, r"norm_scale must be \[N or 1, C\]; got shape"),
         ((X, W, B), {"bundle": 3}, ValueError, "bundle must divide the output channels, 8; got 3"),
-        ((X, W, B), {"backend": "cudnn"}, ValueError, "backend must be one of auto, triton, aten, reference"),
+        ((X, W, B), {"backend": "cudnn"}, ValueError, "backend must be one of auto, triton, native, aten, reference"),
     ],
 )
 def test_bad_input_is_refused_with_argument_wish_and_fact(args, kwargs, error, message):

@@ -66,8 +66,9 @@ def test_tokens_of_any_strides_are_read_where_they_are_or_copied():
     )
 
 
-def test_an_item_has_the_same_bits_alone_and_in_any_batch():
-    qkv = packed(6, 40, 64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_item_has_the_same_bits_alone_and_in_any_batch(dtype):
+    qkv = packed(6, 40, 64).to(dtype)
     together = spatial_attention(qkv, 2, backend="native")
     for item in range(6):
         assert torch.equal(spatial_attention(qkv[item : item + 1], 2, backend="native")[0], together[item])

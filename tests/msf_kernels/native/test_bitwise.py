@@ -96,6 +96,7 @@ def test_the_gradients_of_the_parameters_do_not_depend_on_the_number_of_threads(
 PROGRAM = """
 import hashlib, torch
 import msf_kernels as m
+from msf_kernels.conv3x3 import convolve_transformed, transform_weight
 generator = torch.Generator().manual_seed(0)
 x, codes = torch.randn(3, 24, 11, 13, generator=generator), torch.randn(5, 24, generator=generator)
 index = torch.arange(3)
@@ -109,6 +110,13 @@ for values in (x, x.contiguous(memory_format=torch.channels_last), x.bfloat16(),
     results += [distance, votes, *torch.autograd.grad(distance.square().sum(), leaf)]
     results += m.rk_combine(values, [values, values], [0.3, 0.4], 0.7, cast_to=torch.bfloat16, backend="native")
     results += m.symmetric_path(values, values, index / 3, sample_index=index, seed=1, backend="native")
+for channels, size in ((5, 9), (70, 8), (200, 5)):
+    maps = torch.randn(3, channels, size, size, generator=generator)
+    weight = torch.randn(40, channels, 3, 3, generator=generator)
+    for options in ({}, {"stride": 2}, {"upsample": True}):
+        results.append(m.conv3x3(maps, weight, None, **options, backend="native"))
+    pointwise = transform_weight(weight[..., :1, :1].contiguous(), size, size)
+    results.append(convolve_transformed(maps, pointwise, None))
 digest = hashlib.sha256()
 for result in results:
     digest.update(result.detach().double().contiguous().numpy().tobytes())

@@ -5,7 +5,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import msf_kernels
-from msf_kernels import BackendUnavailableError, explain, group_norm_silu, rk_combine, symmetric_path
+from msf_kernels import (
+    BackendUnavailableError,
+    conv3x3,
+    explain,
+    group_norm_silu,
+    pack_weight,
+    rk_combine,
+    symmetric_path,
+)
+from msf_kernels.conv3x3 import convolve_transformed, transform_weight
+from msf_kernels.conv3x3._forms import Form
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -60,6 +70,33 @@ def test_the_attention_passes_opcheck():
     torch.library.opcheck(operators().spatial_attention_fwd, (qkv, 1, True))
 
 
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_the_convolution_passes_opcheck(form, memory_format):
+    x = normal(2, 5, 6, 7, memory_format=memory_format)
+    weight = pack_weight(normal(9, 5, 3, 3), upsample=form == Form.DOUBLING)
+    torch.library.opcheck(operators().convolution_weight, (weight, form))
+    transformed = operators().convolution_weight(weight, form)
+    for stride in (1, 2) if form == Form.DIRECT else (1,):
+        out = operators().convolution_fwd(x, transformed, None, None, 9, form, stride)
+        torch.library.opcheck(operators().convolution_fwd, (x, transformed, normal(9), out, 9, form, stride))
+    torch.library.opcheck(operators().convolution_fwd, (x[:0], transformed, None, None, 9, form, 1))
+
+
+def test_the_direct_convolution_of_doubled_maps_passes_opcheck():
+    weight = pack_weight(normal(9, 5, 3, 3), upsample=True)
+    torch.library.opcheck(operators().convolution_weight, (weight, Form.DIRECT))
+    transformed = operators().convolution_weight(weight, Form.DIRECT)
+    arguments = (normal(2, 5, 6, 7), transformed, None, None, 9, Form.DIRECT, 1)
+    torch.library.opcheck(operators().convolution_fwd, arguments)
+
+
+def test_the_pointwise_convolution_passes_opcheck():
+    transformed = operators().convolution_weight(normal(40, 5, 1, 1), Form.DIRECT)
+    x = normal(2, 5, 6, 7)
+    torch.library.opcheck(operators().convolution_fwd, (x, transformed, None, None, 40, Form.DIRECT, 1))
+
+
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("needs_codes", [True, False])
 def test_the_distance_passes_opcheck(needs_codes, memory_format):
@@ -111,6 +148,33 @@ def test_flops_are_counted_as_for_the_other_family():
     with FlopCounterMode(display=False) as counter:
         group_norm_silu(x, 2, torch.ones(8), torch.zeros(8), backend="native").sum().backward()
     assert counter.get_total_flops() == x.numel() * (6 + 4 + 11 + 10)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("plain", 1.0), ("stride", 0.25), ("upsample", 4 * 4 / 9)])
+@pytest.mark.parametrize("channels", [4, 64])
+def test_flops_of_a_convolution_are_those_of_the_plain_sum(channels, kind, share):
+    x, weight = normal(2, channels, 6, 8), normal(40, channels, 3, 3)
+    options = {"stride": 2 if kind == "stride" else 1, "upsample": kind == "upsample"}
+    with FlopCounterMode(display=False) as counter:
+        conv3x3(x, weight, None, backend="native", **options)
+    assert counter.get_total_flops() == round(share * 2 * 2 * 40 * channels * 9 * 6 * 8)
+    pointwise = transform_weight(weight[:, :, :1, :1], 6, 8)
+    with FlopCounterMode(display=False) as counter:
+        convolve_transformed(x, pointwise, None)
+    assert counter.get_total_flops() == 2 * 2 * 40 * channels * 6 * 8
+
+
+def test_a_convolution_is_traced_into_one_graph():
+    def branch(x, weight, vector, upsample):
+        h = conv3x3(x, weight, vector, upsample=upsample, residual=None, backend="native")
+        h = h + conv3x3(x, weight, vector, upsample=upsample)
+        return convolve_transformed(h, transformed, vector, residual=h)
+
+    x, weight, vector = normal(2, 32, 24, 24), normal(32, 32, 3, 3) / 20, normal(32)
+    transformed = transform_weight(weight, 24, 24)
+    compiled = torch.compile(branch, fullgraph=True, backend="aot_eager", dynamic=False)
+    for upsample in (False, True):
+        assert torch.equal(compiled(x, weight, vector, upsample), branch(x, weight, vector, upsample))
 
 
 def test_what_the_extension_does_not_take_is_refused_with_the_reason():

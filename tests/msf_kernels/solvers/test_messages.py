@@ -162,7 +162,11 @@ def test_an_item_that_starts_or_ends_outside_the_numbers_is_no_success(field, ba
     [
         (lambda: integrate(decay, Z, 10), TypeError, "time_grid must be a sequence of times, such as uniform_grid(10)"),
         (lambda: integrate(decay, Z, {0.0, 1.0}), TypeError, "time_grid must be a sequence of times"),
-        (lambda: integrate(decay, Z, T.clone().requires_grad_()), ValueError, "time_grid must not require a gradient"),
+        (
+            lambda: integrate(decay, Z, T.clone().requires_grad_()),
+            NotImplementedError,
+            "time_grid .* is read to the host",
+        ),
         (lambda: integrate(decay, Z, T, "rk5"), ValueError, "tableau must be one of bosh3"),
         (lambda: integrate(decay, Z, T, 4), TypeError, "tableau must be a Tableau or the name of one; got int"),
         (lambda: integrate_adaptive(decay, Z, "0", 1.0), TypeError, "t_start must be a number; got str"),

@@ -1,0 +1,322 @@
+// Convolutions by transformed tiles: input tiles are transformed into packed rows once per block of rows; then, for each
+// panel of output channels, every frequency is a product of matrices whose sums stay in registers, and the transform of
+// the outputs adds the bias and the residual while it writes.
+//
+// Every output is summed over the inner axis in one order, whatever else is computed beside it: in chains of 64
+// multiply-adds, or of 32 where there are few, so that roundings do not pile up over hundreds of channels.
+#include "kernels.h"
+#include "winograd.h"
+
+namespace msf::cpu::MSF_LEVEL {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int64_t kRows = 14;  // rows of a tile of the product: 14 x 2 sums, a row of the weight and a broadcast
+#else
+constexpr int64_t kRows = 6;
+#endif
+constexpr int kColumns = 2;  // vectors of a tile's row
+constexpr int64_t kGap = 16;  // floats between frequencies, so that not all are in one set of the cache
+constexpr int64_t kCacheLine = 16;
+constexpr int64_t kLines = kPanel / kCacheLine;
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// m[r, j] = sum over i of v[r, i] u[i, j], for kR rows and kC vectors, in chains that are added one after another. v: [chunks, kRows, kChunk]; u: [inner, kPanel].
+template <int kR, int kC>
+void multiply_tile(const float* v, const float* u, int64_t inner, int64_t chain, float* m, const float* ahead,
+                   int64_t ahead_step) {
+  for (int64_t first = 0; first < inner; first += chain) {
+    Vector sum[kR][kC];
+    MSF_UNROLL
+    for (int r = 0; r < kR; ++r) {
+      MSF_UNROLL
+      for (int w = 0; w < kC; ++w) sum[r][w] = Vector{};
+    }
+    const auto add = [&](int64_t i) __attribute__((always_inline)) {
+      Vector column[kC];
+      MSF_UNROLL
+      for (int w = 0; w < kC; ++w) column[w] = load(u + i * kPanel + w * kWidth);
+      MSF_UNROLL
+      for (int r = 0; r < kR; ++r) {
+        const Vector row = broadcast(v[r * kChunk + i]);
+        MSF_UNROLL
+        for (int w = 0; w < kC; ++w) sum[r][w] = multiply_add(row, column[w], sum[r][w]);
+      }
+    };
+    int64_t left = smaller(chain, inner - first);
+    for (; left >= kChunk; left -= kChunk) {
+      for (int64_t i = 0; i < kChunk; i += 2) {
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += ahead_step;
+        add(i);
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += ahead_step;
+        add(i + 1);
+      }
+      v += kRows * kChunk;
+      u += kChunk * kPanel;
+    }
+    for (int64_t i = 0; i < left; ++i) add(i);
+    MSF_UNROLL
+    for (int r = 0; r < kR; ++r) {
+      MSF_UNROLL
+      for (int w = 0; w < kC; ++w) {
+        float* to = m + r * kPanel + w * kWidth;
+        store(to, first == 0 ? sum[r][w] : load(to) + sum[r][w]);
+      }
+    }
+  }
+}
+
+using Tile = void (*)(const float*, const float*, int64_t, int64_t, float*, const float*, int64_t);
+
+template <int kC>
+Tile tile_of(int64_t rows) {
+#if defined(__AVX512F__)
+  constexpr Tile kTiles[] = {multiply_tile<1, kC>,  multiply_tile<2, kC>,  multiply_tile<3, kC>,  multiply_tile<4, kC>,
+                             multiply_tile<5, kC>,  multiply_tile<6, kC>,  multiply_tile<7, kC>,  multiply_tile<8, kC>,
+                             multiply_tile<9, kC>,  multiply_tile<10, kC>, multiply_tile<11, kC>, multiply_tile<12, kC>,
+                             multiply_tile<13, kC>, multiply_tile<14, kC>};
+#else
+  constexpr Tile kTiles[] = {multiply_tile<1, kC>, multiply_tile<2, kC>, multiply_tile<3, kC>,
+                             multiply_tile<4, kC>, multiply_tile<5, kC>, multiply_tile<6, kC>};
+#endif
+  static_assert(sizeof(kTiles) / sizeof(Tile) == kRows);
+  return kTiles[rows - 1];
+}
+
+Tile tile_of(int64_t rows, int64_t columns) { return columns == 1 ? tile_of<1>(rows) : tile_of<kColumns>(rows); }
+
+// Where a row of the product is in the maps.
+struct Position {
+  int64_t item, down, across;  // the tile
+};
+
+Position position_of(const ConvArgs& args, int64_t row) {
+  const int64_t across = args.tiles_across(), tiles = args.tiles_down() * across;
+  return {row / tiles, row % tiles / across, row % across};
+}
+
+template <typename Form>
+class Block {
+ public:
+  explicit Block(const ConvArgs& args) : args_(args), inner_(args.inner()), chain_(inner_ < 128 ? 32 : 64) {
+    const int64_t row_tiles = pieces_of(args.block_rows, kRows);
+    tile_stride_ = pieces_of(inner_, kChunk) * kRows * kChunk;
+    v_stride_ = row_tiles * tile_stride_ + kGap;
+    m_stride_ = row_tiles * kRows * kPanel + kGap;
+    const int64_t zeros = pieces_of(args.in_channels, kChunk) * kChunk;
+    memory_ = new float[static_cast<size_t>(kCacheLine + zeros + kFrequencies * (v_stride_ + m_stride_))];
+    const auto misplaced = reinterpret_cast<uintptr_t>(memory_) / sizeof(float) % kCacheLine;
+    zeros_ = memory_ + (kCacheLine - misplaced);
+    v_ = zeros_ + zeros;
+    m_ = v_ + kFrequencies * v_stride_;
+    for (int64_t c = 0; c < zeros; ++c) zeros_[c] = 0;
+    positions_ = new Position[static_cast<size_t>(args.block_rows)];
+  }
+  ~Block() {
+    delete[] positions_;
+    delete[] memory_;
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  // Packs the inputs of rows [first, first + n) of a phase.
+  void read(int64_t phase, int64_t first, int64_t n) {
+    phase_ = phase;
+    n_ = n;
+    tile_rows_ = pieces_of(n, pieces_of(n, kRows));
+    for (int64_t row = 0; row < n; ++row) {
+      positions_[row] = position_of(args_, first + row);
+      float* to = v_ + row / tile_rows_ * tile_stride_ + row % tile_rows_ * kChunk;
+      if constexpr (Form::kForm == ConvForm::kDirect) {
+        gather(positions_[row], to);
+      } else {
+        transform_input(positions_[row], to);
+      }
+    }
+  }
+
+  // Multiplies by a panel of the weight and writes its outputs.
+  void write(int64_t panel) {
+    const int64_t first_channel = panel * kPanel;
+    const int64_t n_out = smaller(kPanel, args_.out_channels - first_channel);
+    const float* u = args_.weight + (phase_ * args_.n_panels() + panel) * kFrequencies * inner_ * kPanel;
+    float bias[kPanel] = {};
+    if (args_.bias != nullptr) {
+      for (int64_t k = 0; k < n_out; ++k) bias[k] = args_.bias[first_channel + k];
+    }
+    if constexpr (kFrequencies == 1) {  // a tile's outputs are complete, and still in the first-level cache
+      for (int64_t row = 0; row < n_; row += tile_rows_) {
+        const int64_t end = smaller(n_, row + tile_rows_);
+        prefetch_outputs(row, end, first_channel);
+        multiply(0, row, u, n_out);
+        transform_outputs(row, end, bias, first_channel, n_out);
+      }
+    } else {
+      for (int64_t f = 0; f < kFrequencies; ++f, u += inner_ * kPanel) {
+        prefetch_outputs(n_ * f / kFrequencies, n_ * (f + 1) / kFrequencies, first_channel);
+        for (int64_t row = 0; row < n_; row += tile_rows_) multiply(f, row, u, n_out);
+      }
+      transform_outputs(0, n_, bias, first_channel, n_out);
+    }
+  }
+
+ private:
+  static constexpr int kInputs = Form::kInputs, kOutputs = Form::kOutputs;
+  static constexpr int64_t kFrequencies = kInputs * kInputs;
+
+  const float* pixel(int64_t item, int64_t row, int64_t column) const {
+    const bool is_inside = row >= 0 && row < args_.height && column >= 0 && column < args_.width;
+    return is_inside ? args_.x + item * args_.x_item_stride + (row * args_.width + column) * args_.x_pixel_stride : zeros_;
+  }
+
+  // The taps of an output pixel, one after another.
+  void gather(const Position& at, float* to) const {
+    const int64_t channels = args_.in_channels, ring = args_.side / 2;
+    const int64_t top = at.down * args_.stride - ring + phase_ / 2;
+    const int64_t left = at.across * args_.stride - ring + phase_ % 2;
+    int64_t element = 0;
+    for (int64_t tap = 0; tap < args_.side * args_.side; ++tap) {
+      const float* from = pixel(at.item, top + tap / args_.side, left + tap % args_.side);
+      if (channels % kChunk == 0) {
+        for (int64_t c = 0; c < channels; c += kChunk, element += kChunk) {
+          __builtin_memcpy(to + element * kRows, from + c, kChunk * sizeof(float));
+        }
+      } else {
+        for (int64_t c = 0; c < channels; ++c, ++element) {
+          to[element / kChunk * kRows * kChunk + element % kChunk] = from[c];
+        }
+      }
+    }
+  }
+
+  void transform_input(const Position& at, float* to) const {
+    const int64_t top = at.down * kOutputs - 1 + phase_ / 2, left = at.across * kOutputs - 1 + phase_ % 2;
+    const float* from[kInputs][kInputs];
+    for (int i = 0; i < kInputs; ++i) {
+      for (int j = 0; j < kInputs; ++j) from[i][j] = pixel(at.item, top + i, left + j);
+    }
+    const int64_t channels = args_.in_channels;
+    for (int64_t c = 0; c < channels; c += kWidth) {
+      Vector rows[kInputs][kInputs];
+      MSF_UNROLL
+      for (int j = 0; j < kInputs; ++j) {
+        Vector d[kInputs], t[kInputs];
+        MSF_UNROLL
+        for (int i = 0; i < kInputs; ++i) d[i] = load_first(from[i][j] + c, channels - c);
+        Form::input(d, t);
+        MSF_UNROLL
+        for (int i = 0; i < kInputs; ++i) rows[i][j] = t[i];
+      }
+      float* chunk = to + c / kChunk * kRows * kChunk + c % kChunk;
+      MSF_UNROLL
+      for (int i = 0; i < kInputs; ++i) {
+        Vector t[kInputs];
+        Form::input(rows[i], t);
+        MSF_UNROLL
+        for (int j = 0; j < kInputs; ++j) store(chunk + (i * kInputs + j) * v_stride_, t[j]);
+      }
+    }
+  }
+
+  void multiply(int64_t frequency, int64_t row, const float* u, int64_t n_out) const {
+    const int64_t rows = smaller(tile_rows_, n_ - row), n_vectors = pieces_of(n_out, kWidth);
+    const float* v = v_ + frequency * v_stride_ + row / tile_rows_ * tile_stride_;
+    float* m = m_ + frequency * m_stride_ + row * kPanel;
+    // The first two products with a frequency prefetch what follows it, each one of the two lines of a row.
+    int64_t line = row == 0 ? 0 : row == tile_rows_ ? kPanel / kColumns / kWidth : kLines;
+    for (int64_t vector = 0; vector < n_vectors; vector += kColumns, ++line) {
+      const Tile tile = tile_of(rows, smaller(kColumns, n_vectors - vector));
+      const bool is_prefetching = line < kLines;
+      const float* ahead = is_prefetching ? u + inner_ * kPanel + line * kCacheLine : u;
+      tile(v, u + vector * kWidth, inner_, chain_, m + vector * kWidth, ahead, is_prefetching ? kPanel : 0);
+    }
+  }
+
+  void transform_outputs(int64_t begin, int64_t end, const float* bias, int64_t channel, int64_t n_out) const {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t k = 0; k < n_out; k += kWidth) {
+        transform_output(positions_[row], m_ + row * kPanel + k, load(bias + k), channel + k, smaller(kWidth, n_out - k));
+      }
+    }
+  }
+
+  // The outputs of a tile that are on the map, and the number of the first pixel of their row i.
+  int64_t height_of(const Position& at) const { return smaller(kOutputs, args_.phase_height - at.down * kOutputs); }
+  int64_t width_of(const Position& at) const { return smaller(kOutputs, args_.phase_width - at.across * kOutputs); }
+  int64_t pixel_of(const Position& at, int64_t i) const {
+    const int64_t row = (at.item * args_.phase_height + at.down * kOutputs + i) * args_.step + phase_ / 2;
+    return (row * args_.phase_width + at.across * kOutputs) * args_.step + phase_ % 2;
+  }
+
+  void prefetch_outputs(int64_t begin, int64_t end, int64_t channel) const {
+    const int64_t step = args_.step * args_.out_channels;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t height = height_of(positions_[row]), width = width_of(positions_[row]);
+      for (int64_t i = 0; i < height; ++i) {
+        const float* to = args_.out + pixel_of(positions_[row], i) * args_.out_channels + channel;
+        for (int64_t j = 0; j < width; ++j, to += step) {
+          __builtin_prefetch(to, 1);
+          __builtin_prefetch(to + kCacheLine, 1);
+        }
+      }
+    }
+  }
+
+  void transform_output(const Position& at, const float* m, Vector bias, int64_t channel, int64_t n) const {
+    Vector columns[kOutputs][kInputs];
+    MSF_UNROLL
+    for (int j = 0; j < kInputs; ++j) {
+      Vector d[kInputs], y[kOutputs];
+      MSF_UNROLL
+      for (int i = 0; i < kInputs; ++i) d[i] = load(m + (i * kInputs + j) * m_stride_);
+      Form::output(d, y);
+      MSF_UNROLL
+      for (int i = 0; i < kOutputs; ++i) columns[i][j] = y[i];
+    }
+    const int64_t height = height_of(at), width = width_of(at);
+    for (int64_t i = 0; i < height; ++i) {
+      Vector y[kOutputs];
+      Form::output(columns[i], y);
+      const int64_t pixel = pixel_of(at, i);
+      for (int64_t j = 0; j < width; ++j) {
+        Vector value = y[j] + bias;
+        if (args_.residual != nullptr) {
+          value += load_first(args_.residual + (pixel + j * args_.step) * args_.residual_pixel_stride + channel, n);
+        }
+        store_first(args_.out + (pixel + j * args_.step) * args_.out_channels + channel, value, n);
+      }
+    }
+  }
+
+  const ConvArgs& args_;
+  int64_t inner_, chain_, tile_stride_, v_stride_, m_stride_;
+  float *memory_, *zeros_, *v_, *m_;
+  Position* positions_;
+  int64_t phase_ = 0;  // twice the parity of the output's row, plus that of its column
+  int64_t n_ = 0, tile_rows_ = 0;
+};
+
+template <typename Form>
+void convolve(const ConvArgs& args, int64_t begin, int64_t end) {
+  Block<Form> block(args);
+  const int64_t panels = args.n_panels(), blocks = args.n_blocks();
+  for (int64_t piece = begin; piece < end; ++piece) {
+    const int64_t panel = piece % panels, number = piece / panels % blocks;
+    if (panel == 0 || piece == begin) {
+      const int64_t first = number * args.block_rows;
+      block.read(piece / (panels * blocks), first, smaller(args.block_rows, args.n_rows() - first));
+    }
+    block.write(panel);
+  }
+}
+
+}  // namespace
+
+void convolution(const ConvArgs& args, int64_t begin, int64_t end) {
+  visit_form(args.form, [&](auto form) { convolve<decltype(form)>(args, begin, end); });
+}
+
+}  // namespace msf::cpu::MSF_LEVEL

@@ -1,0 +1,67 @@
+// Convolution of feature maps with 1x1 or 3x3 taps as products of transformed maps and weights: how the work is cut.
+//
+// Every form multiplies, for each of its frequencies, a matrix [rows, inner] by a matrix [inner, outputs]. A row is a
+// tile of the output map (direct: a pixel), the inner axis the channels of the input (direct: of all taps).
+#pragma once
+
+#include "msf/macros.h"
+
+namespace msf {
+
+// Direct: no transform. The others are Winograd's F(outputs, taps) in both axes: F(2, 3), F(4, 3), and F(4, 2).
+//
+// A map that is doubled by repetition is convolved in four phases, one per parity of the output's row and column: each is
+// a convolution of the small map with 2x2 summed taps, direct or F(4, 2).
+enum class ConvForm : int64_t { kDirect, kTwo, kFour, kDoubling };
+
+constexpr int64_t kPanel = 32;  // output channels that are next to each other in the packed weight
+constexpr int64_t kChunk = 16;  // inner elements that are next to each other in a packed row
+
+// Input values per axis of a tile, and output values.
+MSF_HOST_DEVICE constexpr int64_t tile_inputs(ConvForm form) {
+  return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 4 : form == ConvForm::kFour ? 6 : 5;
+}
+MSF_HOST_DEVICE constexpr int64_t tile_outputs(ConvForm form) {
+  return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 2 : 4;
+}
+
+MSF_HOST_DEVICE constexpr int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
+
+// A member that leaves no copy of its own, which would be merged across instruction sets.
+#define MSF_MEMBER __attribute__((always_inline))
+
+struct ConvWeightArgs {
+  const float* weight;  // [phases, K, C, side, side]
+  int64_t phase_stride, out_stride, in_stride, row_stride, column_stride;
+  float* packed;  // [phases, panels, frequencies, inner, kPanel], zeros beyond the last output
+  int64_t in_channels, out_channels, side;
+  ConvForm form;
+};
+
+// A thread's pieces are [begin, end) of phases x blocks of rows x panels; consecutive panels of a block share its
+// transformed input.
+struct ConvArgs {
+  const float* x;  // [N, H, W, C], channels next to each other
+  int64_t x_item_stride, x_pixel_stride;
+  const float* weight;    // as packed above
+  const float* bias;      // [K], or null
+  const float* residual;  // [N * OH * OW, K], channels next to each other, or null
+  int64_t residual_pixel_stride;
+  float* out;  // [N, OH, OW, K], dense
+  int64_t n_items, in_channels, out_channels, height, width;
+  int64_t n_phases, step;             // 4 and 2 for doubled maps, else 1 and 1; step: from an output to the next of its phase
+  int64_t phase_height, phase_width;  // outputs of one phase
+  int64_t side, stride;               // taps per axis and, direct only, step of the input
+  int64_t block_rows;                 // rows that are transformed at once
+  ConvForm form;
+
+  MSF_MEMBER int64_t inner() const { return in_channels * (form == ConvForm::kDirect ? side * side : 1); }
+  MSF_MEMBER int64_t n_panels() const { return pieces_of(out_channels, kPanel); }
+  MSF_MEMBER int64_t tiles_down() const { return pieces_of(phase_height, tile_outputs(form)); }
+  MSF_MEMBER int64_t tiles_across() const { return pieces_of(phase_width, tile_outputs(form)); }
+  MSF_MEMBER int64_t n_rows() const { return n_items * tiles_down() * tiles_across(); }
+  MSF_MEMBER int64_t n_blocks() const { return pieces_of(n_rows(), block_rows); }
+  MSF_MEMBER int64_t n_pieces() const { return n_phases * n_blocks() * n_panels(); }
+};
+
+}  // namespace msf

@@ -1,0 +1,87 @@
+"""The convolution in the native extension, for float32 on the CPU: Winograd's forms, or direct where none fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msf_kernels import _ext
+from msf_kernels.conv3x3._call import ConvCall
+from msf_kernels.conv3x3._forms import TAPS, TILE_INPUTS, Form, choose_form
+from msf_kernels.conv3x3._formula import activated, summed_weight
+from msf_kernels.partial_moments import map_moments
+
+PANEL = 32  # output channels that are next to each other in a transformed weight
+
+
+def _weight_fake(weight: Tensor, form: int) -> Tensor:
+    phases = 4 if weight.dim() == 5 else 1
+    n_out, n_in, side, _ = weight.shape[-4:]
+    frequencies = side**2 if form == Form.DIRECT else TILE_INPUTS[Form(form)] ** 2
+    return weight.new_empty((phases, -(-n_out // PANEL), frequencies, n_in, PANEL))
+
+
+def _fwd_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out_channels: int,
+    form: int,
+    stride: int,
+) -> Tensor:
+    n, _, height, width = x.shape
+    factor = 2 if weight.shape[0] == 4 else 1  # phases of a doubled map
+    shape = (n, out_channels, factor * -(-height // stride), factor * -(-width // stride))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _fwd_flops(
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    _bias_shape: Any,
+    _residual_shape: Any,
+    out_channels: int,
+    form: int,
+    stride: int,
+    **_outputs: Any,
+) -> int:
+    """2 operations per multiply-add of the plain sum, as for the other backends; what Winograd saves is speed."""
+    n, channels, height, width = x_shape
+    phases, _, frequencies = weight_shape[:3]
+    taps = frequencies if form == Form.DIRECT else TAPS[Form(form)]
+    return 2 * n * -(-height // stride) * -(-width // stride) * phases * taps * channels * out_channels
+
+
+transform = _ext.operator("convolution_weight", _weight_fake)
+convolve = _ext.operator("convolution_fwd", _fwd_fake, _fwd_flops)
+
+
+def conv3x3_native(call: ConvCall) -> Tensor | tuple[Tensor, Tensor]:
+    """Transform the weight and run the registered operator; [N, C, H, W] -> [N, K, OH, OW]."""
+    weight, bias = call.weight, call.bias
+    h = activated(call.x, call.skip, call.norm_scale, call.norm_shift, call.silu)
+    form = choose_form(3, h.shape[1], h.shape[2], h.shape[3], call.stride, call.upsample)
+    if call.upsample and weight.dim() == 4:
+        weight = summed_weight(weight)
+    bias = None if bias is None else bias.to(h.dtype)
+    out: Tensor = convolve(h, transform(weight, form), bias, call.residual, weight.shape[-4], form, call.stride)
+    return out if call.bundle is None else (out, map_moments(out, call.bundle, upsample=call.upsample))
+
+
+def native_input_reasons(call: ConvCall) -> list[str]:
+    """Return why the native operator cannot serve these inputs; empty when it can."""
+    return device_and_dtype_reasons(call.x.device, call.x.dtype)
+
+
+def device_and_dtype_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Return why the native operator has no kernel for such maps; empty when it has."""
+    reasons = []
+    if device.type != "cpu":
+        reasons.append(f"has no kernel for tensors on {device.type}")
+    if dtype != torch.float32:
+        reasons.append(f"convolves float32 only; got {dtype}")
+    return reasons
