@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch.autograd import forward_ad
 from msf_kernels._tracing import constant_while_tracing
 
 NO_TRANSFORMS = 'takes no part in forward mode and torch.func transforms: use backend="reference"'
+
+Results = TypeVar("Results", Tensor, tuple[Tensor, Tensor], Tensor | tuple[Tensor, Tensor])
 
 _functorch = torch._C._functorch
 # What a transform puts before and behind every operator.
@@ -41,6 +43,43 @@ def guard_transforms(library: torch.library.Library, name: str) -> None:
             return getattr(getattr(torch.ops, library.ns), name).default(*args)
 
     library.impl(name, refuse_or_run, "FuncTorchDynamicLayerFrontMode")  # type: ignore[no-untyped-call]
+
+
+class _FirstOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Any:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "a kernel in a call that torch.compile traced has first derivatives only: call the function outside "
+                'the compiled region, or with backend="reference"'
+            )
+        return grad
+
+
+# An operator, because what is seen here must not be seen through by the tracer, while what lowers its graph must.
+_guards = torch.library.Library("msf_guards", "FRAGMENT")  # type: ignore[no-untyped-call]
+_guards.define("first_derivative_only(Tensor(a) x) -> Tensor(a)")  # type: ignore[no-untyped-call]
+_guards.impl("first_derivative_only", _FirstOnly.apply, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+def refusing_second_when_traced(result: Results) -> Results:
+    """Return what a kernel's autograd function returned, so that a traced call raises for a second derivative.
+
+    `torch.compile` does not record the backward pass that it has traced, whoever asks for a graph: a second derivative
+    would lack a part without a word.
+    """
+    if not torch.compiler.is_compiling():
+        return result
+    guarded: Any = _guarded(result) if isinstance(result, Tensor) else tuple(map(_guarded, result))
+    return cast(Results, guarded)
+
+
+def _guarded(tensor: Tensor) -> Tensor:
+    return cast(Tensor, torch.ops.msf_guards.first_derivative_only(tensor)) if tensor.requires_grad else tensor
 
 
 class Derivatives(Enum):

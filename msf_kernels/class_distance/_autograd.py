@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_kernels._derivatives import composed_gradients, must_compose
+from msf_kernels._derivatives import composed_gradients, must_compose, refusing_second_when_traced
 from msf_kernels.class_distance._reference import class_distance_reference
 
 
@@ -53,7 +53,7 @@ def differentiable(operators: ClassDistanceOperators) -> Callable[..., tuple[Ten
     def class_distance(semantic: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and (semantic.requires_grad or codes.requires_grad):
             result: tuple[Tensor, Tensor] = ClassDistance.apply(semantic, codes)  # type: ignore[no-untyped-call]
-            return result
+            return refusing_second_when_traced(result)
         return operators.fwd(semantic, codes)
 
     return class_distance

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_kernels._derivatives import composed_gradients, must_compose
+from msf_kernels._derivatives import composed_gradients, must_compose, refusing_second_when_traced
 from msf_kernels.distinct import distinct
 from msf_kernels.group_norm_silu._reference import group_norm_silu_elementary
 
@@ -108,7 +108,7 @@ def differentiable(
             out: Tensor = GroupNormSilu.apply(  # type: ignore[no-untyped-call]
                 x, num_groups, weight, bias, skip, add, scale, shift, eps, silu
             )
-            return out
+            return refusing_second_when_traced(out)
         return fwd(x, num_groups, weight, bias, skip, add, scale, shift, eps, silu)[0]
 
     return group_norm_silu

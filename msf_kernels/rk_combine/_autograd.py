@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_kernels._derivatives import must_compose
+from msf_kernels._derivatives import must_compose, refusing_second_when_traced
 from msf_kernels.checks import FLOATING
 from msf_kernels.distinct import distinct
 from msf_kernels.rk_combine._allocation import empty_combined
@@ -111,7 +111,7 @@ def differentiable(operators: RkCombineOperators) -> Callable[..., Tensor | tupl
             result: Tensor | tuple[Tensor, Tensor] = RkCombine.apply(  # type: ignore[no-untyped-call]
                 state, dt_items, tuple(weights), dt_number, cast_to, *slopes
             )
-            return result
+            return refusing_second_when_traced(result)
         return _run(state, slopes, weights, dt_number, dt_items, cast_to)
 
     return rk_combine

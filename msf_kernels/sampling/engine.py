@@ -113,6 +113,7 @@ def draw(
         >>> result.statistics["readout"]["mean"].shape
         torch.Size([2, 3])
     """
+    _check_objects(trajectory, statistics, stop, noise_dtype, progress)
     noise_shape = _as_shape(noise_shape)
     n_samples, seed, stream = as_int("n_samples", n_samples), as_int("seed", seed), as_int("stream", stream)
     micro_batch = None if micro_batch is None else as_int("micro_batch", micro_batch)
@@ -217,6 +218,30 @@ def _attempt(
         if micro_batch > 1 and is_out_of_memory(error):
             return None
         raise
+
+
+def _check_objects(trajectory: object, statistics: object, stop: object, noise_dtype: object, progress: object) -> None:
+    """Refuse what cannot be what the argument is for, in the argument's name."""
+    if not callable(trajectory) and not isinstance(trajectory, CapturedTrajectory):
+        raise TypeError(f"trajectory must be callable as trajectory(input, noise); got {type(trajectory).__name__}")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable as progress(n_done, n_total); got {type(progress).__name__}")
+    if not isinstance(noise_dtype, torch.dtype):
+        raise TypeError(f"noise_dtype must be a torch.dtype; got {noise_dtype!r}")
+    if stop is not None and not _is_made(stop, "checkpoints", "start"):
+        raise TypeError(f"stop must be a rule such as SettledVote(); got {stop!r}")
+    if statistics is None:
+        return
+    if not isinstance(statistics, Mapping):
+        raise TypeError(f"statistics must be a mapping of names to statistics; got {type(statistics).__name__}")
+    for name, statistic in statistics.items():
+        if not _is_made(statistic, "start"):
+            raise TypeError(f"statistics must be such as Mean(); got {statistic!r} for {name!r}")
+
+
+def _is_made(value: object, *methods: str) -> bool:
+    """Return whether a value has the methods and what it reads, and is not the class of such values."""
+    return not isinstance(value, type) and all(hasattr(value, name) for name in ("reads", *methods))
 
 
 def _check_numbers(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_kernels._derivatives import composed_gradients, must_compose
+from msf_kernels._derivatives import composed_gradients, must_compose, refusing_second_when_traced
 from msf_kernels.spatial_attention._reference import spatial_attention_reference
 
 
@@ -44,7 +44,8 @@ def differentiable(
     def spatial_attention(qkv: Tensor, num_heads: int, *, order: str = "legacy") -> Tensor:
         if torch.is_grad_enabled() and qkv.requires_grad:
             out: Tensor = SpatialAttention.apply(qkv, num_heads, order)  # type: ignore[no-untyped-call]
-            return out
+            # Without a kernel of its own the backward pass is composed, and not traced.
+            return out if bwd is None else refusing_second_when_traced(out)
         return fwd(qkv, num_heads, order)[0]
 
     return spatial_attention

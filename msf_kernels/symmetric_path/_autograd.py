@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_kernels._derivatives import must_compose
+from msf_kernels._derivatives import must_compose, refusing_second_when_traced
 from msf_kernels.distinct import distinct
 from msf_kernels.symmetric_path._reference import path_gradients
 
@@ -60,7 +60,7 @@ def differentiable(operators: SymmetricPathOperators) -> Callable[..., tuple[Ten
             path: tuple[Tensor, Tensor] = SymmetricPath.apply(  # type: ignore[no-untyped-call]
                 image, semantic, t, sample_index, seed, sigma_min
             )
-            return path
+            return refusing_second_when_traced(path)
         return operators.fwd(image, semantic, t, sample_index, seed, sigma_min)
 
     return symmetric_path

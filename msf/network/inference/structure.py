@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules import module as nn_module
 from torch.utils.module_tracker import ModuleTracker
 
@@ -58,6 +59,12 @@ _CALLED = frozenset(
     ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "_conv_forward", "__getattr__")
     + ("__getattribute__", "__getitem__", "__iter__", "_get_abs_string_index")
 )
+# What layers hold, which an attribute of their class would hide.
+_HELD = frozenset(
+    ("weight", "bias", "eps", "num_groups", "stride", "padding", "dilation", "groups", "padding_mode", "transposed")
+    + ("output_padding", "inplace", "p", "training", "_parameters", "_modules", "_buffers")
+    + ("_reversed_padding_repeated_twice", "_compiled_call_impl")
+).union(*_OWN_LAYERS.values())
 
 
 def _code(owner: type | ModuleType) -> dict[str, object]:
@@ -65,7 +72,7 @@ def _code(owner: type | ModuleType) -> dict[str, object]:
     is_ours = (owner.__name__ if isinstance(owner, ModuleType) else owner.__module__).startswith("msf.")
     kinds = (FunctionType, property, classmethod, staticmethod)
     own = {name: value for name, value in vars(owner).items() if is_ours and isinstance(value, kinds)}
-    return own | {name: vars(owner).get(name) for name in _CALLED}
+    return own | {name: vars(owner).get(name) for name in _CALLED | _HELD}
 
 
 def _is_patched(owner: type | ModuleType, code: dict[str, object]) -> bool:
@@ -75,7 +82,13 @@ def _is_patched(owner: type | ModuleType, code: dict[str, object]) -> bool:
 
 _CLASSES = dict.fromkeys(base for cls in (*_OWN_LAYERS, *_TORCH_LAYERS) for base in cls.__mro__ if base is not object)
 _OWNERS: tuple[type | ModuleType, ...] = (*_CLASSES, layers, unet)
-_CODE = {owner: _code(owner) for owner in _OWNERS}  # as it was when this module was imported
+# As it was when this module was imported; of PyTorch's functions those that a layer calls.
+_CODE = {owner: _code(owner) for owner in _OWNERS} | {
+    F: {
+        name: vars(F)[name]
+        for name in ("avg_pool2d", "conv2d", "dropout", "group_norm", "interpolate", "linear", "silu")
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -155,6 +168,8 @@ def _first_different(
         if tensor is not None:
             tensors.append(tensor)
     for child, wanted in zip(found["_modules"].values(), expected.children.values(), strict=True):
+        if child is None:
+            return layer, expected
         different = _first_different(child, wanted, tensors)
         if different is not None:
             return different

@@ -244,6 +244,15 @@ def test_examples_in_docstrings_run(module):
         ({"trajectory": lambda x, noise: x[:1]}, ValueError, "readout 'readout' must have first axis B"),
         ({"trajectory": lambda x, noise: x.sum()}, ValueError, "readout 'readout' must have first axis B"),
         ({"seed": -1}, ValueError, "seed must be"),
+        ({"trajectory": 3}, TypeError, r"trajectory must be callable as trajectory\(input, noise\); got int"),
+        ({"progress": 3}, TypeError, "progress must be callable"),
+        ({"noise_dtype": "float32"}, TypeError, "noise_dtype must be a torch.dtype; got 'float32'"),
+        ({"stop": 3}, TypeError, r"stop must be a rule such as SettledVote\(\); got 3"),
+        ({"stop": SettledVote}, TypeError, "stop must be a rule such as SettledVote"),
+        ({"stop": lambda votes: None}, TypeError, "stop must be a rule such as SettledVote"),
+        ({"statistics": [Mean("readout")]}, TypeError, "statistics must be a mapping of names to statistics; got list"),
+        ({"statistics": {"x": Mean}}, TypeError, "statistics must be such as Mean"),
+        ({"statistics": {"x": 3}}, TypeError, r"statistics must be such as Mean\(\); got 3 for 'x'"),
     ],
 )
 def test_wrong_arguments_are_named(options, error, message):

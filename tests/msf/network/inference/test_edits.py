@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -265,6 +266,7 @@ STRUCTURE = {
     "one layer less": lambda n: n.output_blocks[0].__delitem__(1),
     "layers reordered": reorder_layers,
     "shortcut by another layer": other_shortcut,
+    "layer taken away": lambda n: block(n)._modules.update(skip_connection=None),
     "no shortcut": set_setting(block, "skip_connection", nn.Hardtanh()),
     "norm of another kind": lambda n: setattr(n.out, "0", nn.GroupNorm(1, 32)),
     "configuration": lambda n: setattr(n, "config", dataclasses.replace(n.config, n_groups=16)),
@@ -328,6 +330,13 @@ PATCHES = {
     "convolution": (nn.Conv2d, "_conv_forward", lambda self, x, w, b: torch.conv2d(x, w, b, self.stride, 1) + 1),
     "call": (nn.Module, "_call_impl", lambda self, *args, **kwargs: 2 * self.forward(*args, **kwargs)),
     "norm": (network_layers, "group_norm_silu", lambda h, *args, **kwargs: h),
+    "weight hidden by the class": (nn.Conv2d, "weight", property(lambda self: 2 * self._parameters["weight"])),
+    "bias hidden by the class": (nn.Linear, "bias", property(lambda self: -self._parameters["bias"])),
+    "setting hidden by the class": (nn.GroupNorm, "eps", property(lambda self: 0.5, lambda self, value: None)),
+    "layer hidden by the class": (ResBlock, "skip_connection", staticmethod(lambda x: 0.0)),
+    "PyTorch's activation": (F, "silu", lambda x, inplace=False: x),
+    "PyTorch's product": (F, "linear", lambda x, weight, bias=None: x.new_ones(*x.shape[:-1], len(weight))),
+    "PyTorch's resizing": (F, "interpolate", lambda x, **options: x.repeat(1, 1, 2, 2)),
     "network": (UNet, "embed_time", lambda self, t, n: torch.ones(1, 128)),
 }
 
@@ -347,7 +356,7 @@ def test_hooks_on_all_modules_are_seen(register):
 def test_patched_classes_are_seen(owner, name, function, monkeypatch):
     network, kept, z = tiny(), KeptForm(), state()
     kept.of(network)(z, 0.3)
-    monkeypatch.setattr(owner, name, function)
+    monkeypatch.setattr(owner, name, function, raising=False)
     assert "was patched" in reason_against(network)
     assert_same_outcome(outcome(kept.of(network), z), outcome(network, z))
 
