@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
+from msf_kernels._derivatives import any_transformed, is_transforming
 from msf_kernels._ext import native_backend
 from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
@@ -130,8 +130,7 @@ class PreparedConvolution:
 
 
 def _is_differentiated(x: Tensor) -> bool:
-    tangent: Tensor | None = unpack_dual(x).tangent  # type: ignore[no-untyped-call]
-    return tangent is not None or (x.requires_grad and torch.is_grad_enabled())
+    return (x.requires_grad and torch.is_grad_enabled()) or (is_transforming() and any_transformed((x,)))
 
 
 def prepared_convolution(

@@ -15,6 +15,7 @@ from torch import Tensor
 from msf_kernels._derivatives import has_derivative, is_vectorised
 from msf_kernels.checks import as_float, as_int, as_tensor, require_bool
 from msf_kernels.solvers.adaptive import integrate_adaptive
+from msf_kernels.solvers.adaptive_items import refuse_vmap
 from msf_kernels.solvers.field_calls import edited_text, require_velocity, version_of
 from msf_kernels.solvers.integrate import integrate
 from msf_kernels.solvers.step_control import PIDController, rms_norm
@@ -150,6 +151,8 @@ def odeint(
     state = packing.pack(y0)
     if len(times) == 1:
         return packing.unpack(state[None].clone(), leading=1)
+    if chosen in ADAPTIVE_METHODS:
+        refuse_vmap("y0", state)
     if chosen in ADAPTIVE_METHODS or has_readable_values(state):
         packing.require_finite(y0)
     if chosen in FIXED_METHODS:

@@ -37,8 +37,17 @@ def n_inputs_and_values(case):
     return len(floating_inputs(case)), sum(tensor.numel() for tensor in inputs)
 
 
+# None of their backends, the definition included, has a derivative: they are for weights that stay.
+INFERENCE_ONLY = [
+    operator
+    for operator in sorted(backends())
+    if all(backend.derivatives is Derivatives.NONE for backend in _registry[operator].backends.values())
+    and any(floating_inputs(case) for case in fixed_cases(operator))
+]
 OPERATORS = [
-    operator for operator in sorted(backends()) if any(floating_inputs(case) for case in fixed_cases(operator))
+    operator
+    for operator in sorted(backends())
+    if operator not in INFERENCE_ONLY and any(floating_inputs(case) for case in fixed_cases(operator))
 ]
 CALLS = [
     pytest.param(operator, backend, id=f"{operator}-{backend}")
@@ -69,7 +78,8 @@ def failures(case, backend, moved=None):
 
 def test_every_operator_with_floating_inputs_has_cases_to_differentiate():
     assert {operator for operator in OPERATORS if not cases_of(operator)} == set()
-    assert set(backends()) - set(OPERATORS) == {"philox_normal", "philox_words"}
+    assert set(backends()) - set(OPERATORS) - set(INFERENCE_ONLY) == {"philox_normal", "philox_words"}
+    assert INFERENCE_ONLY == ["prepared_convolution"]
 
 
 @pytest.mark.parametrize(("operator", "backend"), CALLS)
@@ -81,6 +91,14 @@ def test_every_derivative_is_right_or_refused_by_name(operator, backend, need_ba
         assert not wrong, f"{case.label}: {wrong}"
         if _registry[operator].backends.get(backend, Backend("", print)).derivatives is Derivatives.NONE:
             assert backend == "auto" or n_refused == len(DERIVATIVES), case.label
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+@pytest.mark.parametrize("operator", INFERENCE_ONLY)
+def test_what_is_for_inference_refuses_every_derivative_and_says_what_has_it(operator, name):
+    for case in cases_of(operator)[:2]:
+        with pytest.raises(NotImplementedError, match="has no gradient and no derivative.*conv2d"):
+            DERIVATIVES[name](curve_of(case, "auto", torch.float32), torch.float32)
 
 
 @pytest.mark.parametrize(("operator", "backend"), CALLS)
