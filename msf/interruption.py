@@ -6,7 +6,7 @@ import atexit
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -137,3 +137,18 @@ def _handle(number: int, frame: FrameType | None) -> None:
     elif now - _request.arrived < REPEAT_SECONDS:
         return
     raise_if_requested()
+
+
+def save_at_last(save: Callable[[], None], interruption: BaseException, what: str) -> None:
+    """Save before a run ends; an error on the way is told by the interruption, and does not replace it.
+
+    Args:
+        save: Writes what is to be kept; signals wait meanwhile.
+        interruption: What ends the run.
+        what: Name of what is saved, for the note where that fails.
+    """
+    try:
+        with undisturbed(is_last=True):
+            save()
+    except Exception as error:
+        interruption.add_note(f"{what} could not be saved ({error})")

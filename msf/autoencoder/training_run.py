@@ -19,7 +19,7 @@ from msf.data import ImageDataset, apply_flips, draw_flips, epoch_batches, prepa
 from msf.files.damage import first_line
 from msf.files.state import StateFile
 from msf.files.tensors import require_matching_tensors
-from msf.interruption import Interrupted, disturbed, undisturbed
+from msf.interruption import Interrupted, disturbed, save_at_last, undisturbed
 
 # A loss is read from the device only this often, so that a step does not wait for it; sooner where steps are slow.
 REPORT_EVERY = 10
@@ -220,13 +220,8 @@ class AutoencoderRun:
         self._saved = time.monotonic()
 
     def _save_at_last(self, interruption: BaseException) -> None:
-        """Save where the run stands; an error on the way is told by the interruption, and does not replace it."""
         if self._is_whole:
-            try:
-                with undisturbed(is_last=True):
-                    self._save()
-            except Exception as error:
-                interruption.add_note(f"step {self._n_done} could not be saved ({error})")
+            save_at_last(self._save, interruption, f"step {self._n_done}")
 
     @property
     def _n_done(self) -> int:

@@ -26,7 +26,7 @@ from msf.evaluate import evaluate
 from msf.files.claim import claimed_folder
 from msf.files.state import STATE_FILE
 from msf.flow.path import sample_times
-from msf.interruption import Interrupted, disturbed, undisturbed
+from msf.interruption import Interrupted, disturbed, save_at_last, undisturbed
 from msf.judge.uncertainty import InvalidPredictionError
 from msf.medsymmflow import MedSymmFlow
 from msf.training.ema import weight_average
@@ -373,13 +373,8 @@ class TrainingRun:
         self._saved = time.monotonic()
 
     def _save_at_last(self, interruption: BaseException) -> None:
-        """Save where the run stands; an error on the way is told by the interruption, and does not replace it."""
         if self._is_whole:
-            try:
-                with undisturbed(is_last=True):
-                    self._save_state()
-            except Exception as error:
-                interruption.add_note(f"step {self.position.step} could not be saved ({error})")
+            save_at_last(self._save_state, interruption, f"step {self.position.step}")
 
     def _restore(self, resume: bool) -> None:
         network = self.accelerator.unwrap_model(self.network)
