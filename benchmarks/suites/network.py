@@ -19,7 +19,6 @@ from benchmarks.rows import OURS
 from benchmarks.timing import Plan
 from benchmarks.workloads import Workload
 from msf.autoencoder import KLAutoencoder
-from msf.autoencoder.folded import fold_upsampling
 from msf.config import RECIPES
 from msf.network.inference import ALL_REWRITES, Rewrite, inference_form
 from msf.network.unet import UNet
@@ -169,20 +168,16 @@ def _ablation(name: str) -> Job:
 def _decoders(size: int, device: torch.device) -> Mapping[str, Callable[[], Tensor]]:
     """Calls that decode the same latents of one picture.
 
-    `ours` is what the latent path runs: upsampling folded, norms fused with their activations, channels-last. Two
-    variants tell these apart: `ours-upsampling-only`, folded and else as diffusers comes, and diffusers channels-last.
+    `ours` is what the latent path runs: convolutions laid out, norms and sums fused, channels-last.
     """
     plain = workloads.latent().diffusers_autoencoder(device)
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    folded = copy.deepcopy(plain)
-    fold_upsampling(folded.decoder)
     ours = KLAutoencoder(copy.deepcopy(plain)).fold()
     latents = torch.randn(1, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(0)).to(device)
     unscaled = latents / ours.scaling_factor
     unscaled_last = unscaled.to(memory_format=torch.channels_last)
     return {
         OURS: lambda: ours.decode(latents),
-        "ours-upsampling-only": lambda: folded.decode(unscaled).sample,
         "diffusers": lambda: plain.decode(unscaled).sample,
         "diffusers-channels-last": lambda: last.decode(unscaled_last).sample,
     }
@@ -197,9 +192,7 @@ def _decoder() -> Job:
         name="decode-sd-vae-256",
         note="one 256x256 picture, float32, random weights",
         tests=("tests/msf/autoencoder/test_folded.py",),
-        variants={
-            name: variant(name) for name in (OURS, "ours-upsampling-only", "diffusers", "diffusers-channels-last")
-        },
+        variants={name: variant(name) for name in (OURS, "diffusers", "diffusers-channels-last")},
         unit="ms",
         plan=Plan(n_rounds=5, warm_up_seconds=0, sample_seconds=0),
         agree=same_numbers(1e-4),
