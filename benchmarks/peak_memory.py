@@ -88,17 +88,13 @@ def engine(options: argparse.Namespace) -> Callable[[], object]:
 
 def evaluation(options: argparse.Namespace) -> Callable[[], object]:
     """One evaluation of a published network by one variant, after a first one that sets it up."""
-    from benchmarks.suites.network import CHANNELS, CONFIGS, ours, velocity_of
+    from benchmarks.suites.network import CHANNELS, CONFIGS, PEERS, ours
     from msf.network.unet import UNet
 
     channels = CHANNELS[options.model]
     network = UNet(CONFIGS[options.model], channels, channels).eval().requires_grad_(False)
     device = torch.device(options.device)
-    field = (
-        ours(network, [1.0, 0.0], device)
-        if options.variant == "ours"
-        else velocity_of(options.variant)(network, device)
-    )
+    field = ours(network, [1.0, 0.0], device) if options.variant == "ours" else PEERS[options.variant](network, device)
     z = torch.zeros(options.batch, channels, options.size, options.size, device=device)
     field(z, 1.0)
     return lambda: field(z, 1.0)

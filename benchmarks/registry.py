@@ -104,6 +104,8 @@ class Comparison(Job):
         unit: Unit of the times.
         plan: How long to measure.
         agree: Compares a peer's result with ours, raises where they must agree and do not, and gives rows to state.
+            The first peer that can run decides whether ours is right: where the two disagree, nothing is timed. Another
+            one that disagrees is wrong itself: its row says so, and the rest is timed.
         work: For the share of the limit and the roofline.
         n_items: Samples, evaluations or pictures in a call, for a row of items per second; 0: none.
         items: What they are called.
@@ -131,7 +133,8 @@ class Comparison(Job):
             subjects = self._build(context)
             if OURS not in subjects:
                 return
-            self._compare(context, subjects)
+            for name in self._compare(context, subjects):
+                del subjects[name]
             seconds = interleaved(
                 {name: subject.timed for name, subject in subjects.items()}, context.plan(self.plan), context.device
             )
@@ -167,17 +170,32 @@ class Comparison(Job):
                 context.writer.add(self.name, name, "time", self.unit, [], reason_text)
         return subjects
 
-    def _compare(self, context: Context, subjects: Mapping[str, Subject]) -> None:
+    def _compare(self, context: Context, subjects: Mapping[str, Subject]) -> list[str]:
+        """Compare all with ours and return the peers that are wrong, after a row for each that says so.
+
+        Raises:
+            AssertionError: Ours and the first peer disagree, or a variant of ours and ours.
+        """
         if self.agree is no_agreement or (context.quick and self.agrees_at_full_size_only):
-            return
-        ours = _result(subjects[OURS])
-        for name in [name for name in subjects if name != OURS]:
+            return []
+        ours, wrong = _result(subjects[OURS]), []
+        others = [name for name in subjects if name != OURS]
+        first_peer = next((name for name in others if not name.startswith(OURS)), None)
+        for name in others:
             try:
                 stated = list(self.agree(ours, _result(subjects[name])))
             except AssertionError as error:
-                raise AssertionError(f"{self.name}: {name} disagrees with ours: {error}") from error
+                if name == first_peer or name.startswith(OURS):
+                    raise AssertionError(f"{self.name}: {name} disagrees with ours: {error}") from error
+                wrong.append(name)
+                reason = (
+                    f"not timed: its result is wrong: {' '.join(str(error).split())}; {first_peer} agrees with ours"
+                )
+                context.writer.add(self.name, name, "time", self.unit, [], reason)
+                continue
             for metric, unit, value in stated:
                 context.writer.add(self.name, OURS, f"{metric}:{name}", unit, [value], self.note)
+        return wrong
 
     def _add_times(self, context: Context, subjects: Mapping[str, Subject], seconds: Mapping[str, list[float]]) -> None:
         writer, factor = context.writer, UNITS[self.unit]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,8 +52,8 @@ class SdpaHeads(nn.Module):
         return merge_heads(attended).transpose(1, 2)
 
 
-def tuned_unet(network: UNet, device: torch.device) -> nn.Module:
-    """Return the published network as one tunes it without a compiler: bf16, channels-last, fused attention."""
+def tuned_unet(network: UNet, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return the published network as one tunes it without a compiler: channels-last, fused attention, in `dtype`."""
     peer = published_unet(network)
     for module in peer.modules():
         attention = getattr(module, "attention", None)
@@ -61,72 +62,98 @@ def tuned_unet(network: UNet, device: torch.device) -> nn.Module:
         if isinstance(module, nn.GroupNorm):
             # PyTorch's own accumulates in fp32; the package's subclass also makes an fp32 copy of the map.
             module.__class__ = nn.GroupNorm
-    peer = peer.to(device, torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    peer.dtype = torch.bfloat16  # to which the package casts its input
+    peer = peer.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    peer.dtype = dtype  # to which the package casts its input
     # It computes the sinusoid in fp32 and feeds it to whatever dtype the layers have.
-    peer.time_embed.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(torch.bfloat16),))
+    peer.time_embed.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(dtype),))
     tuned: nn.Module = peer
     return tuned
 
 
-def as_velocity(peer: Callable[..., Tensor], dtype: torch.dtype, memory_format: torch.memory_format) -> Velocity:
-    """Return (z, t) -> v in the dtype of z."""
+@dataclass(frozen=True)
+class PeerVelocity:
+    """(z, t) -> v in the dtype of z, by a network that is called as `net(t, z)`.
 
-    def velocity(z: Tensor, t: float) -> Tensor:
-        x = z.to(dtype=dtype, memory_format=memory_format)
+    Args:
+        network: The network.
+        dtype: What it computes in.
+        memory_format: What its maps come in.
+    """
+
+    network: Callable[..., Tensor]
+    dtype: torch.dtype
+    memory_format: torch.memory_format = torch.channels_last
+
+    def __call__(self, z: Tensor, t: float) -> Tensor:
+        x = z.to(dtype=self.dtype, memory_format=self.memory_format)
         time = torch.full((1,), t, device=z.device).expand(len(z))
-        v: Tensor = peer(time, x).to(z.dtype)
+        v: Tensor = self.network(time, x).to(z.dtype)
         return v
 
-    return velocity
+    @property
+    def note(self) -> str:
+        """What a reader must know about it; complete after the first call."""
+        name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
+        return "; ".join(filter(None, [name, getattr(self.network, "note", "")]))
 
 
-def published(network: UNet, device: torch.device) -> Velocity:
+def published(network: UNet, device: torch.device) -> PeerVelocity:
     """fp32, NCHW, eager: as published, save for the activation checkpointing of its attention."""
-    return as_velocity(published_unet(network).to(device), torch.float32, torch.contiguous_format)
+    return PeerVelocity(published_unet(network).to(device), torch.float32, torch.contiguous_format)
 
 
-def eager_bf16(network: UNet, device: torch.device) -> Velocity:
-    return as_velocity(tuned_unet(network, device), torch.bfloat16, torch.channels_last)
+def eager(network: UNet, device: torch.device, dtype: torch.dtype) -> PeerVelocity:
+    return PeerVelocity(tuned_unet(network, device, dtype), dtype)
 
 
-def compiled(network: UNet, device: torch.device) -> Velocity:
-    """The tuned network under torch.compile."""
-    return as_velocity(_compiled(tuned_unet(network, device)), torch.bfloat16, torch.channels_last)
+def compiled(network: UNet, device: torch.device, dtype: torch.dtype, **options: Any) -> PeerVelocity:
+    """The tuned network under torch.compile.
+
+    Args:
+        network: Ours.
+        device: Where it runs.
+        dtype: What it computes in.
+        options: Inductor's, such as `freezing=True`: weights are constants of the compiled code, laid out for it.
+    """
+    return PeerVelocity(CompiledNetwork(tuned_unet(network, device, dtype), options), dtype)
 
 
-def compiled_freezing(network: UNet, device: torch.device) -> Velocity:
-    """The same with inductor's freezing: weights are constants of the compiled code, laid out for it."""
-    from torch._inductor import config
-
-    compile_frozen = _compiled(tuned_unet(network, device), first_call=config.patch(freezing=True))
-    return as_velocity(compile_frozen, torch.bfloat16, torch.channels_last)
+# Under inductor's AVX-512 code a bf16 Conv1d, transposed and fed to attention, gives NaN on processors without AMX.
+NARROW = {"cpp.simdlen": 256}
 
 
-def _compiled(peer: nn.Module, first_call: Any = None) -> Callable[..., Tensor]:
-    torch._dynamo.reset()
-    function = torch.compile(peer, dynamic=False)
-    is_compiled = False
+class CompiledNetwork:
+    """A network under torch.compile, compiled at its first call; in narrower vectors where the result is not finite.
 
-    def call(*arguments: Tensor) -> Tensor:
-        nonlocal is_compiled
-        if is_compiled:
-            out: Tensor = function(*arguments)
-            return out
+    Args:
+        network: What is compiled.
+        options: Inductor's.
+    """
+
+    def __init__(self, network: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
+        self.note = ""
+        self._network, self._options = network, options
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        if self._compiled is not None:
+            return self._compiled(*arguments)
+        result = self._compile(arguments, self._options)
+        if not result.isfinite().all() and all(argument.isfinite().all() for argument in arguments):
+            result = self._compile(arguments, {**self._options, **NARROW})
+            self.note = "with cpp.simdlen = 256, because the compiler's own choice gives NaN here"
+        return result
+
+    def _compile(self, arguments: Sequence[Tensor], options: Mapping[str, Any]) -> Tensor:
+        from torch._inductor import config
+
+        torch._dynamo.reset()
+        self._compiled = torch.compile(self._network, dynamic=False)
         try:
-            with torch.no_grad():
-                if first_call is None:
-                    result = function(*arguments)
-                else:
-                    with first_call:
-                        result = function(*arguments)
+            with torch.no_grad(), config.patch(dict(options)):
+                return self._compiled(*arguments)
         # The compiler raises exceptions of many kinds.
         except Exception as error:
             raise Unavailable(
                 f"torch.compile fails here: {type(error).__name__}: {str(error).splitlines()[0]}"
             ) from error
-        is_compiled = True
-        first: Tensor = result
-        return first
-
-    return call

@@ -37,7 +37,10 @@ def jobs() -> Iterator[Job]:
             name=f"{model}-evaluation-mb16-memory",
             note=f"one evaluation of the published {model} network, micro-batch 16; weights not counted",
             tests=("tests/msf/network/test_unet.py", "tests/msf/network/inference"),
-            works={variant: ["evaluation", *size, "--variant", variant] for variant in (OURS, "authors", "eager-bf16")},
+            works={
+                variant: ["evaluation", *size, "--variant", variant]
+                for variant in (OURS, "authors", "eager-bf16", "eager-fp32")
+            },
         )
 
 

@@ -33,8 +33,39 @@ def test_the_published_network_computes_what_ours_does_with_the_same_weights(mod
     with torch.inference_mode():
         ours = model.network(z, 0.5)
         torch.testing.assert_close(unet.published(model.network, CPU)(z, 0.5), ours, rtol=1e-4, atol=1e-5)
-        tuned = unet.eager_bf16(model.network, CPU)(z, 0.5)
+        tuned = unet.eager(model.network, CPU, torch.bfloat16)(z, 0.5)
+        torch.testing.assert_close(unet.eager(model.network, CPU, torch.float32)(z, 0.5), ours, rtol=1e-4, atol=1e-5)
     assert float((tuned - ours).square().mean().sqrt() / ours.square().mean().sqrt()) < 0.03
+
+
+@pytest.mark.parametrize("is_cured", [True, False])
+def test_a_compiler_that_gives_nan_is_tried_with_narrower_vectors(is_cured, monkeypatch):
+    from torch._inductor import config
+
+    def compile_wrongly(network, dynamic):
+        factor = []  # of the options at the first call, as the compiler does it
+
+        def call(*arguments):
+            factor.append(1 if is_cured and config.cpp.simdlen == 256 else float("nan"))
+            return network(*arguments) * factor[0]
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_wrongly)
+    network = unet.CompiledNetwork(lambda t, z: z + t, {"freezing": True})
+    assert network(torch.ones(2), torch.ones(2)).isfinite().all() == is_cured
+    assert network(torch.ones(2), torch.ones(2)).isfinite().all() == is_cured
+    assert "simdlen" in network.note
+    assert config.cpp.simdlen != 256
+
+
+def test_a_compiler_that_fails_is_a_reason(monkeypatch):
+    def fail(network, dynamic):
+        return lambda *arguments: torch.ones(2) @ torch.ones(3)
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(Unavailable, match=r"torch\.compile fails here: RuntimeError"):
+        unet.CompiledNetwork(lambda z: z, {})(torch.ones(2))
 
 
 @need_torchcfm

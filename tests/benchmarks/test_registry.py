@@ -81,6 +81,36 @@ def test_variants_that_disagree_are_not_timed(context):
     assert context.writer.rows == []
 
 
+def test_a_wrong_peer_is_a_row_and_the_others_are_timed(context):
+    variants = {
+        "ours": lambda c: lambda: torch.ones(2),
+        "authors": lambda c: lambda: torch.ones(2),
+        "broken": lambda c: lambda: torch.full((2,), float("nan")),
+        "other": lambda c: lambda: torch.ones(2),
+    }
+    comparison(variants, agree=same_numbers(1e-3)).measure(context)
+    rows = {(row.variant, row.metric): row for row in context.writer.rows}
+    assert rows["broken", "time"].median is None
+    assert rows["broken", "time"].note.startswith("not timed: its result is wrong: Tensor-likes are not close")
+    assert rows["broken", "time"].note.endswith("authors agrees with ours")
+    assert {variant for variant, metric in rows if metric == "time"} == {"ours", "authors", "broken", "other"}
+    assert all(rows[name, "time"].n == 3 for name in ("ours", "authors", "other"))
+    assert {metric for _, metric in rows if metric.startswith("speedup")} == {
+        "speedup_vs:authors",
+        "speedup_vs:other",
+    }
+
+
+def test_a_wrong_variant_of_ours_is_never_only_a_row(context):
+    variants = {
+        "ours": lambda c: lambda: torch.ones(2),
+        "authors": lambda c: lambda: torch.ones(2),
+        "ours-without-norm": lambda c: lambda: torch.zeros(2),
+    }
+    with pytest.raises(AssertionError, match="job: ours-without-norm disagrees with ours"):
+        comparison(variants, agree=same_numbers(1e-3)).measure(context)
+
+
 def test_a_variant_in_parts_counts_each_by_its_weight(context):
     now = 0.0
 
