@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from msf.config import QkvOrder, UNetConfig
-from msf_kernels import group_norm_silu, spatial_attention
+from msf_kernels import conv3x3, group_norm_silu, spatial_attention
 from msf_kernels.shapes import FeatureMap
 
 Resample = Literal["down", "up"]
 Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution that learns by the fastest kernels of the machine, and else is its parent.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: 1, or 2 for half the height and width.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        """Build the parent, with one ring of zeros."""
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if learns and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not _is_autocasting():
+            return conv3x3(x, weight, bias, stride=self.stride[0])
+        return cast(Tensor, super()._conv_forward(x, weight, bias))
 
 
 class NormConv(nn.Sequential):
@@ -36,7 +57,7 @@ class NormConv(nn.Sequential):
         starts_at_zero: bool = False,
     ) -> None:
         """Build the layers in the order of the key layout."""
-        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        conv = Conv3x3(in_channels, out_channels)
         drop = [] if dropout is None else [nn.Dropout(dropout)]
         super().__init__(
             nn.GroupNorm(n_groups, in_channels), nn.SiLU(), *drop, _zeroed(conv) if starts_at_zero else conv
@@ -153,7 +174,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
         """Build the convolution."""
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv3x3(channels, channels, stride=2)
 
     def forward(self, h: FeatureMap) -> FeatureMap:
         """Return [N, channels, H / 2, W / 2]."""
@@ -166,7 +187,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         """Build the convolution."""
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, h: FeatureMap) -> FeatureMap:
         """Return [N, channels, 2 H, 2 W]."""
@@ -192,6 +213,10 @@ def _head_count(channels: int, config: UNetConfig) -> int:
     if channels % head_channels:
         raise ValueError(f"head_channels must divide the {channels} channels under attention; got {head_channels}")
     return channels // head_channels
+
+
+def _is_autocasting() -> bool:
+    return torch.is_autocast_enabled("cpu")
 
 
 def _resized(h: Tensor, resample: Resample) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from msf.config import UNetConfig
-from msf.network.layers import AttentionBlock, Downsample, NormConv, Resample, ResBlock, Stage, Upsample
+from msf.network.layers import AttentionBlock, Conv3x3, Downsample, NormConv, Resample, ResBlock, Stage, Upsample
 from msf_kernels.shapes import JointState, TimeBatch
 
 EMBEDDING_EXPANSION = 4
@@ -67,7 +67,7 @@ class UNet(nn.Module):
         widths = [multiplier * base for multiplier in config.channel_multipliers]
         last_level = len(widths) - 1
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels, channels, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Stage([Conv3x3(in_channels, channels)])])
         skip_channels = [channels]
         for level, width in enumerate(widths):
             for _ in range(config.n_res_blocks):

@@ -180,6 +180,8 @@ class TrainingRun:
 
         torch.manual_seed(self.settings.seed)
         self.flow = flow = MedSymmFlow(self.task, experiment).to(self.device)
+        # The layout in which convolutions are fastest, forward and backward.
+        flow.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Averaged before `prepare`, which may wrap the network.
         self.average = weight_average(flow.network, self.settings.ema_decay)
         self.averaged_flow = MedSymmFlow(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from msf_kernels import _ext
+from msf_kernels._derivatives import any_requires_grad
 from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._forms import Form, choose_form
@@ -26,15 +27,19 @@ LARGEST_WEIGHT_OF_A_CALL = 2**17
 
 
 def auto_order(call: ConvCall) -> tuple[str, ...]:
-    """Return the names of the backends that `auto` tries, best first. The number of items plays no part in it."""
+    """Return the names of the backends that `auto` tries, best first.
+
+    The number of items plays no part in it, but for a weight that learns, whose gradient is a sum over them anyway.
+    """
     x = call.x
     if not x.is_cuda:
         height, width = x.shape[2:]
+        n_items = x.shape[0] if any_requires_grad([call.weight]) else 1
         side, channels = call.weight.shape[-1], call.in_channels
         is_native_first = (
             x.device.type == "cpu"
             and x.dtype == torch.float32
-            and height * width >= FEWEST_PIXELS_OF_A_CALL
+            and n_items * height * width >= FEWEST_PIXELS_OF_A_CALL
             and call.weight.shape[-4] * channels <= LARGEST_WEIGHT_OF_A_CALL
             and not _ext.machine_reasons()
             and is_native_measured_faster(side, channels, height, width, call.stride, call.upsample)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msf_kernels import _ext
+from msf_kernels.conv3x3._autograd import differentiable
 from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._forms import TAPS, TILE_INPUTS, Form, choose_form
 from msf_kernels.conv3x3._formula import activated, summed_weight
@@ -60,15 +61,25 @@ transform = _ext.operator("convolution_weight", _weight_fake)
 convolve = _ext.operator("convolution_fwd", _fwd_fake, _fwd_flops)
 
 
-def conv3x3_native(call: ConvCall) -> Tensor | tuple[Tensor, Tensor]:
-    """Transform the weight and run the registered operator; [N, C, H, W] -> [N, K, OH, OW]."""
-    weight, bias = call.weight, call.bias
-    h = activated(call.x, call.skip, call.norm_scale, call.norm_shift, call.silu)
-    form = choose_form(3, h.shape[1], h.shape[2], h.shape[3], call.stride, call.upsample)
-    if call.upsample and weight.dim() == 4:
+def _convolved(
+    h: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, upsample: bool
+) -> Tensor:
+    """Transform the weight and convolve."""
+    form = choose_form(3, h.shape[1], h.shape[2], h.shape[3], stride, upsample)
+    if upsample and weight.dim() == 4:
         weight = summed_weight(weight)
-    bias = None if bias is None else bias.to(h.dtype)
-    out: Tensor = convolve(h, transform(weight, form), bias, call.residual, weight.shape[-4], form, call.stride)
+    out: Tensor = convolve(h, transform(weight, form), bias, residual, weight.shape[-4], form, stride)
+    return out
+
+
+_differentiable = differentiable(_convolved)
+
+
+def conv3x3_native(call: ConvCall) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the registered operators between the steps that they do not fuse; [N, C, H, W] -> [N, K, OH, OW]."""
+    h = activated(call.x, call.skip, call.norm_scale, call.norm_shift, call.silu)
+    bias = None if call.bias is None else call.bias.to(h.dtype)
+    out = _differentiable(h, call.weight, bias, call.residual, call.stride, call.upsample)
     return out if call.bundle is None else (out, map_moments(out, call.bundle, upsample=call.upsample))
 
 

@@ -42,7 +42,7 @@ _conv = Operator(
     "conv3x3",
     [
         triton_backend(conv3x3_triton, conv3x3_input_reasons),
-        native_backend(conv3x3_native, native_input_reasons, device_type="cpu"),
+        native_backend(conv3x3_native, native_input_reasons, device_type="cpu", derivatives=Derivatives.REVERSE),
         Backend("aten", conv3x3_aten, derivatives=Derivatives.ALL),
         Backend("reference", conv3x3_reference, derivatives=Derivatives.ALL),
     ],
@@ -151,8 +151,8 @@ def conv3x3(
         added. `triton` multiplies float32 as float32; the other backends follow PyTorch's TF32 setting on a GPU. Summed
         taps are rounded to the dtype of the weight. No atomics: every run of `triton` and `native` gives the same bits.
         An item's result does not depend on the other items of the batch; the last bits of `aten` and `reference` can
-        depend on how many there are, those of `triton` and `native` cannot. `triton` and `native` have no gradient, the
-        others have derivatives of any mode and order.
+        depend on how many there are, those of `triton` and `native` cannot. `triton` has no gradient, `native` has
+        those of reverse mode (the first one of the input by Winograd's forms too), the others those of any mode.
         `native` (float32 on a CPU) is Winograd's F(4x4, 3x3) from 64 channels on, F(2x2, 3x3) below and on the smallest
         maps, F(4x4, 2x2) per parity of doubled maps from 32 channels on, else the plain sum: sizes and channels decide.
         Its weight is transformed at every call; `transform_weight` spares that. Sums are chains of at most 64 products,

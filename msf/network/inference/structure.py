@@ -21,7 +21,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from msf.config import UNetConfig
 from msf.network import layers, unet
-from msf.network.layers import AttentionBlock, Downsample, NormConv, ResBlock, Stage, Upsample
+from msf.network.layers import AttentionBlock, Conv3x3, Downsample, NormConv, ResBlock, Stage, Upsample
 from msf.network.unet import UNet
 
 # What the inference form knows of our layers. A layer that gets one more attribute has no inference form until this
@@ -40,8 +40,9 @@ _OWN_LAYERS: dict[type[nn.Module], frozenset[str]] = {
     NormConv: frozenset(),
     Stage: frozenset(),
 }
-_TORCH_LAYERS = (
-    nn.Conv1d, nn.Conv2d, nn.Dropout, nn.GroupNorm, nn.Identity, nn.Linear, nn.ModuleList, nn.Sequential, nn.SiLU,
+_PLAIN_LAYERS = (
+    Conv3x3, nn.Conv1d, nn.Conv2d, nn.Dropout, nn.GroupNorm, nn.Identity, nn.Linear, nn.ModuleList, nn.Sequential,
+    nn.SiLU,
 )  # fmt: skip
 _CONTAINERS = (NormConv, Stage, nn.ModuleList, nn.Sequential)
 
@@ -80,7 +81,7 @@ def _is_patched(owner: type | ModuleType, code: dict[str, object]) -> bool:
     return any(now.get(name) is not value for name, value in code.items())
 
 
-_CLASSES = dict.fromkeys(base for cls in (*_OWN_LAYERS, *_TORCH_LAYERS) for base in cls.__mro__ if base is not object)
+_CLASSES = dict.fromkeys(base for cls in (*_OWN_LAYERS, *_PLAIN_LAYERS) for base in cls.__mro__ if base is not object)
 _OWNERS: tuple[type | ModuleType, ...] = (*_CLASSES, layers, unet)
 # As it was when this module was imported; of PyTorch's functions those that a layer calls.
 _CODE = {owner: _code(owner) for owner in _OWNERS} | {
@@ -243,7 +244,7 @@ def _describe(layer: nn.Module, where: str) -> _Expected:
 
 def _unknown(layer: nn.Module, names: set[str]) -> str:
     kind = type(layer)
-    if kind in _TORCH_LAYERS or kind in _CONTAINERS:
+    if kind in _PLAIN_LAYERS or kind in _CONTAINERS:
         return ""
     if kind not in _OWN_LAYERS:
         return f"a {_name(kind)}"

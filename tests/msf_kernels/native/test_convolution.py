@@ -227,6 +227,31 @@ def test_what_is_not_finite_stays_in_its_item():
     assert not out[1, :, :2, :2].isfinite().any()
 
 
+@pytest.mark.parametrize("channels", [(1, 3), (32, 40), (64, 64), (70, 96)])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"upsample": True}], ids=str)
+def test_gradients_are_those_of_float64(channels, options):
+    n_in, n_out = channels
+    x, weight, bias = seeded(2, n_in, 9, 6), weight_of("plain", n_out, n_in), seeded(n_out)
+    given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    wide = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
+    shape = conv3x3(x, weight, bias, **options).shape
+    residual, grad = seeded(*shape), seeded(*shape)
+    residuals = residual.clone().requires_grad_(), residual.double().requires_grad_()
+    out = conv3x3(*given, residual=residuals[0], backend="native", **options)
+    wanted = conv3x3(*wide, residual=residuals[1], backend="reference", **options)
+    found = torch.autograd.grad(out, [*given, residuals[0]], grad)
+    for ours, exact in zip(found, torch.autograd.grad(wanted, [*wide, residuals[1]], grad.double()), strict=True):
+        error = (ours - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert error < 2e-6
+
+
+def test_only_the_gradients_that_are_wanted_are_computed():
+    x, weight = seeded(2, 32, 8, 8), weight_of("plain", 32, 32).requires_grad_()
+    (of_weight,) = torch.autograd.grad(conv3x3(x, weight, None, backend="native").sum(), weight)
+    wanted = torch.autograd.grad(torch.nn.functional.conv2d(x, weight, padding=1).sum(), weight)[0]
+    torch.testing.assert_close(of_weight, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_nothing_to_convolve_gives_an_empty_result():
     weight = weight_of("plain", 6, 4)
     assert convolution("plain", weight, 4, 4)(seeded(0, 4, 4, 4)).shape == (0, 6, 4, 4)
@@ -234,7 +259,7 @@ def test_nothing_to_convolve_gives_an_empty_result():
     assert convolution("stride", weight, 4, 4)(seeded(2, 4, 5, 0)).shape == (2, 6, 3, 0)
 
 
-def test_auto_takes_it_on_large_maps_only_and_leaves_gradients_to_others(monkeypatch):
+def test_auto_takes_it_on_large_maps_only_and_counts_the_items_where_a_weight_learns(monkeypatch):
     from msf_kernels import _ext
     from msf_kernels.conv3x3 import api
 
@@ -256,12 +281,15 @@ def test_auto_takes_it_on_large_maps_only_and_leaves_gradients_to_others(monkeyp
         (x[:, :15], weight[:, :15], {}),
         (x.bfloat16(), weight.bfloat16(), {}),
         (x.double(), weight.double(), {}),
-        (x, weight.clone().requires_grad_(), {}),
-        (x.clone().requires_grad_(), weight, {}),
+        (x[:, :, :20], weight.clone().requires_grad_(), {}),
+        (x.repeat(9, 1, 1, 1)[:, :, :20].requires_grad_(), weight, {}),
     ):
         assert chosen(other, given, **options) == "aten"
+    learning = weight.clone().requires_grad_()
+    assert chosen(x, learning) == chosen(x.clone().requires_grad_(), weight) == "native"
+    assert chosen(x.repeat(9, 1, 1, 1)[:, :, :20], learning) == "native"
     with torch.no_grad():
-        assert chosen(x, weight.clone().requires_grad_()) == "native"
+        assert chosen(x.repeat(9, 1, 1, 1)[:, :, :20], learning) == "aten"
     monkeypatch.setattr(_ext, "cpu_level", lambda: 0)
     assert chosen(x, weight) == "aten"
 
@@ -289,8 +317,6 @@ def test_what_it_does_not_take_is_refused_with_the_reason():
     for inputs, reason in (
         ((x.double(), weight.double()), "convolves float32 only; got torch.float64"),
         ((x.bfloat16(), weight.bfloat16()), "convolves float32 only; got torch.bfloat16"),
-        ((x, weight.clone().requires_grad_()), "has no gradient: use the other backends in training"),
-        ((x.clone().requires_grad_(), weight), "has no gradient: use the other backends in training"),
     ):
         with pytest.raises(BackendUnavailableError, match=reason):
             conv3x3(*inputs, None, backend="native")
