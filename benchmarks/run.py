@@ -18,6 +18,10 @@ from benchmarks.timing import CLOCKS
 from benchmarks.verify import failing_tests
 
 
+# Variables that hold the processor, or a choice that it makes, back; rows name them, and none is kept as the machine's.
+HOLDING_BACK = ("MSF_CPU_LEVEL", "MSF_PRECISION", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MSF_KERNELS_BACKEND")
+
+
 def chosen_jobs(options: argparse.Namespace) -> list[Job]:
     """Return the jobs of the wanted suites and names.
 
@@ -44,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
         _stop("--out and --save cannot both be given")
     if options.save and (options.only or options.quick):
         _stop("--save keeps whole suites at full size: it cannot go with --only or --quick")
+    held_back = [name for name in HOLDING_BACK if name in os.environ]
+    if options.save and held_back:
+        _stop(f"--save keeps what this machine does by itself: it cannot go with {', '.join(held_back)}")
     context.rounds, context.full, context.clock = options.rounds, options.full, CLOCKS[options.clock]
     found = chosen_jobs(options)
     n_failed, written = 0, []
@@ -113,8 +120,9 @@ def _context(options: argparse.Namespace) -> Context:
         _stop(f"--threads must be >= 1; got {threads}")
     torch.set_num_threads(threads)
     device = torch.device(wanted)
-    remark = "quick run: small sizes, no measurement" if options.quick else ""
-    return Context(device, RowWriter("", device, remark), quick=options.quick)
+    remarks = ["quick run: small sizes, no measurement"] * options.quick
+    remarks += [f"{name}={os.environ[name]}" for name in HOLDING_BACK if name in os.environ]
+    return Context(device, RowWriter("", device, "; ".join(remarks)), quick=options.quick)
 
 
 def _stop(message: str) -> None:

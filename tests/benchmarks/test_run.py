@@ -95,6 +95,18 @@ def test_tests_are_run_and_their_failures_named(tmp_path, monkeypatch):
     assert "exit code" in verify.failing_tests(["test_missing.py"])["test_missing.py"]
 
 
+def test_what_holds_the_processor_back_is_in_every_row_and_not_saved(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "jobs", lambda suites: iter([job()]))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    out = tmp_path / "rows.jsonl"
+    assert main(["run", "--suite", "ops", *QUICK, "--out", str(out)]) == 0
+    assert all("ONEDNN_MAX_CPU_ISA=AVX2" in json.loads(line)["note"] for line in out.read_text().splitlines())
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--suite", "ops", "--device", "cpu", "--threads", "1", "--save"])
+    assert stopped.value.code == 2
+    assert "it cannot go with ONEDNN_MAX_CPU_ISA" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
