@@ -17,7 +17,6 @@ from benchmarks.rows import OURS, RowWriter, machine_folder
 from benchmarks.timing import CLOCKS
 from benchmarks.verify import failing_tests
 
-
 # Variables that hold the processor, or a choice that it makes, back; rows name them, and none is kept as the machine's.
 HOLDING_BACK = ("MSF_CPU_LEVEL", "MSF_PRECISION", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MSF_KERNELS_BACKEND")
 
