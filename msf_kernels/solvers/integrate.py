@@ -13,6 +13,7 @@ from msf_kernels._derivatives import is_transforming
 from msf_kernels.checks import as_tensor
 from msf_kernels.rk_combine.api import choose_rk_combine
 from msf_kernels.solvers.field_calls import are_overwritten, checked_velocity, edited_text, evaluate_guarded, extent_of
+from msf_kernels.solvers.sole_memory import SoleMemory, may_be_written_again
 from msf_kernels.solvers.solution import Solution, SolveStatus
 from msf_kernels.solvers.tableau import EULER, Stage, Tableau, as_tableau
 from msf_kernels.solvers.time_grid import TimeGridLike, check_time_grid
@@ -93,19 +94,18 @@ def integrate(
 
     if workspace is not None:
         warnings.warn(WITHOUT_EFFECT, DeprecationWarning, stacklevel=2)
-    solver = _FixedStep(velocity_field, z_start, tableau, cast_to, backend)
-    state, z = z_start, z_start if cast_to is None else z_start.to(cast_to)
+    solver = _FixedStep(velocity_field, z_start, tableau, cast_to, backend, keeps_states=return_trajectory)
     # The field has seen the states, and may have kept them.
     trajectory, versions = [z_start], [solver.version_of(z_start)]
     for times, dt in steps:
-        state, z = solver.advance(state, z, times, dt)
+        solver.advance(times, dt)
         if return_trajectory:
-            trajectory.append(state)
-            versions.append(solver.version_of(state))
+            trajectory.append(solver.state)
+            versions.append(solver.version_of(solver.state))
     if return_trajectory and [solver.version_of(state) for state in trajectory] != versions:
         raise ValueError(edited_text("velocity_field", "z"))
     return Solution(
-        state=state,
+        state=solver.state,
         trajectory=torch.stack(trajectory) if return_trajectory else None,
         nfe=solver.nfe,
         status=SolveStatus.SUCCESS,
@@ -152,8 +152,16 @@ class _FixedStep:
         tableau: Tableau,
         cast_to: torch.dtype | None,
         backend: str,
+        *,
+        keeps_states: bool,
     ) -> None:
         self.velocity_field = velocity_field
+        self.state = z_start
+        # What the field reads; None while it cannot be needed, so that nothing here holds its memory.
+        self.z: Tensor | None = z_start if cast_to is None else z_start.to(cast_to)
+        self.writes_again = not keeps_states and may_be_written_again(z_start)
+        # Where the last stage's state lies, and the last step's, if only the solver holds them.
+        self.soles: list[SoleMemory | None] = [None, None]
         updates = (*tableau.fixed_step_stages[1:], tableau.solution)
         # Sources None: all slopes so far.
         self.updates = [
@@ -172,18 +180,15 @@ class _FixedStep:
         self.extent = 0
         self.counts_slope_edits = False
         # What serves each update, for as long as the velocities stay of one kind.
-        self.kind: tuple[torch.Size, torch.dtype, torch.device, bool] | None = None
+        self.kind: tuple[type[Tensor], torch.Size, torch.dtype, torch.device, bool] | None = None
         self.chosen: list[Callable[..., Any] | None] = []
 
-    def advance(
-        self, state: Tensor, z: Tensor, times: Sequence[float | Tensor], dt: float | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the state after one step, and the copy that the field reads."""
-        z_first = z
+    def advance(self, times: Sequence[float | Tensor], dt: float | Tensor) -> None:
+        """Take one step."""
+        state, z = self.state, self.z
         state_version = state._version if self.counts_edits else 0
         slopes: list[Tensor] = []
         versions: list[int] = []
-        combined = state
         last = len(self.updates) - 1
         for i, (sources, weights) in enumerate(self.updates):
             time = times[i]
@@ -199,7 +204,8 @@ class _FixedStep:
             self.nfe += 1
             if (
                 not isinstance(velocity, Tensor)
-                or (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad) != self.kind
+                or (type(velocity), velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
+                != self.kind
             ):
                 self.expect(checked_velocity(velocity, z))
             if self.copies_slopes:
@@ -213,11 +219,35 @@ class _FixedStep:
                         versions.append(velocity._version)
                 elif are_overwritten(slopes, versions, self.extent):
                     self.copies_slopes = True
-                    return self.advance(state, z_first, times, dt)
+                    return self.advance(times, dt)
             used = slopes if sources is None else [slopes[j] for j in sources]
             run = self.chosen[i] or self.choose(i, state, used, dt)
-            result = run(state, used, weights, dt, cast_to=self.cast_to)
-            combined, z = (result, result) if self.cast_to is None else result
+            # Here nothing holds the memory of the last z any more, unless somebody else or a slope does.
+            z = None
+            if i == last:
+                self.z = None
+            combined, z = self.combine(run, used, weights, dt, is_step=i == last)
+        self.state, self.z = combined, z
+
+    def combine(
+        self,
+        run: Callable[..., Any],
+        used: Sequence[Tensor],
+        weights: Sequence[float],
+        dt: float | Tensor,
+        *,
+        is_step: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a state and the copy that the field reads: of a step over the last one's, of a stage likewise."""
+        sole = self.soles[is_step]
+        out = sole.tensor if sole is not None and sole.is_free() else None
+        result = run(self.state, used, weights, dt, out=out, cast_to=self.cast_to)
+        combined, z = (result, result) if self.cast_to is None else result
+        if self.writes_again:
+            if out is None:
+                self.soles[is_step] = SoleMemory(combined)
+            if self.cast_to is None:
+                z = combined.detach()
         return combined, z
 
     def version_of(self, state: Tensor) -> int:
@@ -227,12 +257,16 @@ class _FixedStep:
         """Forget what served velocities of another kind."""
         # Whether a transform follows a velocity is none of these: inside one every call is chosen anew.
         self.kind = (
-            None if is_transforming() else (velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
+            None
+            if is_transforming()
+            else (type(velocity), velocity.shape, velocity.dtype, velocity.device, velocity.requires_grad)
         )
         self.chosen = [None] * len(self.updates)
         if self.guards_slopes:
             self.extent = extent_of(velocity)
             self.counts_slope_edits = not velocity.is_inference()
+        if type(velocity) is not Tensor or torch.is_grad_enabled():  # results may then be more than memory
+            self.writes_again, self.soles = False, [None, None]
 
     def choose(self, i: int, state: Tensor, used: Sequence[Tensor], dt: float | Tensor) -> Callable[..., Any]:
         weights = self.updates[i][1]
