@@ -29,6 +29,9 @@ STABLE_TORCH_LIBRARY(msf_native, m) {
       "group_norm_silu_bwd(Tensor grad_out, Tensor mean, Tensor rstd, Tensor x, int num_groups, Tensor weight, "
       "Tensor bias, Tensor? skip, Tensor? add, Tensor? scale, Tensor? shift, bool silu) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "scaled_error_norm(Tensor state, Tensor next_state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items, "
+      "float rtol, float atol) -> Tensor");
   m.def("spatial_attention_fwd(Tensor qkv, int num_heads, bool by_part) -> Tensor");
   m.def("convolution_weight(Tensor weight, int form) -> Tensor");
   m.def(
@@ -60,6 +63,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(msf_native, CPU, m) {
   implement(m);
+  m.impl("scaled_error_norm", TORCH_BOX(&msf::scaled_error_norm));
   m.impl("spatial_attention_fwd", TORCH_BOX(&msf::spatial_attention_fwd));
   m.impl("convolution_weight", TORCH_BOX(&msf::convolution_weight));
   m.impl("convolution_fwd", TORCH_BOX(&msf::convolution_fwd));

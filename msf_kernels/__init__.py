@@ -9,6 +9,7 @@ from msf_kernels.group_norm_silu import group_norm_silu
 from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal, philox_words
 from msf_kernels.prepared import prepared_convolution
 from msf_kernels.rk_combine import rk_combine
+from msf_kernels.scaled_error_norm import scaled_error_norm
 from msf_kernels.spatial_attention import spatial_attention
 from msf_kernels.symmetric_path import symmetric_path
 
@@ -31,6 +32,7 @@ __all__ = [
     "philox_words",
     "prepared_convolution",
     "rk_combine",
+    "scaled_error_norm",
     "spatial_attention",
     "symmetric_path",
     "use_backend",

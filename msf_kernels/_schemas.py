@@ -39,6 +39,10 @@ SHARED = {
 
 # Of the native library alone. Its attention saves nothing for a backward pass of its own.
 NATIVE = {
+    "scaled_error_norm": (
+        "(Tensor state, Tensor next_state, Tensor[] slopes, float[] weights, float dt, Tensor? dt_items, "
+        "float rtol, float atol) -> Tensor"
+    ),
     "spatial_attention_fwd": "(Tensor qkv, int num_heads, bool by_part) -> Tensor",
     "has_pair_dots": "() -> bool",
     "convolution_weight": "(Tensor weight, int form) -> Tensor",

@@ -16,11 +16,11 @@ ORDER = {
         "__main__",
     ),
     "msf_kernels": (
-        "errors", "shapes", "distinct", "_schemas", "_tracing", "_derivatives", "_overlap", "memory_format",
-        "partial_moments", "moments", "_measured", "checks", "backend", "_ext", "_triton", "philox_normal",
-        "rk_combine", "symmetric_path", "class_distance", "group_norm_silu", "spatial_attention", "conv3x3",
-        "attention_block", "prepared", "__init__", "fp8", "solvers", "sampling", "environment", "testing",
-        "selftest", "tune", "_aot", "aot",
+        "errors", "shapes", "distinct", "fixed_order", "_schemas", "_tracing", "_derivatives", "_overlap",
+        "memory_format", "partial_moments", "moments", "_measured", "checks", "backend", "_ext", "_triton",
+        "philox_normal", "rk_combine", "scaled_error_norm", "symmetric_path", "class_distance", "group_norm_silu",
+        "spatial_attention", "conv3x3", "attention_block", "prepared", "__init__", "fp8", "solvers", "sampling",
+        "environment", "testing", "selftest", "tune", "_aot", "aot",
     ),
     "benchmarks": (
         "__init__", "rows", "timing", "context", "agreement", "figures", "peers", "energy", "limits", "registry",

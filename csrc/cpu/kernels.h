@@ -7,6 +7,7 @@
 #include "msf/group_norm.h"
 #include "msf/philox.h"
 #include "msf/rk_combine.h"
+#include "msf/scaled_error.h"
 #include "msf/spatial_attention.h"
 #include "msf/symmetric_path.h"
 
@@ -24,6 +25,9 @@ MSF_DECLARE_LEVELS(rk_combine_bwd, const RkCombineBwdArgs& args, int64_t begin, 
 
 // Items [begin, end).
 MSF_DECLARE_LEVELS(rk_combine_bwd_dt, const RkCombineBwdDtArgs& args, int64_t begin, int64_t end)
+
+// Blocks [begin, end) of kErrorBlock pixels, those of an item after those of the item before.
+MSF_DECLARE_LEVELS(scaled_error_norm, const ScaledErrorArgs& args, int64_t begin, int64_t end)
 
 // Runs [begin, end), the runs of an item after those of the item before.
 MSF_DECLARE_LEVELS(philox_normal, const PhiloxNormalArgs& args, int64_t begin, int64_t end)

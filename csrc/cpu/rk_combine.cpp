@@ -2,31 +2,14 @@
 
 #include "kernels.h"
 #include "lanes.h"
+#include "slopes.h"
 #include "visit.h"
 
 namespace msf::cpu::MSF_LEVEL {
 namespace {
 
-constexpr int64_t kBlock = 1024;        // the sum of a block stays in the first-level cache
 constexpr int kMaxPlainSlopes = 6;
 constexpr int64_t kPlainBlock = 16384;  // no sum is kept, and fewer turns disturb the prefetcher less
-
-template <typename C, typename S>
-void add_slope(C* sum, const S* slope, C coefficient, bool is_first, int64_t n) {
-  if (is_first) {
-    for (int64_t i = 0; i < n; ++i) {
-      C value;
-      assign(value, slope[i]);
-      sum[i] = coefficient * value;
-    }
-  } else {
-    for (int64_t i = 0; i < n; ++i) {
-      C value;
-      assign(value, slope[i]);
-      sum[i] = with_slope(sum[i], coefficient, value);
-    }
-  }
-}
 
 template <typename C, typename S>
 void add_state(C* sum, const S* state, S* out, int64_t n) {
@@ -56,17 +39,6 @@ void for_each_block(const Args& args, int64_t begin, int64_t end, int64_t max_si
     }
     f(stop - n, n, coefficients);
     stop -= n;
-  }
-}
-
-template <typename C, typename Args>
-void add_slopes(const Args& args, const C* coefficients, int64_t start, int64_t n, C* sum) {
-  if (args.n_slopes == 0) {
-    for (int64_t i = 0; i < n; ++i) sum[i] = 0;
-  }
-  for (int i = 0; i < args.n_slopes; ++i) {
-    visit(args.slope_types[i], args.slopes[i], start,
-          [&](const auto* slope) { add_slope(sum, slope, coefficients[i], i == 0, n); });
   }
 }
 

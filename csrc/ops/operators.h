@@ -25,6 +25,11 @@ std::vector<Tensor> rk_combine_bwd(const Tensor& grad, const std::vector<double>
 
 Tensor rk_combine_bwd_dt(const Tensor& grad, const std::vector<Tensor>& slopes, const std::vector<double>& weights);
 
+// One number per item; CPU only.
+Tensor scaled_error_norm(const Tensor& state, const Tensor& next_state, const std::vector<Tensor>& slopes,
+                         const std::vector<double>& weights, double dt, const std::optional<Tensor>& dt_items,
+                         double rtol, double atol);
+
 Tensor philox_normal_fwd(const Tensor& sample_index, const std::vector<int64_t>& shape, int64_t seed, int64_t stream,
                          ScalarType dtype);
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from msf_kernels.checks import as_float, as_int, require_int, require_positive
+from msf_kernels.fixed_order import rms_norm
 from msf_kernels.rk_combine import rk_combine
 from msf_kernels.solvers.adaptive_items import Rows, Trial, check_tolerance, joined, refuse_vmap, start_rows
 from msf_kernels.solvers.adaptive_outputs import Outputs
@@ -21,7 +22,7 @@ from msf_kernels.solvers.field_calls import (
 )
 from msf_kernels.solvers.integrate import VelocityField
 from msf_kernels.solvers.solution import AdaptiveSolution, SolveStatus
-from msf_kernels.solvers.step_control import Norm, PIDController, first_step_length, rms_norm, tolerance
+from msf_kernels.solvers.step_control import ErrorNorm, Norm, PIDController, first_step_length
 from msf_kernels.solvers.tableau import DOPRI5, Stage, Tableau, as_tableau
 
 # A step that leaves less than this share of itself to the end is stretched to it: the rest would be a rounding error.
@@ -127,14 +128,12 @@ def integrate_adaptive(
         tableau=tableau,
         error=tableau.error,
         k=tableau.embedded_order + 1,
-        rtol=rtol,
-        atol=atol,
+        error_norm=ErrorNorm(rtol, atol, norm, backend),
         controller=controller or PIDController(),
         max_steps=max_steps,
         min_step=min_step,
         max_step=max_step,
         drop_finished=drop_finished,
-        norm=norm,
         backend=backend,
     )
     outputs = None if output_times is None else Outputs(output_times, rows, tableau, backend)
@@ -147,14 +146,12 @@ class _AdaptiveSolver:
     tableau: Tableau
     error: Stage
     k: int
-    rtol: float | Tensor
-    atol: float | Tensor
+    error_norm: ErrorNorm
     controller: PIDController
     max_steps: int
     min_step: float
     max_step: float | None
     drop_finished: bool
-    norm: Norm
     backend: str
     copies_slopes: bool = False  # the velocity field uses the memory of its results again
 
@@ -185,8 +182,8 @@ class _AdaptiveSolver:
         longest = (rows.t_end - rows.t).abs()
         slope = self.evaluate(rows, rows.z, rows.t)
         with torch.no_grad():
-            scale = tolerance(rows.z, rows.z, self.rtol, self.atol)
-            is_finite = self.norm(slope / scale).isfinite() & _is_finite(rows.z)
+            speed = self.error_norm(rows.z, rows.z, [slope], [1.0], 1.0)
+            is_finite = speed.isfinite() & _is_finite(rows.z)
         rows = replace(rows, slope=slope, nfe=rows.nfe + 1)
         if first_step is None:
             # The probe may write over what the field has just returned, and shows whether it does.
@@ -200,7 +197,7 @@ class _AdaptiveSolver:
                 return probed
 
             with torch.no_grad():
-                length = first_step_length(probe, rows.z, rows.slope, longest, scale, self.norm, self.k).detach()
+                length = first_step_length(probe, rows.z, rows.slope, speed, longest, self.error_norm, self.k).detach()
             rows = replace(rows, nfe=rows.nfe + 1)
         else:
             length = torch.full_like(longest, first_step)
@@ -215,12 +212,14 @@ class _AdaptiveSolver:
         """Move finished items out; the read-back of a step is here."""
         if self.drop_finished:
             stopped = (~rows.is_running).nonzero().squeeze(1)
+            if stopped.shape[0] == rows.index.shape[0]:
+                finished.append(rows)  # as they are: the usual end copies nothing
+                return rows, True
             if stopped.shape[0]:
                 finished.append(rows.select(stopped))
                 rows = rows.select(rows.is_running.nonzero().squeeze(1))
-            is_over = rows.index.shape[0] == 0
-        else:
-            is_over = not bool(rows.is_running.any())
+            return rows, False
+        is_over = not bool(rows.is_running.any())
         if is_over:
             finished.append(rows)
         return rows, is_over
@@ -253,9 +252,9 @@ class _AdaptiveSolver:
 
     def attempt(self, rows: Rows) -> tuple[Trial, bool]:
         """Take a step; also say whether slopes may have been written over by later evaluations."""
-        remaining = (rows.t_end - rows.t).abs()
-        reaches_end = rows.length * (1.0 + _STRETCH) >= remaining
-        dt = torch.where(reaches_end, rows.t_end - rows.t, rows.direction * rows.length)
+        remaining = rows.t_end - rows.t
+        reaches_end = rows.length * (1.0 + _STRETCH) >= remaining.abs()
+        dt = torch.where(reaches_end, remaining, rows.direction * rows.length)
         # Items that have finished but are kept in the batch stand still.
         dt = torch.where(rows.is_running, dt, 0.0)
         t_new = torch.where(reaches_end & rows.is_running, rows.t_end, rows.t + dt)
@@ -272,8 +271,9 @@ class _AdaptiveSolver:
 
     def error_ratio(self, rows: Rows, trial: Trial) -> Tensor:
         with torch.no_grad():
-            error = self.combine(torch.zeros_like(rows.z), trial.slopes, self.error, trial.dt)
-            return self.norm(error / tolerance(rows.z, trial.z, self.rtol, self.atol)).detach()  # also in forward mode
+            slopes = [trial.slopes[j] for j in self.error.sources]
+            ratio = self.error_norm(rows.z, trial.z, slopes, self.error.weights, trial.dt)
+            return ratio.detach()  # also in forward mode
 
     def update(self, rows: Rows, trial: Trial, ratio: Tensor, is_kept: Tensor) -> Rows:
         """Move the kept items on, and set the next steps and the statuses."""
@@ -284,25 +284,25 @@ class _AdaptiveSolver:
         n_rejected = rows.n_rejected + (rows.is_running & ~is_kept)
 
         is_done = is_kept & trial.reaches_end
-        is_stuck = ~is_done & (t + rows.direction * length == t)
-        is_out_of_steps = ~is_done & (n_accepted + n_rejected >= self.max_steps)
+        is_going = ~is_done
+        is_stuck = is_going & (t + rows.direction * length == t)
+        is_out_of_steps = is_going & (n_accepted + n_rejected >= self.max_steps)
         status = torch.where(is_out_of_steps, int(SolveStatus.STEP_LIMIT), rows.status)
         status = torch.where(is_stuck, int(SolveStatus.STEP_UNDERFLOW), status)
         status = torch.where(is_stuck & ~ratio.isfinite(), int(SolveStatus.NON_FINITE), status)
 
         ratio = ratio.clamp_min(1e-10)
+        chosen = _chooser(is_kept)
         return replace(
             rows,
-            z=_where_kept(is_kept, trial.z, rows.z),
-            slope=(
-                _where_kept(is_kept, trial.slopes[-1], rows.slope) if self.tableau.is_first_same_as_last else rows.slope
-            ),
+            z=chosen(trial.z, rows.z),
+            slope=chosen(trial.slopes[-1], rows.slope) if self.tableau.is_first_same_as_last else rows.slope,
             t=t,
             length=torch.where(rows.is_running, length, rows.length),
             previous=torch.where(is_kept, ratio, rows.previous),
             older=torch.where(is_kept, rows.previous, rows.older),
             needs_slope=rows.needs_slope | is_kept,
-            is_running=rows.is_running & ~is_done & ~is_stuck & ~is_out_of_steps,
+            is_running=rows.is_running & is_going & ~(is_stuck | is_out_of_steps),
             status=torch.where(rows.is_running, status, rows.status),
             nfe=rows.nfe + (self.tableau.n_stages - 1),
             n_accepted=n_accepted,
@@ -321,12 +321,12 @@ class _AdaptiveSolver:
         return length.clamp(self.min_step, self.max_step)
 
 
-def _where_kept(is_kept: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return the rows of `new` [n, ...] where the flag [n] is set, else those of `old`."""
+def _chooser(is_kept: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what takes the rows of its first argument [n, ...] where the flag [n] is set, else those of its second."""
     # Reading a flag back costs nothing on a CPU, and the usual step, that all items take, then costs no pass.
     if is_kept.device.type == "cpu" and not torch.compiler.is_compiling() and bool(is_kept.all()):
-        return new.to(torch.promote_types(new.dtype, old.dtype))
-    return torch.where(is_kept.reshape(-1, *([1] * (new.ndim - 1))), new, old)
+        return lambda new, old: new.to(torch.promote_types(new.dtype, old.dtype))
+    return lambda new, old: torch.where(is_kept.reshape(-1, *([1] * (new.ndim - 1))), new, old)
 
 
 def _is_finite(z: Tensor) -> Tensor:

@@ -66,6 +66,9 @@ class Outputs:
     def trajectory(self) -> Tensor:
         """Return the states [T, N, ...]; NaN where an item did not get."""
         n_items, n_times = self.times.shape
+        if sum(places.shape[0] for places in self.places) == n_items * n_times:
+            states = joined(self.states)[joined(self.places).argsort()]
+            return states.reshape(n_items, n_times, *self.start.shape[1:]).transpose(0, 1)
         missing = self.start.new_full((n_items * n_times, *self.start.shape[1:]), torch.nan)
         filled = missing.index_copy(0, joined(self.places), joined(self.states))
         return filled.reshape(n_items, n_times, *self.start.shape[1:]).transpose(0, 1)

@@ -88,9 +88,7 @@ def extent_of(tensor: Tensor) -> int:
 
 def is_overwritten(slopes: Sequence[Tensor], versions: Sequence[int]) -> bool:
     """Say the same as `are_overwritten` of any slopes, given `version_of` all of them when they were returned."""
-    if any(version_of(slope) != version for slope, version in zip(slopes, versions, strict=True)):
-        return True
-    return are_overwritten(slopes, (), max(map(extent_of, slopes)))
+    return are_overwritten(slopes, versions, max(map(extent_of, slopes)))
 
 
 def are_overwritten(slopes: Sequence[Tensor], versions: Sequence[int], extent: int) -> bool:
@@ -98,14 +96,14 @@ def are_overwritten(slopes: Sequence[Tensor], versions: Sequence[int], extent: i
 
     Args:
         slopes: In the order in which the field returned them.
-        versions: `_version` of the first ones when they were returned; none for inference tensors, which have no such.
+        versions: `version_of` the first ones when they were returned.
         extent: `extent_of` the slopes.
 
     Returns:
         True where one was edited, or where two share memory, even if nothing was lost by that.
     """
     for slope, version in zip(slopes, versions):  # noqa: B905 - a keyword costs as much as the comparison
-        if slope._version != version:
+        if version_of(slope) != version:
             return True
     if not extent:
         return False

@@ -12,7 +12,14 @@ from torch import Tensor
 from msf_kernels._derivatives import is_transforming
 from msf_kernels.checks import as_tensor
 from msf_kernels.rk_combine.api import choose_rk_combine
-from msf_kernels.solvers.field_calls import are_overwritten, checked_velocity, edited_text, evaluate_guarded, extent_of
+from msf_kernels.solvers.field_calls import (
+    are_overwritten,
+    checked_velocity,
+    edited_text,
+    evaluate_guarded,
+    extent_of,
+    version_of,
+)
 from msf_kernels.solvers.sole_memory import SoleMemory, may_be_written_again
 from msf_kernels.solvers.solution import Solution, SolveStatus
 from msf_kernels.solvers.tableau import EULER, Stage, Tableau, as_tableau
@@ -157,8 +164,7 @@ class _FixedStep:
     ) -> None:
         self.velocity_field = velocity_field
         self.state = z_start
-        # What the field reads; None while it cannot be needed, so that nothing here holds its memory.
-        self.z: Tensor | None = z_start if cast_to is None else z_start.to(cast_to)
+        self.z = z_start if cast_to is None else z_start.to(cast_to)  # what the field reads
         self.writes_again = not keeps_states and may_be_written_again(z_start)
         # Where the last stage's state lies, and the last step's, if only the solver holds them.
         self.soles: list[SoleMemory | None] = [None, None]
@@ -178,7 +184,6 @@ class _FixedStep:
         self.guards_slopes = is_needed_later and not is_tracing
         self.copies_slopes = False
         self.extent = 0
-        self.counts_slope_edits = False
         # What serves each update, for as long as the velocities stay of one kind.
         self.kind: tuple[type[Tensor], torch.Size, torch.dtype, torch.device, bool] | None = None
         self.chosen: list[Callable[..., Any] | None] = []
@@ -215,17 +220,16 @@ class _FixedStep:
                 raise ValueError(edited_text("velocity_field", "z"))
             if self.guards_slopes and not self.copies_slopes:
                 if i < last:
-                    if self.counts_slope_edits:
-                        versions.append(velocity._version)
+                    versions.append(version_of(velocity))
                 elif are_overwritten(slopes, versions, self.extent):
                     self.copies_slopes = True
                     return self.advance(times, dt)
             used = slopes if sources is None else [slopes[j] for j in sources]
             run = self.chosen[i] or self.choose(i, state, used, dt)
-            # Here nothing holds the memory of the last z any more, unless somebody else or a slope does.
-            z = None
+            # Let go of what the field has read: its memory is held on by others only.
+            z = state
             if i == last:
-                self.z = None
+                self.z = state
             combined, z = self.combine(run, used, weights, dt, is_step=i == last)
         self.state, self.z = combined, z
 
@@ -264,7 +268,6 @@ class _FixedStep:
         self.chosen = [None] * len(self.updates)
         if self.guards_slopes:
             self.extent = extent_of(velocity)
-            self.counts_slope_edits = not velocity.is_inference()
         if type(velocity) is not Tensor or torch.is_grad_enabled():  # results may then be more than memory
             self.writes_again, self.soles = False, [None, None]
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from msf_kernels._derivatives import has_derivative, is_vectorised
 from msf_kernels.checks import as_float, as_int, as_tensor, require_bool
+from msf_kernels.fixed_order import rms_norm
 from msf_kernels.solvers.adaptive import integrate_adaptive
 from msf_kernels.solvers.adaptive_items import refuse_vmap
 from msf_kernels.solvers.field_calls import edited_text, require_velocity, version_of
 from msf_kernels.solvers.integrate import integrate
-from msf_kernels.solvers.step_control import PIDController, rms_norm
+from msf_kernels.solvers.step_control import PIDController
 from msf_kernels.solvers.tableau import (
     BOSH3,
     DOPRI5,
@@ -250,13 +251,14 @@ class _Packing:
 
     def norm(self, chosen: Callable[[Any], Any] | None) -> Callable[[Tensor], Tensor]:
         """Return the norm of a packed scaled error [1, ...]: the caller's own, or the largest RMS of any member."""
+        if chosen is None and self.shapes is None:
+            return rms_norm
 
         def of_state(scaled: Tensor) -> Tensor:
             y = self.unpack(scaled[0])
             if chosen is not None:
                 return torch.as_tensor(chosen(y), dtype=scaled.dtype, device=scaled.device).abs().reshape(1)
-            members = y if isinstance(y, tuple) else (y,)
-            return torch.cat([rms_norm(member.reshape(1, -1)) for member in members]).amax(dim=0, keepdim=True)
+            return torch.cat([rms_norm(member.reshape(1, -1)) for member in y]).amax(dim=0, keepdim=True)
 
         return of_state
 

@@ -24,6 +24,7 @@ class SoleMemory:
     """
 
     def __init__(self, tensor: Tensor) -> None:
+        """Take down the counts while nobody else has seen the tensor."""
         self.tensor = tensor
         self._storage = tensor.untyped_storage()
         self._counts = self._count()
@@ -57,6 +58,6 @@ def may_be_written_again(z_start: Tensor) -> bool:
         and z_start.numel() * z_start.element_size() >= _LEAST_BYTES
         and not torch.is_grad_enabled()
         and not is_transforming()
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and not torch._C._len_torch_dispatch_stack()
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from msf_kernels.checks import as_float, require_finite, require_positive
+from msf_kernels.fixed_order import rms_norm
+from msf_kernels.rk_combine import rk_combine
+from msf_kernels.scaled_error_norm import scaled_error_norm
 
 # Maps a scaled error [n, ...] to one number per item [n]; at most 1 is within tolerance.
 Norm: TypeAlias = Callable[[Tensor], Tensor]
@@ -88,24 +91,6 @@ class PIDController:
         return factor.clamp(self.min_factor, self.max_factor).nan_to_num(nan=self.min_factor)
 
 
-def rms_norm(scaled: Tensor) -> Tensor:
-    """Root mean square over all axes but the first: [n, ...] to [n]; 0 for an item without elements.
-
-    Squares are added by halves, in an order that the shape of an item fixes: a sum by PyTorch is split otherwise when
-    there are other items, strides or threads.
-    """
-    flat = scaled.flatten(1) if scaled.ndim > 1 else scaled[:, None]
-    n_elements = flat.shape[1]
-    if n_elements == 0:
-        return flat.new_zeros(flat.shape[0])
-    total = flat.square()
-    while (width := total.shape[1]) > 1:
-        half = width // 2
-        added = total[:, :half] + total[:, half : 2 * half]
-        total = torch.cat([added, total[:, -1:]], dim=1) if width % 2 else added
-    return (total.squeeze(1) / n_elements).sqrt()
-
-
 def power(base: Tensor, exponent: float) -> Tensor:
     """Return `base ** exponent` of [n] numbers, with bits that do not depend on n or on an element's place.
 
@@ -117,19 +102,42 @@ def power(base: Tensor, exponent: float) -> Tensor:
     return torch.stack([base, base], dim=-1)[..., 0].pow(exponent)
 
 
-def tolerance(z: Tensor, other: Tensor, rtol: float | Tensor, atol: float | Tensor) -> Tensor:
-    """Return `atol + rtol * max(|z|, |other|)`, like `z`, at least fp32."""
-    largest = torch.maximum(z.abs(), other.abs())
-    return atol + rtol * (largest if largest.dtype == torch.float64 else largest.float())
+@dataclass(frozen=True)
+class ErrorNorm:
+    """Measures combinations of slopes against the tolerance of a step.
+
+    Args:
+        rtol: Relative tolerance: a number, or a tensor that broadcasts over the axes of one item.
+        atol: Absolute tolerance; likewise.
+        norm: Maps a scaled error [n, ...] to [n].
+        backend: Backend of the kernels.
+    """
+
+    rtol: float | Tensor
+    atol: float | Tensor
+    norm: Norm
+    backend: str
+
+    def __call__(
+        self, z: Tensor, z_new: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], dt: float | Tensor
+    ) -> Tensor:
+        """Return the norm of `dt * sum_i weights[i] * slopes[i] / (atol + rtol * max(|z|, |z_new|))`; [n]."""
+        rtol, atol = self.rtol, self.atol
+        # What its single pass does not take: another norm, tolerances of single elements, interpreted kernels.
+        if self.norm is rms_norm and isinstance(rtol, float) and isinstance(atol, float) and self.backend != "triton":
+            return scaled_error_norm(z, z_new, slopes, weights, dt, rtol, atol, backend=self.backend)
+        nothing = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, torch.float32))
+        error = rk_combine(nothing, slopes, weights, dt, backend=self.backend)
+        return self.norm(error / (atol + rtol * torch.maximum(z.abs(), z_new.abs()).to(nothing.dtype)))
 
 
 def first_step_length(
     probe: Callable[[Tensor], Tensor],
     z: Tensor,
     slope: Tensor,
+    speed: Tensor,
     longest: Tensor,
-    scale: Tensor,
-    norm: Norm,
+    error_norm: ErrorNorm,
     k: int,
 ) -> Tensor:
     """Return a first step length [n] > 0 for each item from one extra evaluation.
@@ -138,19 +146,19 @@ def first_step_length(
         probe: Maps lengths [n] to the slopes [n, ...] after an explicit Euler step of that length.
         z: [n, ...] states.
         slope: [n, ...] slopes there.
+        speed: [n] their norm against the tolerance.
         longest: [n] length of the whole interval.
-        scale: [n, ...] tolerance of each element.
-        norm: Norm of scaled errors.
+        error_norm: Norm of scaled errors.
         k: Order of the error estimate plus one.
 
     Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.4, "starting step size".
     """
-    size = norm(z / scale).to(longest)
-    speed = norm(slope / scale).to(longest)
+    size = error_norm(z, z, [z], [1.0], 1.0).to(longest)
+    speed = speed.to(longest)
     tiny = 1e-6 * longest
     guess = torch.where((size < 1e-5) | (speed < 1e-5), tiny, 0.01 * size / speed)
     guess = torch.minimum(guess, longest)
-    bend = norm((probe(guess) - slope) / scale).to(longest) / guess
+    bend = error_norm(z, z, [probe(guess), slope], [1.0, -1.0], 1.0).to(longest) / guess
     largest = torch.maximum(speed, bend)
     length = torch.where(largest <= 1e-15, torch.maximum(tiny, 1e-3 * guess), power(0.01 / largest, 1.0 / k))
     length = torch.minimum(torch.minimum(100 * guess, length), longest)

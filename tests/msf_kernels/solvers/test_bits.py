@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from msf_kernels import backends
+from msf_kernels.fixed_order import rms_norm
 from msf_kernels.solvers import PIDController, get_tableau, integrate, integrate_adaptive, odeint, tableau, uniform_grid
 from msf_kernels.solvers.odeint import ADAPTIVE_METHODS
-from msf_kernels.solvers.step_control import power, rms_norm
+from msf_kernels.solvers.step_control import power
 
 NAMES = sorted(tableau._BUILT_IN)
 PAIRS = [name for name in NAMES if get_tableau(name).error is not None]
