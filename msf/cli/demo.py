@@ -72,7 +72,7 @@ def demo(
 def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_seconds: float) -> None:
     from msf.cli.checkpoints import load_flow
     from msf.data import phantom_bayes_accuracy, prepare_images
-    from msf.judge.metrics import prediction_metrics
+    from msf.judge.metrics import SUMMARY, prediction_metrics
     from msf.report import certainty_grid, real_and_generated_grid, risk_coverage_figure, write_figure, write_summary
 
     flow = load_flow(str(out / "network"), run.device)
@@ -125,7 +125,7 @@ def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_sec
     )
     console.write_json(out / "metrics.json", metrics)
     console.write_json(run.json_file, metrics)
-    console.print_figures("Test split", {name: metrics[name] for name in ("accuracy", "auc_macro_ovr", "nll", "aurc")})
+    console.print_figures("Test split", {name: metrics[name] for name in SUMMARY})
 
 
 def _pictures_per_class(

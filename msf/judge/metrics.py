@@ -22,6 +22,8 @@ HEADLINES = (
     "auc_medmnist_of_probability", "nll", "brier", "ece", "aurc", "e_aurc", "augrc", "decision", "probability_source",
 )  # fmt: skip
 """The figures of `prediction_metrics` that fit on a screen, in the order in which they are read."""
+SUMMARY = ("accuracy", "auc_macro_ovr", "nll", "aurc")
+"""Those of the headlines that fit on a line: rightness, ranking, sureness, and what refusing brings."""
 
 
 def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: Sequence[str] = ()) -> dict[str, Any]:

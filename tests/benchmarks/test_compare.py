@@ -1,7 +1,3 @@
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +6,11 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.compare import compare
+from benchmarks.context import Context
+from benchmarks.registry import Comparison
 from benchmarks.rows import RowWriter, quantile
+from benchmarks.timing import Plan
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -148,42 +146,44 @@ def test_the_command_exits_with_one_for_a_regression_and_two_for_files_without_r
     assert main(["compare", files[0], str(tmp_path / "other.jsonl")]) == 2
 
 
-# A job whose work grows by an environment variable: here only, production code has no such switch.
-MEASURED = """
-import os, sys, time
-import torch
-from pathlib import Path
-from benchmarks.context import Context
-from benchmarks.registry import Comparison
-from benchmarks.rows import RowWriter
-from benchmarks.timing import Plan
+class Work:
+    """A machine whose clock is moved on by work alone, with the noise of `noisy`."""
 
-torch.set_num_threads(1)
-a = torch.ones(96, 96)
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.now = 0.0
 
-def matmuls(n):
-    def call():
-        for _ in range(n):
-            torch.mm(a, a)
-    return call
+    def clock(self):
+        return self.now
 
-job = Comparison(
-    suite="ops", name="matmuls", note="", tests=(), plan=Plan(n_rounds=21, warm_up_seconds=0.1, sample_seconds=0.02),
-    variants={"ours": lambda context: matmuls(int(os.environ["MATMULS"])), "fixed": lambda context: matmuls(100)},
-)
-context = Context(torch.device("cpu"), RowWriter("ops", torch.device("cpu")), clock=time.process_time)
-job.measure(context)
-context.writer.write(Path(sys.argv[1]))
-"""
+    def multiply(self, times):
+        self.now += noisy(self.generator, seconds=1e-4 * times, spread=0.05, n=1)[0]
 
 
-def test_an_injected_slowdown_is_found_and_a_second_run_of_the_same_code_is_not(tmp_path):
-    files = []
-    for run, n_matmuls in enumerate(("100", "100", "115")):
-        files.append(tmp_path / f"{run}.jsonl")
-        environment = os.environ | {"MATMULS": n_matmuls, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-c", MEASURED, files[-1]], check=True, cwd=ROOT, env=environment)
-    ours = [json.loads(line) for line in files[0].read_text().splitlines()]
-    assert [row["metric"] for row in ours if row["variant"] == "ours"] == ["processor time", "speedup_vs:fixed"]
+def measured(path, seed, n_ours):
+    """Measure a job that does `n_ours` pieces of work beside one that does a hundred."""
+    work = Work(seed)
+    job = Comparison(
+        suite="ops",
+        name="matmuls",
+        note="",
+        tests=(),
+        plan=Plan(n_rounds=21, warm_up_seconds=0.1, sample_seconds=0.02),
+        variants={
+            "ours": lambda context: lambda: work.multiply(n_ours),
+            "fixed": lambda context: lambda: work.multiply(100),
+        },
+    )
+    context = Context(CPU, RowWriter("ops", CPU), clock=work.clock)
+    job.measure(context)
+    context.writer.write(path)
+    return [row.metric for row in context.writer.rows if row.variant == "ours"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_injected_slowdown_is_found_and_a_second_run_of_the_same_code_is_not(seed, tmp_path):
+    files = [tmp_path / f"{run}.jsonl" for run in range(3)]
+    for run, n_ours in enumerate((100, 100, 115)):
+        assert measured(files[run], 3 * seed + run, n_ours) == ["processor time", "speedup_vs:fixed"]
     assert main(["compare", str(files[0]), str(files[1])]) == 0
     assert main(["compare", str(files[0]), str(files[2])]) == 1

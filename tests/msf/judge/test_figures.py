@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from msf.judge.metrics import HEADLINES, prediction_metrics
+from msf.judge.metrics import HEADLINES, SUMMARY, prediction_metrics
 from msf.judge.uncertainty import Draws, entropy, make_prediction
 
 
@@ -35,7 +35,7 @@ def test_both_areas_are_given_of_distances_and_of_probabilities(n_classes):
         assert metrics[f"auc_macro_ovr{suffix}"] == pytest.approx(mean, abs=1e-12)
         assert metrics[f"auc_medmnist{suffix}"] == pytest.approx(by_class[-1] if n_classes == 2 else mean, abs=1e-12)
     assert metrics["auc_macro_ovr"] != metrics["auc_macro_ovr_of_probability"]
-    assert metrics.keys() >= set(HEADLINES)
+    assert metrics.keys() >= set(HEADLINES) >= set(SUMMARY)
 
 
 @pytest.mark.parametrize(
