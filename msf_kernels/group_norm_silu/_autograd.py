@@ -10,13 +10,14 @@ from torch import Tensor
 
 from msf_kernels._derivatives import composed_gradients, must_compose, refusing_second_when_traced
 from msf_kernels.distinct import distinct
+from msf_kernels.group_norm_silu._call import NormCall
 from msf_kernels.group_norm_silu._reference import group_norm_silu_elementary
 
 
 def differentiable(
     fwd: Callable[..., tuple[Tensor, Tensor, Tensor]], bwd: Callable[..., tuple[Tensor, ...]]
 ) -> Callable[..., Tensor]:
-    """Return the public function, without its checks and its selector, over the given operators.
+    """Return the public function of a `NormCall`, without its checks and its selector, over the given operators.
 
     Args:
         fwd: `(x, num_groups, weight, bias, skip, add, scale, shift, eps, silu) -> (out, mean, rstd)`.
@@ -51,7 +52,7 @@ def differentiable(
             if must_compose(grad_out):
                 needs_x, _, *needs = ctx.needs_input_grad[:8]
                 grads = composed_gradients(
-                    lambda *tensors: _definition(ctx, *tensors),
+                    lambda x, *rest: group_norm_silu_elementary(x, ctx.num_groups, *rest, ctx.eps, ctx.silu),
                     (x, weight, bias, *optional),
                     (needs_x, *needs),
                     (grad_out,),
@@ -63,52 +64,13 @@ def differentiable(
             of_given = [None if given is None else grad for given, grad in pairs]
             return grad_x, None, grad_weight, grad_bias, *of_given, None, None
 
-    def _definition(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        skip: Tensor | None,
-        add: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-    ) -> Tensor:
-        return group_norm_silu_elementary(
-            x,
-            ctx.num_groups,
-            weight,
-            bias,
-            skip=skip,
-            add=add,
-            scale=scale,
-            shift=shift,
-            eps=ctx.eps,
-            silu=ctx.silu,
-        )
-
-    def group_norm_silu(
-        x: Tensor,
-        num_groups: int,
-        weight: Tensor,
-        bias: Tensor,
-        *,
-        skip: Tensor | None = None,
-        add: Tensor | None = None,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-        eps: float = 1e-5,
-        silu: bool = True,
-    ) -> Tensor:
-        tensors = (x, weight, bias, skip, add, scale, shift)
-        given = [tensor for tensor in tensors if tensor is not None]
+    def group_norm_silu(call: NormCall) -> Tensor:
+        given = call.tensors
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
             apart = iter(distinct(given))
-            x, weight, bias = next(apart), next(apart), next(apart)
-            skip, add, scale, shift = (None if row is None else next(apart) for row in (skip, add, scale, shift))
-            out: Tensor = GroupNormSilu.apply(  # type: ignore[no-untyped-call]
-                x, num_groups, weight, bias, skip, add, scale, shift, eps, silu
-            )
+            arguments = [next(apart) if isinstance(value, Tensor) else value for value in call]
+            out: Tensor = GroupNormSilu.apply(*arguments)  # type: ignore[no-untyped-call]
             return refusing_second_when_traced(out)
-        return fwd(x, num_groups, weight, bias, skip, add, scale, shift, eps, silu)[0]
+        return fwd(*call)[0]
 
     return group_norm_silu

@@ -10,6 +10,7 @@ from torch import Tensor
 from msf_kernels import _ext
 from msf_kernels.group_norm_silu._allocation import empty_outputs, fake_group_norm_silu_bwd
 from msf_kernels.group_norm_silu._autograd import differentiable
+from msf_kernels.group_norm_silu._call import NormCall
 
 
 def _fwd_fake(x: Tensor, num_groups: int, weight: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,21 +25,9 @@ group_norm_silu_native = differentiable(
 )
 
 
-def native_reasons(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    skip: Tensor | None,
-    add: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    silu: bool,
-) -> list[str]:
+def native_reasons(call: NormCall) -> list[str]:
     """Return why the native operators cannot serve these inputs; empty when they can."""
-    reasons = _ext.tensor_reasons("group_norm_silu_fwd", (x,))
-    if x.dtype == torch.float64:
+    reasons = _ext.tensor_reasons("group_norm_silu_fwd", (call.x,))
+    if call.x.dtype == torch.float64:
         reasons.append("computes in float32; float64 is left to the reference")
     return reasons

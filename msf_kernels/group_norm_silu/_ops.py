@@ -22,6 +22,7 @@ from msf_kernels.group_norm_silu._allocation import (
     fake_group_norm_silu_fwd,
 )
 from msf_kernels.group_norm_silu._autograd import differentiable
+from msf_kernels.group_norm_silu._call import NormCall
 from msf_kernels.group_norm_silu._reference import (
     group_norm_silu_bwd_formula,
     group_norm_silu_reference,
@@ -37,23 +38,10 @@ _FLOPS_NORM, _FLOPS_SILU = 6, 4
 _FLOPS_NORM_BWD, _FLOPS_SILU_BWD = 11, 10
 
 
-def _fwd_formula(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    skip: Tensor | None,
-    add: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    silu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    out = group_norm_silu_reference(
-        x, num_groups, weight, bias, skip=skip, add=add, scale=scale, shift=shift, eps=eps, silu=silu
-    )
-    mean, rstd = group_statistics(x, num_groups, skip=skip, add=add, eps=eps)
-    return out, mean, rstd
+def _fwd_formula(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = NormCall(*arguments)
+    mean, rstd = group_statistics(call.x, call.num_groups, skip=call.skip, add=call.add, eps=call.eps)
+    return group_norm_silu_reference(call), mean, rstd
 
 
 def _bwd_formula(
@@ -115,23 +103,10 @@ def _bwd_flops(grad_out_shape: Sequence[int], *rest: Any, **_outputs: Any) -> in
     return math.prod(grad_out_shape) * (_FLOPS_NORM_BWD + (_FLOPS_SILU_BWD if is_silu else 0))
 
 
-def triton_input_reasons(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    skip: Tensor | None = None,
-    add: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    eps: float = 1e-5,
-    silu: bool = True,
-) -> list[str]:
+def triton_input_reasons(call: NormCall) -> list[str]:
     """Return why the Triton kernels cannot serve these inputs; empty when they can."""
-    given = [tensor for tensor in (x, weight, bias, skip, add, scale, shift) if tensor is not None]
-    reasons = tensor_reasons(given)
-    channels_per_group = weight.shape[0] // num_groups
+    reasons = tensor_reasons(call.tensors)
+    channels_per_group = call.weight.shape[0] // call.num_groups
     if channels_per_group > MAX_CHANNELS_PER_GROUP:
         reasons.append(f"takes up to {MAX_CHANNELS_PER_GROUP} channels per group; got {channels_per_group}")
     return reasons

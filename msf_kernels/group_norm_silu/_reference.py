@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from msf_kernels._derivatives import any_transformed, once_then_composed
+from msf_kernels.group_norm_silu._call import NormCall
 from msf_kernels.memory_format import output_memory_format
 
 
@@ -17,13 +18,12 @@ def _group_norm_silu(
     num_groups: int,
     weight: Tensor,
     bias: Tensor,
-    *,
-    skip: Tensor | None = None,
-    add: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    eps: float = 1e-5,
-    silu: bool = True,
+    skip: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    silu: bool,
     is_elementary: bool = False,
 ) -> Tensor:
     is_elementary = is_elementary or any_transformed((x, weight, bias, skip, add, scale, shift))
@@ -59,17 +59,21 @@ def _group_norm_silu(
     return y.to(x.dtype).contiguous(memory_format=memory_format)
 
 
-def group_norm_silu_elementary(*args: Any, **kwargs: Any) -> Tensor:
+def group_norm_silu_reference(call: NormCall) -> Tensor:
+    """Compute what `msf_kernels.group_norm_silu` documents; [N, C, H, W] -> [N, C, H, W]."""
+    return _composed(*call)
+
+
+def group_norm_silu_elementary(*call: Any) -> Tensor:
     """Compute the same from elementary operators.
 
     PyTorch's own norm and SiLU have no forward mode in their backward passes, and the second derivative of that norm
     comes out in a wrong shape under vmap.
     """
-    return _group_norm_silu(*args, **kwargs, is_elementary=True)
+    return _group_norm_silu(*call, True)
 
 
-group_norm_silu_reference = once_then_composed(_group_norm_silu, group_norm_silu_elementary)
-"""What `msf_kernels.group_norm_silu` documents; [N, C, H, W] -> [N, C, H, W]."""
+_composed = once_then_composed(_group_norm_silu, group_norm_silu_elementary)
 
 
 def _normalised(h: Tensor, num_groups: int, eps: float) -> Tensor:

@@ -17,6 +17,7 @@ from msf_kernels.checks import (
     require_shape,
     require_tensor,
 )
+from msf_kernels.group_norm_silu._call import NormCall
 from msf_kernels.group_norm_silu._native import group_norm_silu_native, native_reasons
 from msf_kernels.group_norm_silu._ops import group_norm_silu_triton, triton_input_reasons
 from msf_kernels.group_norm_silu._reference import group_norm_silu_reference
@@ -29,6 +30,7 @@ _operator = Operator(
         native_backend(group_norm_silu_native, native_reasons, derivatives=Derivatives.REVERSE),
         Backend("reference", group_norm_silu_reference, derivatives=Derivatives.ALL),
     ],
+    record=NormCall,
 )
 
 

@@ -6,10 +6,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from msf_kernels.group_norm_silu._call import NormCall
 from msf_kernels.group_norm_silu._ops import group_norm_silu_triton
 from msf_kernels.group_norm_silu._reference import group_norm_silu_reference
 
 OPERATORS = torch.ops.msf_triton
+
+
+def triton(*args, **kwargs):
+    return group_norm_silu_triton(NormCall(*args, **kwargs))
+
+
+def definition(*args, **kwargs):
+    return group_norm_silu_reference(NormCall(*args, **kwargs))
 
 
 def operator_arguments(memory_format, has_rows, dtype=torch.float32):
@@ -57,7 +66,7 @@ def test_without_a_gpu_and_an_interpreter_the_operators_compute_the_definition_a
         out = function(x, num_groups, weight, bias, skip=skip, add=add, scale=scale, shift=shift, silu=silu)
         return [out, *torch.autograd.grad(out.square().sum(), inputs)]
 
-    results, definitions = run(group_norm_silu_triton), run(group_norm_silu_reference)
+    results, definitions = run(triton), run(definition)
     assert results[0].stride() == definitions[0].stride()
     for got, expected in zip(results, definitions, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
@@ -66,18 +75,18 @@ def test_without_a_gpu_and_an_interpreter_the_operators_compute_the_definition_a
 def test_flops_are_counted_forward_and_backward():
     x, num_groups, *tensors = operator_arguments(torch.contiguous_format, False)
     with FlopCounterMode(display=False) as counter:
-        group_norm_silu_triton(x.requires_grad_(), num_groups, *tensors[:2]).sum().backward()
+        triton(x.requires_grad_(), num_groups, *tensors[:2]).sum().backward()
     values = 2 * 4 * 3 * 5
     assert counter.get_total_flops() == values * (6 + 4) + values * (11 + 10)
     with FlopCounterMode(display=False) as counter:
-        group_norm_silu_triton(x.detach(), num_groups, *tensors[:2], silu=False)
+        triton(x.detach(), num_groups, *tensors[:2], silu=False)
     assert counter.get_total_flops() == values * 6
 
 
 def test_a_call_without_gradients_is_one_operator_and_a_call_with_them_one_per_direction():
     x, num_groups, *tensors = operator_arguments(torch.channels_last, False)
     with torch.profiler.profile() as profile:
-        group_norm_silu_triton(x.requires_grad_(), num_groups, *tensors[:2]).sum().backward()
+        triton(x.requires_grad_(), num_groups, *tensors[:2]).sum().backward()
     names = [event.name for event in profile.events() if event.name.startswith("msf_triton::")]
     assert names == ["msf_triton::group_norm_silu_fwd", "msf_triton::group_norm_silu_bwd"]
 
@@ -88,10 +97,13 @@ def test_the_first_call_of_a_process_compiles_into_one_graph_forward_and_backwar
     run_fresh(
         "import torch; torch.manual_seed(0)\n"
         "from msf_kernels import group_norm_silu\n"
+        "from msf_kernels.group_norm_silu._call import NormCall\n"
         "from msf_kernels.group_norm_silu._ops import group_norm_silu_triton\n"
+        "def triton(*args, **kwargs):\n"
+        "    return group_norm_silu_triton(NormCall(*args, **kwargs))\n"
         "def loss(function, x, weight, bias, skip, add):\n"
         "    return function(x, 3, weight, bias, skip=skip, add=add, scale=add, shift=add).square().sum()\n"
-        "for function in (group_norm_silu_triton, group_norm_silu):\n"
+        "for function in (triton, group_norm_silu):\n"
         "    compiled = torch.compile(loss, fullgraph=True)\n"
         "    for n in (2, 3):\n"
         "        inputs = [torch.randn(n, 4, 3, 5).contiguous(memory_format=torch.channels_last), torch.randn(6),\n"
@@ -137,7 +149,7 @@ def test_one_tile_and_many_chunks_give_the_same_numbers(monkeypatch):
 
     def run():
         x, weight, bias, skip, add, scale, shift = inputs
-        out = group_norm_silu_triton(x, num_groups, weight, bias, skip=skip, add=add, scale=scale, shift=shift)
+        out = triton(x, num_groups, weight, bias, skip=skip, add=add, scale=scale, shift=shift)
         return [out, *torch.autograd.grad(out.square().sum(), inputs)]
 
     in_one_tile = run()
@@ -162,8 +174,8 @@ def test_offsets_beyond_two_to_the_31_elements_are_reached():
     x = storage.as_strided((2, 2, 2, 2), (1, 4 * far, 2, 4))
     x.copy_(torch.arange(16.0).reshape(2, 2, 2, 2).sin())
     weight, bias = torch.ones(2), torch.zeros(2)
-    got = group_norm_silu_triton(x, 1, weight, bias)
-    torch.testing.assert_close(got, group_norm_silu_reference(x.contiguous(), 1, weight, bias))
+    got = triton(x, 1, weight, bias)
+    torch.testing.assert_close(got, definition(x.contiguous(), 1, weight, bias))
 
     from msf_kernels._triton.offsets import offset_type
 
