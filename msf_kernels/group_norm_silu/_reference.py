@@ -24,6 +24,7 @@ def _group_norm_silu(
     shift: Tensor | None,
     eps: float,
     silu: bool,
+    *,
     is_elementary: bool = False,
 ) -> Tensor:
     is_elementary = is_elementary or any_transformed((x, weight, bias, skip, add, scale, shift))
@@ -70,7 +71,7 @@ def group_norm_silu_elementary(*call: Any) -> Tensor:
     PyTorch's own norm and SiLU have no forward mode in their backward passes, and the second derivative of that norm
     comes out in a wrong shape under vmap.
     """
-    return _group_norm_silu(*call, True)
+    return _group_norm_silu(*call, is_elementary=True)
 
 
 _composed = once_then_composed(_group_norm_silu, group_norm_silu_elementary)
