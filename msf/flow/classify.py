@@ -18,6 +18,7 @@ from msf.flow.joint_space import JointSpace
 from msf.flow.readout import Readout
 from msf.flow.solver import FlowSolver, check_noise
 from msf.judge.uncertainty import Draws, InvalidPredictionError, Prediction, make_prediction
+from msf.network.inference import precision_of
 from msf_kernels.sampling import (
     CapturedTrajectory,
     InvalidSamplesError,
@@ -185,6 +186,8 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
         n_samples=settings.n_samples if settings.stop is None else n_samples,
         nfe=trajectory.nfe,
         micro_batch=parts[-1].micro_batch,
+        precision=precision_of(solver.dtype),
+        convolution=solver.network.convolution,
     )
     is_invalid = torch.cat([part.first_invalid >= 0 for part in parts])
     if is_invalid.any():

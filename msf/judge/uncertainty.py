@@ -48,6 +48,8 @@ class Prediction:
         decision: How `label` was chosen: `distance` (smallest mean distance; the published mean rule), `pixel_votes`
             (largest mean share of pixels; the published mode rule) or `probability` (largest probability).
         readout: What recovered maps were compared with: `latent` or `decoded`; see `MedSymmFlow.classify`.
+        precision: Arithmetic of the network: `fp32`, `bf16`, `fp16` or `fp64`.
+        convolution: What convolved: names of backends, the most frequent first, as in `native+onednn`.
         sample_distance: Distance to each class per draw, where samples were kept; [N, S, n_classes], NaN for draws
             that a stopped picture did not make.
     """
@@ -69,6 +71,8 @@ class Prediction:
     probability_source: ProbabilitySource
     decision: Decision
     readout: ReadoutName = "latent"
+    precision: str = "fp32"
+    convolution: str = "torch"
     sample_distance: Tensor | None = None
 
     def __len__(self) -> int:
@@ -208,6 +212,8 @@ def make_prediction(
     micro_batch: int,
     decision: Decision = "distance",
     readout: ReadoutName = "latent",
+    precision: str = "fp32",
+    convolution: str = "torch",
 ) -> Prediction:
     """Build a prediction from what was accumulated over the draws.
 
@@ -221,6 +227,8 @@ def make_prediction(
         micro_batch: Draws evaluated at once.
         decision: The rule for the label; see `Prediction`.
         readout: What the maps were compared with, passed on.
+        precision: Arithmetic of the network, passed on.
+        convolution: What convolved, passed on.
 
     Returns:
         The prediction, on the device of the statistics.
@@ -262,6 +270,8 @@ def make_prediction(
         probability_source=source,
         decision=decision,
         readout=readout,
+        precision=precision,
+        convolution=convolution,
         sample_distance=draws.sample_distance,
     )
 
