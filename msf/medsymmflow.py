@@ -323,8 +323,8 @@ class MedSymmFlow:
         Numerics:
             No gradients. Distances and statistics in float32 and float64, whatever the network's dtype. With a seed,
             the noise of a picture is keyed by the content of the picture as the network sees it: equal pictures get
-            equal predictions, and a prediction depends neither on its position nor on its batch, bit for bit at an
-            equal micro-batch.
+            equal predictions, and a prediction depends neither on its position nor on its batch, bit for bit (where
+            the network is no native float32 form: at an equal micro-batch).
 
         Source:
             MedSymmFlow, arXiv 2507.19098.

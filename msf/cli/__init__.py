@@ -1,4 +1,4 @@
-"""Command line: `msf demo | train | train-autoencoder | evaluate | classify | generate | import-official | info | ...`."""
+"""The command line `msf`, with one module per command."""
 
 from __future__ import annotations
 

@@ -26,8 +26,7 @@ def tune(
     import torch
 
     from msf.network.inference.measurement import MICRO_BATCHES, PUBLISHED, measure_precisions
-    from msf.precision import auto_precision, this_processor, user_table_path, write_user_rows
-    from msf.precision.table import user_table
+    from msf.precision import auto_precision, this_processor, user_table, user_table_path, write_user_rows
 
     if run.device not in (None, "cpu"):
         raise ValueError(f"device must be cpu, where precisions are measured; got {run.device!r}")
@@ -45,7 +44,7 @@ def tune(
         rows = tuple(found)
         write_user_rows(processor.key, rows, replace=replace)
         console.err.print(f"written to {console.printable(str(path))}")
-    table = [("network", "micro-batch", "fp32 ms", "bf16 ms", "bf16 faster by", "auto")]
+    table = [("network", "micro-batch", "fp32 ms", "bf16 ms", "fp32 / bf16", "auto")]
     for row in rows:
         chosen = auto_precision(torch.device("cpu"), row.base_channels).precision
         table.append(
@@ -54,7 +53,7 @@ def tune(
                 str(row.micro_batch),
                 console.shown(row.fp32, 1),
                 console.shown(row.bf16, 1),
-                console.shown(row.speed_of_bf16, 2),
+                console.shown(row.fp32 / row.bf16, 2),
                 chosen,
             )  # fmt: skip
         )

@@ -41,7 +41,8 @@ class Prediction:
         margin: Second smallest minus smallest `class_distance`; [N], >= 0; small = uncertain.
         n_samples: Draws made; a number, or [N] int64 where pictures stopped on their own.
         nfe: Evaluations of the network per draw.
-        micro_batch: Draws evaluated at once; bits are equal between two predictions only if this is.
+        micro_batch: Draws evaluated at once, at most. Where `convolution` is `native`, bits do not depend on it; else
+            they are equal between two predictions only if this is.
         probability_source: `mean_code`: mean over draws of the code's own class probabilities, where one evaluation
             estimates p(label | picture). `votes`: the share of draws per class; each draw's own distribution is then
             one-hot, so `expected_entropy` is zero and `mutual_information` equals `predictive_entropy`.

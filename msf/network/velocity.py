@@ -23,10 +23,12 @@ class Velocity(ABC):
     Attributes:
         dtype: Dtype of the arithmetic.
         is_batch_invariant: Whether the bits of an item are promised to be the same in every batch.
+        micro_batch: Items that it wants at once, since they are to be filled up to that; None: no matter.
     """
 
     dtype: torch.dtype
-    is_batch_invariant = False
+    is_batch_invariant: bool = False
+    micro_batch: int | None = None
 
     @property
     def convolution(self) -> str:

@@ -11,7 +11,14 @@ import torch
 
 from msf.plain_values import require
 from msf.precision.processor import Processor, this_processor
-from msf.precision.table import Measured, shipped_table, speed_of_bf16, user_table, user_table_path
+from msf.precision.table import (
+    Measured,
+    filled_micro_batch,
+    shipped_table,
+    speed_of_bf16,
+    user_table,
+    user_table_path,
+)
 from msf_kernels.conv3x3 import native_convolution_reasons
 
 PRECISION_ENV = "MSF_PRECISION"
@@ -63,19 +70,33 @@ def on_processor(processor: Processor, base_channels: int) -> AutoPrecision:
     """Return what `auto` stands for on the CPU of a kind; see `auto_precision`."""
     if not processor.multiplies_bf16:
         return AutoPrecision("fp32", "the processor multiplies no bfloat16")
-    measured = user_table().get(processor.key)
-    if measured:
-        return _measured(measured, base_channels, f"measured here, {user_table_path()}")
-    # What was measured for the package is the native form.
-    if processor.key in shipped_table() and not native_convolution_reasons(torch.device("cpu"), torch.float32):
-        return _measured(shipped_table()[processor.key], base_channels, f"measured on {processor.key}")
-    return _by(processor.has_fast_bf16, f"the products of {processor.key}")
-
-
-def _measured(rows: Sequence[Measured], base_channels: int, why: str) -> AutoPrecision:
+    rows, where = _measurements(processor)
+    if not rows:
+        return _by(processor.has_fast_bf16, f"the products of {processor.key}")
     speed = speed_of_bf16(rows, base_channels)
-    assert speed is not None  # a table has no processor without rows
-    return _by(speed >= LEAST_SPEED_OF_BF16, f"{why}: bf16 {speed:.2f} times as fast")
+    return _by(speed >= LEAST_SPEED_OF_BF16, f"measured {where}: bf16 {speed:.2f} times as fast")
+
+
+def micro_batch_of_bf16(base_channels: int) -> int:
+    """Return how many samples a bfloat16 network is evaluated for at once on this CPU; see `filled_micro_batch`.
+
+    Args:
+        base_channels: Width of the network.
+
+    Raises:
+        ValueError: The user's table holds something else.
+    """
+    return filled_micro_batch(_measurements(this_processor())[0], base_channels)
+
+
+def _measurements(processor: Processor) -> tuple[Sequence[Measured], str]:
+    """Return what is known of a processor and where it was measured: the user's own first."""
+    own = user_table().get(processor.key, ())
+    if own:
+        return own, f"here ({user_table_path()})"
+    # What was measured for the package is the native form.
+    has_native = not native_convolution_reasons(torch.device("cpu"), torch.float32)
+    return (shipped_table().get(processor.key, ()) if has_native else ()), f"on {processor.key}"
 
 
 def _by(is_bf16: bool, why: str) -> AutoPrecision:

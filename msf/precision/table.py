@@ -18,6 +18,8 @@ from msf.files.atomic import write_atomically
 from msf.files.cache import cache_root
 
 FORMAT = 1
+UNMEASURED_MICRO_BATCH = 4
+_DEARER = 0.1
 SHIPPED = Path(__file__).with_name("measured.json")
 
 
@@ -36,11 +38,6 @@ class Measured:
     micro_batch: int
     fp32: float
     bf16: float
-
-    @property
-    def speed_of_bf16(self) -> float:
-        """How many times faster bfloat16 is."""
-        return self.fp32 / self.bf16
 
 
 Table = dict[str, tuple[Measured, ...]]
@@ -74,21 +71,39 @@ def user_table() -> Table:
         ) from error
 
 
-def speed_of_bf16(rows: Sequence[Measured], base_channels: int) -> float | None:
-    """Return how many times faster bfloat16 was: the geometric mean over micro-batches of the nearest width.
+def filled_micro_batch(rows: Sequence[Measured], base_channels: int) -> int:
+    """Return up to which size micro-batches in bfloat16 are filled up: the smallest that costs a tenth more at most.
+
+    Where bits are those of a size of batch, one sample costs as much as this many.
 
     Args:
-        rows: Measurements of one processor.
-        base_channels: Width of the network in question.
-
-    Returns:
-        None without a measurement.
+        rows: Measurements of one processor; without any, 4.
+        base_channels: Width of the network; the measurement of the nearest width counts.
     """
-    if not rows:
-        return None
-    nearest = min({row.base_channels for row in rows}, key=lambda width: (abs(math.log(width / base_channels)), width))
-    ratios = [math.log(row.speed_of_bf16) for row in rows if row.base_channels == nearest]
-    return math.exp(sum(ratios) / len(ratios))
+    costs = {row.micro_batch: row.bf16 / row.micro_batch for row in _nearest(rows, base_channels)}
+    if not costs:
+        return UNMEASURED_MICRO_BATCH
+    return min(size for size, cost in costs.items() if cost <= (1 + _DEARER) * min(costs.values()))
+
+
+def speed_of_bf16(rows: Sequence[Measured], base_channels: int) -> float:
+    """Return how many times faster a sample is in bfloat16, of many: float32 at its best size, bfloat16 at its own.
+
+    Args:
+        rows: Measurements of one processor, at least one.
+        base_channels: Width of the network; the measurement of the nearest width counts.
+    """
+    nearest = _nearest(rows, base_channels)
+    size = filled_micro_batch(rows, base_channels)
+    bf16 = next(row.bf16 / row.micro_batch for row in nearest if row.micro_batch == size)
+    return min(row.fp32 / row.micro_batch for row in nearest) / bf16
+
+
+def _nearest(rows: Sequence[Measured], base_channels: int) -> list[Measured]:
+    """Return the measurements of the width that is nearest in ratio, the smaller of two."""
+    widths = {row.base_channels for row in rows}
+    nearest = min(widths, key=lambda width: (abs(math.log(width / base_channels)), width), default=0)
+    return [row for row in rows if row.base_channels == nearest]
 
 
 def write_user_rows(processor: str, rows: Sequence[Measured], *, replace: bool = False) -> Path:

@@ -19,6 +19,7 @@ from msf.network.inference.structure import reason_against
 from msf.network.layers import AttentionBlock, Downsample, ResBlock, Stage, Upsample
 from msf.network.unet import UNet
 from msf.network.velocity import Times, Velocity
+from msf.precision import micro_batch_of_bf16
 from msf_kernels import use_backend
 from msf_kernels.backend import forced_backend
 from msf_kernels.conv3x3 import is_native_convolution_fast
@@ -45,6 +46,7 @@ class InferenceForm(Velocity):
         rewrites: The rewrites that apply.
         is_batch_invariant: Whether it promises an item the same bits in every batch: in float32 on a CPU, where the
             native backends serve every layer.
+        micro_batch: Items that it wants at once: on a CPU in bfloat16 as many as were measured to be worth it.
     """
 
     def __init__(self, network: UNet, *, dtype: torch.dtype, backend: str, rewrites: frozenset[Rewrite]) -> None:
@@ -55,6 +57,8 @@ class InferenceForm(Velocity):
         self.rewrites = rewrites
         self._backend = backend
         self.is_batch_invariant = _can_be_native(dtype, self.device, backend, rewrites)
+        is_padded_bf16 = dtype == torch.bfloat16 and self.device.type == "cpu"
+        self.micro_batch = micro_batch_of_bf16(network.config.base_channels) if is_padded_bf16 else None
         self._plan = plan = Plan(dtype, rewrites, self.device, self.is_batch_invariant)
         self._is_channels_last = plan.has(Rewrite.CHANNELS_LAST)
         self._times: dict[_TimeKey, list[FoldedTime]] = {}

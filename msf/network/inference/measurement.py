@@ -15,7 +15,7 @@ from msf.precision import Measured
 
 # Recipe of a network, with the channels and the side of its joint state.
 PUBLISHED = {"published-28": (6, 32), "published-224": (8, 32)}
-MICRO_BATCHES = (1, 4, 16)
+MICRO_BATCHES = (1, 2, 4, 8, 16)
 
 
 @torch.inference_mode()
