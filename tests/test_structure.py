@@ -24,8 +24,8 @@ ORDER = {
     ),
     "benchmarks": (
         "__init__", "rows", "timing", "context", "agreement", "figures", "peers", "energy", "limits", "registry",
-        "workloads", "cold_start", "solver_overhead", "precision_gate", "suites", "peak_memory", "test_operators", "verify", "layers",
-        "gpu_operators", "gpu_bench", "gpu_check", "compare", "readme", "report", "run", "__main__",
+        "workloads", "cold_start", "solver_overhead", "precision_gate", "suites", "peak_memory", "test_operators",
+        "verify", "layers", "gpu_operators", "gpu_bench", "gpu_check", "compare", "readme", "report", "run", "__main__",
     ),
 }  # fmt: skip
 

@@ -81,9 +81,8 @@ def draw(
             sample counts of each input, so results still do not depend on what else is drawn.
         micro_batch: Samples evaluated at once; default: see `default_micro_batch`. Halved when memory runs out. Where
             it is larger than all the work there is, it is lowered to that, but not below 64 on a CPU or 1024 elsewhere:
-            filling up costs time, and up to these sizes it is what keeps bits equal (where nothing is filled up, it is
-            lowered to the work). `SamplingResult.micro_batch` is
-            what it came to.
+            filling up costs time, and up to these sizes it is what keeps bits equal. Where nothing is filled up, as
+            many as there are. `SamplingResult.micro_batch` is what it came to, at most.
         device: Where the trajectory runs; default: where `inputs` are.
         capture: On CUDA, run the micro-batch (noise, trajectory, readout) as one CUDA graph where possible. The
             trajectory must then do the same work whatever the values.
@@ -135,7 +134,8 @@ def draw(
     if micro_batch is None:
         of_machine = default_micro_batch(items.bytes_per_sample, place)
         micro_batch = min(of_machine, getattr(captured.trajectory, "micro_batch", None) or of_machine)
-    micro_batch = min(micro_batch, max(items.n_inputs * n_samples, 1 if fits_work else largest_filled_up(place)))
+    if not fits_work:
+        micro_batch = min(micro_batch, max(items.n_inputs * n_samples, largest_filled_up(place)))
 
     bounds = block_bounds(n_samples, stop.checkpoints(n_samples) if stop is not None else ())
     schedule = Schedule(items.n_inputs, bounds, is_gated=stop is not None)
