@@ -1,4 +1,4 @@
-"""Peak memory of one piece of work in a process of its own: `python -m benchmarks.peak_memory engine|evaluation ...`.
+"""Peak memory of one piece of work in a process of its own: `python -m benchmarks.peak_memory WORK ...`.
 
 Prints one JSON object: by how much the resident memory (on CUDA: the allocated memory) rose above what it was when the
 work began; Python, torch and weights are not counted. The caller tells glibc to hand large blocks back to the system
@@ -100,9 +100,48 @@ def evaluation(options: argparse.Namespace) -> Callable[[], object]:
     return lambda: field(z, 1.0)
 
 
+def first_evaluation(options: argparse.Namespace) -> Callable[[], object]:
+    """A network made, its form made, and one evaluation: everything counts, weights included.
+
+    Variants: `ours-fp32`, the inference form; `eager-fp32`, the plain network, with as many bytes beside it as the
+    transformed weights of the form have, which is what the form may take.
+    """
+    import gc
+
+    from benchmarks.suites.network import CHANNELS, CONFIGS
+    from msf.network.inference import inference_form
+    from msf.network.unet import UNet
+    from msf_kernels.conv3x3 import TransformedWeight
+
+    channels = CHANNELS[options.model]
+    z = torch.zeros(options.batch, channels, options.size, options.size, device=options.device)
+    torch.nn.functional.conv2d(z, torch.zeros(1, channels, 1, 1, device=options.device))  # the library's own memory
+
+    def network() -> UNet:
+        made = UNet(CONFIGS[options.model], channels, channels).eval().requires_grad_(False)
+        return made.to(options.device)
+
+    def ours() -> object:
+        plain = network()
+        form = inference_form(plain, (1.0,), dtype=torch.float32)
+        return plain, form, form(z, 1.0)
+
+    def eager() -> object:
+        plain = network()
+        return plain, plain(z, 1.0)
+
+    if options.variant == "ours-fp32":
+        return ours
+    kept = ours()
+    transformed = sum(one.values.nbytes for one in gc.get_objects() if type(one) is TransformedWeight)
+    del kept
+    gc.collect()
+    return lambda: (torch.ones(transformed // 4, device=options.device), eager())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peak_memory", description=__doc__.partition(":")[0])
-    parser.add_argument("work", choices=("engine", "evaluation"))
+    parser.add_argument("work", choices=("engine", "evaluation", "first-evaluation"))
     parser.add_argument("--samples", type=int, default=64, help="of the engine, per input")
     parser.add_argument("--width", type=int, default=16, help="of the engine's network")
     parser.add_argument("--size", type=int, default=64)
@@ -113,7 +152,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    work = {"engine": engine, "evaluation": evaluation}[options.work](options)
+    works = {"engine": engine, "evaluation": evaluation, "first-evaluation": first_evaluation}
+    work = works[options.work](options)
     with torch.inference_mode():
         print(json.dumps({"peak_bytes": peak_above_start(work, torch.device(options.device))}))
 

@@ -42,9 +42,10 @@ def evaluate(
 
     Returns:
         What `msf.judge.metrics.prediction_metrics` returns (with a warning where the data name their classes otherwise
-        than the model), and `dataset`, `split`, the settings that a checkpoint
-        stores (`n_samples`, `n_steps`, `method`, `flow`, `decision`, `readout`, `antithetic`), `mean_n_samples` (less
-        with `stop`), `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the classification.
+        than the model), and `dataset`, `split`, the settings that a checkpoint stores (`n_samples`, `n_steps`,
+        `method`, `flow`, `decision`, `readout`, `antithetic`, and `precision` as `auto` chose it), `convolution`,
+        `mean_n_samples` (less with `stop`), `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the
+        classification.
 
     Raises:
         TypeError: A setting that does not exist.
@@ -67,6 +68,8 @@ def evaluate(
         **metrics,
         "warnings": _name_warnings(model.task.class_names, dataset) + metrics["warnings"],
         **chosen.to_dict(),
+        "precision": prediction.precision,  # what `auto` came to
+        "convolution": prediction.convolution,
         "seed": seed,
         "mean_n_samples": n_drawn,
         "nfe": prediction.nfe,

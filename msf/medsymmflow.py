@@ -20,6 +20,7 @@ from msf.config import (
     CodeName,
     ExperimentConfig,
     GenerateSettings,
+    PrecisionName,
     QkvOrder,
     TaskConfig,
     settings_for,
@@ -35,7 +36,7 @@ from msf.judge.uncertainty import Prediction
 from msf.network.inference import KeptForm
 from msf.network.mode import evaluating
 from msf.network.unet import UNet
-from msf.network.velocity import Time
+from msf.network.velocity import Time, Velocity
 from msf_kernels.shapes import ImageBatch, JointState, Labels, SemanticBatch
 
 Progress = Callable[[int, int], None]
@@ -241,7 +242,7 @@ class MedSymmFlow:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the network's weights and arithmetic."""
+        """Dtype of the network's weights."""
         return next(self.network.parameters()).dtype
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -249,8 +250,8 @@ class MedSymmFlow:
 
         Args:
             device: Where predictions and pictures are computed.
-            dtype: Dtype of the network's weights and arithmetic, such as `torch.bfloat16`. States, times, distances,
-                statistics and the autoencoder stay float32 or better.
+            dtype: Dtype of the network's weights, such as `torch.bfloat16`, and with `precision="auto"` of its
+                arithmetic. States, times, distances, statistics and the autoencoder stay float32 or better.
 
         Raises:
             TypeError: `dtype` is not a floating-point dtype.
@@ -322,8 +323,8 @@ class MedSymmFlow:
         Numerics:
             No gradients. Distances and statistics in float32 and float64, whatever the network's dtype. With a seed,
             the noise of a picture is keyed by the content of the picture as the network sees it: equal pictures get
-            equal predictions, and a prediction depends neither on its position nor on its batch, bit for bit at an
-            equal micro-batch.
+            equal predictions, and a prediction depends neither on its position nor on its batch, bit for bit (where
+            the network is no native float32 form: at an equal micro-batch).
 
         Source:
             MedSymmFlow, arXiv 2507.19098.
@@ -385,11 +386,15 @@ class MedSymmFlow:
             pictures = generate(request, solver, self.space, self.device)
         return pictures if chosen.size is None else resize_images(pictures, chosen.size)
 
+    def velocity(self, precision: PrecisionName = "auto") -> Velocity:
+        """Return what predictions run on, which tells its `dtype` and `convolution`; ValueError where there is none."""
+        return self._fast_network.of(self.network, precision)
+
     def _solver(self, settings: ClassifySettings | GenerateSettings) -> FlowSolver:
         if settings.flow == "conditional" and not self.has_independent_times:
             raise ValueError(
                 "flow 'conditional' needs a network with one time per stream, trained with "
                 "time_coupling='independent'; this one was trained with 'shared'"
             )
-        network, dtype = self._fast_network.of(self.network), self.dtype
-        return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow, dtype=dtype)
+        network = self.velocity(settings.precision)
+        return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow)

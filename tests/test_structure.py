@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a part imports itself and parts before it.
 ORDER = {
     "msf": (
-        "interruption", "plain_values", "config", "device", "files", "data", "autoencoder", "codes", "network", "judge",
-        "flow", "checkpoints", "medsymmflow", "evaluate", "training", "report", "_moved", "__init__", "cli",
-        "__main__",
+        "interruption", "plain_values", "config", "device", "files", "precision", "data", "autoencoder", "codes",
+        "network", "judge", "flow", "checkpoints", "medsymmflow", "evaluate", "training", "report", "_moved",
+        "__init__", "cli", "__main__",
     ),
     "msf_kernels": (
         "errors", "shapes", "distinct", "fixed_order", "_schemas", "_tracing", "_derivatives", "_overlap",
@@ -24,8 +24,8 @@ ORDER = {
     ),
     "benchmarks": (
         "__init__", "rows", "timing", "context", "agreement", "figures", "peers", "energy", "limits", "registry",
-        "workloads", "cold_start", "solver_overhead", "suites", "peak_memory", "test_operators", "verify", "layers",
-        "gpu_operators", "gpu_bench", "gpu_check", "compare", "readme", "report", "run", "__main__",
+        "workloads", "cold_start", "solver_overhead", "precision_gate", "suites", "peak_memory", "test_operators",
+        "verify", "layers", "gpu_operators", "gpu_bench", "gpu_check", "compare", "readme", "report", "run", "__main__",
     ),
 }  # fmt: skip
 

@@ -64,9 +64,9 @@ def jobs() -> Iterator[Job]:
 @cache
 @torch.inference_mode(False)  # the flow watches its weights for changes, which inference tensors do not tell
 def our_flow(name: str, quick: bool, device: torch.device) -> MedSymmFlow:
-    """Our flow as one runs it for speed: a bf16 network, everything else in fp32."""
+    """Our flow as a user has it: `precision="auto"` chooses the arithmetic, and the prediction says which."""
     model = workloads.pixel(quick) if name == "pixel" else workloads.latent(quick)
-    return copy.deepcopy(model.flow).to(device, torch.bfloat16)
+    return copy.deepcopy(model.flow).to(device)
 
 
 @cache

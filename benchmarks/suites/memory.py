@@ -42,6 +42,17 @@ def jobs() -> Iterator[Job]:
                 for variant in (OURS, "authors", "eager-bf16", "eager-fp32")
             },
         )
+        yield PeakMemory(
+            suite=SUITE,
+            name=f"{model}-float32-form-memory",
+            note=f"published {model} network made and evaluated once, micro-batch 16, float32, weights counted; the "
+            "plain network with as many bytes beside it as the form's transformed weights have",
+            tests=("tests/msf/network/inference",),
+            works={
+                OURS: ["first-evaluation", *size, "--variant", "ours-fp32"],
+                "eager-fp32": ["first-evaluation", *size, "--variant", "eager-fp32"],
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from benchmarks import workloads
 from benchmarks.context import Context
 from benchmarks.registry import Job
 from benchmarks.rows import OURS, ROOT, ratios
 
 SUITE = "end-to-end"
+N_PICTURES = N_SAMPLES = 64
 IMPORT_TORCH = "import-torch"
 COMMANDS = {
     IMPORT_TORCH: "import torch",
@@ -52,6 +55,35 @@ def jobs() -> Iterator[Job]:
         tests=("tests/msf/checkpoints/test_folder.py",),
         commands=_cold_start,
     )
+    yield Startup(
+        suite=SUITE,
+        name="classify-64-files-s64-process",
+        note=f"new process: msf classify with its defaults, {N_PICTURES} files of 32x32 pictures, {N_SAMPLES} samples "
+        "each, 28 x 28 model",
+        tests=("tests/msf/cli/test_classify_files.py",),
+        commands=_classify_files,
+        largest_ratio={"authors": 0.5},
+        n_rounds=3,
+    )
+
+
+def _classify_files(folder: Path) -> Mapping[str, Sequence[str]]:
+    """The same files of pictures, classified by the command with its defaults, and by the published pipeline."""
+    from PIL import Image
+
+    model = workloads.pixel()
+    checkpoint, pictures = folder / "network", folder / "pictures"
+    model.flow.save_pretrained(checkpoint)
+    pictures.mkdir()
+    pixels = ((model.images(N_PICTURES) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture.numpy()).save(pictures / f"{number:02d}.png")
+    ours = [sys.executable, "-m", "msf", "classify", str(pictures), "--checkpoint", str(checkpoint)]
+    theirs = [sys.executable, "-m", "benchmarks.cold_start", "authors-pictures", str(checkpoint), str(pictures)]
+    return {
+        OURS: [*ours, "--n-samples", str(N_SAMPLES), "--csv", str(folder / "rows.csv")],
+        "authors": [*theirs, str(N_SAMPLES)],
+    }
 
 
 def _python(code: str) -> list[str]:

@@ -23,8 +23,8 @@ from benchmarks.registry import Build, Comparison, Job, Subject
 from benchmarks.rows import OURS
 from benchmarks.suites.network import workload
 from benchmarks.timing import Plan
-from msf.autoencoder.latent_cache import CACHE_ENV
 from msf.data import ImageDataset, Split
+from msf.files.cache import CACHE_ENV
 from msf.training.ema import weight_average
 from msf.training.losses import symmetric_loss
 from msf.training.train import TrainingRun

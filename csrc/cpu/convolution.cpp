@@ -22,6 +22,9 @@ constexpr int64_t kLines = kPanel / kCacheLine;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Products that are summed in one chain.
+constexpr int64_t chain_of(int64_t inner) { return inner < 128 ? 32 : 64; }
+
 // m[r, j] = sum over i of v[r, i] u[i, j], for kR rows and kC vectors, in chains that are added one after another. v: [chunks, kRows, kChunk]; u: [inner, kPanel].
 template <int kR, int kC>
 void multiply_tile(const float* v, const float* u, int64_t inner, int64_t chain, float* m, const float* ahead,
@@ -101,7 +104,7 @@ Position position_of(const ConvArgs& args, int64_t row) {
 template <typename Form>
 class Block {
  public:
-  explicit Block(const ConvArgs& args) : args_(args), inner_(args.inner()), chain_(inner_ < 128 ? 32 : 64) {
+  explicit Block(const ConvArgs& args) : args_(args), inner_(args.inner()), chain_(chain_of(inner_)) {
     const int64_t row_tiles = pieces_of(args.block_rows, kRows);
     tile_stride_ = pieces_of(inner_, kChunk) * kRows * kChunk;
     v_stride_ = row_tiles * tile_stride_ + kGap;
@@ -299,6 +302,103 @@ class Block {
   int64_t n_ = 0, tile_rows_ = 0;
 };
 
+// The sums of kR pixels with kC vectors of outputs, in the chains of multiply_tile, read where the map is.
+template <int kR, int kC>
+void multiply_pixels(const float* x, int64_t stride, const float* u, int64_t inner, int64_t chain, float* m) {
+  for (int64_t first = 0; first < inner; first += chain) {
+    Vector sum[kR][kC];
+    MSF_UNROLL
+    for (int r = 0; r < kR; ++r) {
+      MSF_UNROLL
+      for (int w = 0; w < kC; ++w) sum[r][w] = Vector{};
+    }
+    const int64_t end = smaller(first + chain, inner);
+    for (int64_t i = first; i < end; ++i) {
+      Vector column[kC];
+      MSF_UNROLL
+      for (int w = 0; w < kC; ++w) column[w] = load(u + i * kPanel + w * kWidth);
+      MSF_UNROLL
+      for (int r = 0; r < kR; ++r) {
+        const Vector row = broadcast(x[r * stride + i]);
+        MSF_UNROLL
+        for (int w = 0; w < kC; ++w) sum[r][w] = multiply_add(row, column[w], sum[r][w]);
+      }
+    }
+    MSF_UNROLL
+    for (int r = 0; r < kR; ++r) {
+      MSF_UNROLL
+      for (int w = 0; w < kC; ++w) {
+        float* to = m + r * kPanel + w * kWidth;
+        store(to, first == 0 ? sum[r][w] : load(to) + sum[r][w]);
+      }
+    }
+  }
+}
+
+using Pixels = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*);
+
+template <int kC>
+Pixels pixels_of(int64_t rows) {
+#if defined(__AVX512F__)
+  constexpr Pixels kTiles[] = {
+      multiply_pixels<1, kC>,  multiply_pixels<2, kC>,  multiply_pixels<3, kC>,  multiply_pixels<4, kC>,
+      multiply_pixels<5, kC>,  multiply_pixels<6, kC>,  multiply_pixels<7, kC>,  multiply_pixels<8, kC>,
+      multiply_pixels<9, kC>,  multiply_pixels<10, kC>, multiply_pixels<11, kC>, multiply_pixels<12, kC>,
+      multiply_pixels<13, kC>, multiply_pixels<14, kC>};
+#else
+  constexpr Pixels kTiles[] = {multiply_pixels<1, kC>, multiply_pixels<2, kC>, multiply_pixels<3, kC>,
+                               multiply_pixels<4, kC>, multiply_pixels<5, kC>, multiply_pixels<6, kC>};
+#endif
+  static_assert(sizeof(kTiles) / sizeof(Pixels) == kRows);
+  return kTiles[rows - 1];
+}
+
+// One tap, stride 1: the map is the packed matrix already, and a row of the product is a pixel of any item.
+void convolve_pixels(const ConvArgs& args, int64_t begin, int64_t end) {
+  const int64_t inner = args.in_channels, chain = chain_of(inner), panels = args.n_panels();
+  const int64_t n_rows = args.n_rows(), stride = args.x_pixel_stride;
+  for (int64_t piece = begin; piece < end; ++piece) {
+    const int64_t channel = piece % panels * kPanel;
+    const int64_t n_out = smaller(kPanel, args.out_channels - channel), n_vectors = pieces_of(n_out, kWidth);
+    const float* u = args.weight + piece % panels * inner * kPanel;
+    float bias[kPanel] = {};
+    if (args.bias != nullptr) {
+      for (int64_t k = 0; k < n_out; ++k) bias[k] = args.bias[channel + k];
+    }
+    const int64_t first = piece / panels * args.block_rows, last = smaller(first + args.block_rows, n_rows);
+    const int64_t tile_rows = pieces_of(last - first, pieces_of(last - first, kRows));
+    for (int64_t row = first; row < last; row += tile_rows) {
+      const int64_t rows = smaller(tile_rows, last - row);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* to = args.out + (row + r) * args.out_channels + channel;
+        __builtin_prefetch(to, 1);
+        __builtin_prefetch(to + kCacheLine, 1);
+      }
+      float m[kRows * kPanel];
+      for (int64_t vector = 0; vector < n_vectors; vector += kColumns) {
+        const Pixels tile = n_vectors - vector == 1 ? pixels_of<1>(rows) : pixels_of<kColumns>(rows);
+        tile(args.x + row * stride, stride, u + vector * kWidth, inner, chain, m + vector * kWidth);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        float* to = args.out + (row + r) * args.out_channels + channel;
+        for (int64_t k = 0; k < n_out; k += kWidth) {
+          Vector value = load(m + r * kPanel + k) + load(bias + k);
+          if (args.residual != nullptr) {
+            value += load_first(args.residual + (row + r) * args.residual_pixel_stride + channel + k, n_out - k);
+          }
+          store_first(to + k, value, n_out - k);
+        }
+      }
+    }
+  }
+}
+
+// Whether pixels follow each other at one distance, across items too.
+bool is_matrix(const ConvArgs& args) {
+  const bool is_dense = args.n_items == 1 || args.x_item_stride == args.height * args.width * args.x_pixel_stride;
+  return args.form == ConvForm::kDirect && args.side == 1 && args.stride == 1 && args.n_phases == 1 && is_dense;
+}
+
 template <typename Form>
 void convolve(const ConvArgs& args, int64_t begin, int64_t end) {
   Block<Form> block(args);
@@ -316,6 +416,7 @@ void convolve(const ConvArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void convolution(const ConvArgs& args, int64_t begin, int64_t end) {
+  if (is_matrix(args)) return convolve_pixels(args, begin, end);
   visit_form(args.form, [&](auto form) { convolve<decltype(form)>(args, begin, end); });
 }
 

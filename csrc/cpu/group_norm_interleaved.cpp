@@ -132,11 +132,20 @@ void forward_task(const GroupNormArgs& args, int64_t item, int64_t first_group, 
   float* centre = args.scratch + item * 3 * args.n_channels;
   float* slope = centre + args.n_channels;
   float* offset = slope + args.n_channels;
+  const double pixels = static_cast<double>(args.n_pixels);
+  const double inverse_channels = args.n_pixels > 0 ? 1.0 / static_cast<double>(group_channels) : 0.0;
   for (int64_t group = first_group; group < last_group; ++group) {
-    CountedMoments moments{0, 0, 0};
-    for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) {
-      moments = merged(moments, {static_cast<double>(args.n_pixels), mean[c] + entry(args.affine.add, item, c, 0), m2[c]});
+    // Channels are equally long, so their moments merge without a division each, which is most of the work on small maps.
+    const int64_t first = group * group_channels, last = first + group_channels;
+    double total = 0, within = 0, between = 0;
+    for (int64_t c = first; c < last; ++c) total += mean[c] + entry(args.affine.add, item, c, 0);
+    const double group_mean = total * inverse_channels;
+    for (int64_t c = first; c < last; ++c) {
+      const double delta = mean[c] + entry(args.affine.add, item, c, 0) - group_mean;
+      within += m2[c];
+      between += delta * delta;
     }
+    const CountedMoments moments{pixels * static_cast<double>(group_channels), group_mean, within + pixels * between};
     const double rstd = reciprocal_std(moments, args.eps);
     args.mean[item * args.n_groups + group] = moments.mean;
     args.rstd[item * args.n_groups + group] = rstd;

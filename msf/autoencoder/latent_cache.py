@@ -21,9 +21,9 @@ from msf.config import PosteriorUse
 from msf.data.arrays import listed, rows_not_finite
 from msf.data.dataset import ImageDataset
 from msf.data.images import N_FLIPS, apply_flips, prepare_images
+from msf.files.cache import CACHE_ENV, cache_root
 from msf.interruption import Interrupted
 
-CACHE_ENV = "MSF_CACHE"
 LOCK_FILE = "lock"
 # Pictures that are encoded between two writes; a few seconds' work for a large encoder on a CPU.
 _CHUNK_PIXELS = 8 * 256 * 256
@@ -176,7 +176,7 @@ def default_cache_folder(dataset: ImageDataset) -> Path:
         else:
             if os.access(beside, os.W_OK):
                 return beside
-    root = Path(named).expanduser() if named else Path.home() / ".cache" / "medsymmflow"
+    root = cache_root()
     name = dataset.name
     if dataset.path is not None:  # files of one name in several folders
         name += f"-{hashlib.blake2b(str(dataset.path.absolute()).encode(), digest_size=6).hexdigest()}"

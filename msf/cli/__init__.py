@@ -1,4 +1,4 @@
-"""Command line: `msf demo | train | train-autoencoder | evaluate | classify | generate | import-official | info`."""
+"""The command line `msf`, with one module per command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TextIO, cast
 
 import typer
 
-from msf.cli import classify, console, demo, evaluate, generate, import_official, info, train, train_autoencoder
+from msf.cli import classify, console, demo, evaluate, generate, import_official, info, train, train_autoencoder, tune
 from msf.interruption import end_in_peace, interruptible, raise_if_requested
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
 app.command("import-official")(import_official.import_official)
 app.command("info")(info.info)
+app.command("tune")(tune.tune)
 
 
 def main() -> None:

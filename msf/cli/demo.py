@@ -13,7 +13,7 @@ import typer
 
 from msf.cli import console, flags
 from msf.cli.train import show_training
-from msf.config import RECIPES
+from msf.config import RECIPES, PrecisionName
 
 if TYPE_CHECKING:
     from msf.data import ImageDataset
@@ -36,6 +36,10 @@ def demo(
     ),
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data. Default: a few minutes' worth.")
+    ] = None,
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(help="Arithmetic of predictions and pictures: fp32, bf16, or auto, what is faster here."),
     ] = None,
     run: flags.Run,
 ) -> None:
@@ -65,11 +69,13 @@ def demo(
         console.out.print(
             f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"
         )
-        _write_report(out, dataset, run, result.seconds)
+        _write_report(out, dataset, run, result.seconds, precision)
     console.out.print(f"done in {time.monotonic() - started:.0f} s: open {out / 'summary.md'}")
 
 
-def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_seconds: float) -> None:
+def _write_report(
+    out: Path, dataset: ImageDataset, run: flags.Run, training_seconds: float, precision: PrecisionName | None = None
+) -> None:
     from msf.cli.checkpoints import load_flow
     from msf.data import phantom_bayes_accuracy, prepare_images
     from msf.judge.metrics import SUMMARY, prediction_metrics
@@ -81,18 +87,21 @@ def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_sec
     images = prepare_images(dataset.test.images, size, channels)
     started = time.monotonic()
     with console.progress_bar("classifying", lines=True) as advance:
-        prediction = flow.classify(images, seed=run.seed, progress=advance, value_range="signed")
+        prediction = flow.classify(images, seed=run.seed, progress=advance, value_range="signed", precision=precision)
     rate = len(images) * classifying.n_samples / (time.monotonic() - started)
     metrics: dict[str, Any] = {
         "split": "test",
         **prediction_metrics(prediction, dataset.test.labels, class_names=dataset.class_names),
         "n_samples": classifying.n_samples,
         "seed": run.seed,
+        "precision": prediction.precision,
+        "convolution": prediction.convolution,
+        "micro_batch": prediction.micro_batch,
         "samples_per_second": rate,
         "bayes_accuracy_bound": phantom_bayes_accuracy(),
         "training_seconds": training_seconds,
     }
-    real, generated = _pictures_per_class(flow, dataset, images, run.seed)
+    real, generated = _pictures_per_class(flow, dataset, images, run.seed, precision)
     write_figure(out / "generated.png", real_and_generated_grid(real, generated))
     shown = certainty_grid((images + 1) / 2, prediction, dataset.test.labels, dataset.class_names, RANKED_BY)
     write_figure(out / "certainty.png", shown)
@@ -105,6 +114,7 @@ def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_sec
         "generation": f"{generating.n_steps} {generating.method} steps",
         "training": f"{training_seconds:.0f} s",
         "classification speed": f"{rate:.0f} samples/s",
+        "arithmetic": f"{prediction.precision}, convolutions by {prediction.convolution}",
     }
     bound = metrics["bayes_accuracy_bound"]
     write_summary(
@@ -129,13 +139,13 @@ def _write_report(out: Path, dataset: ImageDataset, run: flags.Run, training_sec
 
 
 def _pictures_per_class(
-    flow: MedSymmFlow, dataset: ImageDataset, images: Any, seed: int
+    flow: MedSymmFlow, dataset: ImageDataset, images: Any, seed: int, precision: PrecisionName | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
     labels = torch.arange(dataset.n_classes).repeat_interleave(N_GENERATED)
     with console.progress_bar("generating", lines=True) as advance:
-        pictures = flow.generate(labels, seed=seed, progress=advance).cpu()
+        pictures = flow.generate(labels, seed=seed, progress=advance, precision=precision).cpu()
     real = {
         name: (images[dataset.test.labels == label][:N_GENERATED] + 1) / 2
         for label, name in enumerate(dataset.class_names)

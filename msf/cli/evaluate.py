@@ -37,7 +37,11 @@ def evaluate(
     with console.progress_bar(f"classifying {data.name} {split}", lines=True) as advance:
         metrics: dict[str, Any] = measure(network, data, split, seed=run.seed, progress=advance, **fields)
     console.print_figures(
-        f"{data.name}, {split}", {name: metrics[name] for name in (*HEADLINES, "readout", "nfe", "samples_per_second")}
+        f"{data.name}, {split}",
+        {
+            name: metrics[name]
+            for name in (*HEADLINES, "readout", "nfe", "precision", "convolution", "micro_batch", "samples_per_second")
+        },
     )
     for warning in metrics["warnings"]:
         console.err.print(f"note: {console.printable(warning)}")

@@ -64,6 +64,7 @@ def generate(
 
     from msf import report
     from msf.config import settings_for
+    from msf.network.inference import precision_of
 
     network = load_flow(checkpoint, run.device)
     names = network.task.class_names or tuple(str(label) for label in range(network.task.n_classes))
@@ -71,11 +72,14 @@ def generate(
     pixels = _pixels(wanted.size, network.task.original_size) or network.config.data.image_size
     _check_amount(len(labels) * wanted.n, network.task.image_channels, pixels)
     settings = settings_for("generate", network.config.inference.generate, None, {**fields, "size": pixels})
+    velocity = network.velocity(settings.precision)
+    precision = precision_of(velocity.dtype)
     folder = GeneratedFolder(out, labels, wanted.n)
     check_apart({"--json": run.json_file}, [*folder.files, folder.run_file, folder.grid, *files_of(checkpoint)])
     try:
         with claimed_folder(out, "generation"):
-            folder.claim({"seed": run.seed, "size": pixels, **settings.to_dict()}, network.network.state_dict())
+            made_with = {"seed": run.seed, "size": pixels, **settings.to_dict(), "precision": precision}
+            folder.claim(made_with, network.network.state_dict())
             with console.progress_bar("generating", lines=True) as advance:
                 pictures = network.generate(
                     torch.tensor(labels).repeat_interleave(wanted.n), settings, seed=run.seed, progress=advance
@@ -89,10 +93,22 @@ def generate(
         error.add_note(f"{folder.n_written} of {len(folder.files)} pictures are in {str(out)!r}")
         error.add_note("the same command makes the others too")
         raise
-    console.out.print(f"{len(files)} pictures in {console.printable(str(out))}, an overview in {GRID_FILE} there")
+    console.out.print(
+        f"{len(files)} pictures ({precision}) in {console.printable(str(out))}, an overview in {GRID_FILE} there"
+    )
     listed = [(file, labels[i // wanted.n]) for i, file in enumerate(files)]
     console.write_json(
-        run.json_file, [{"file": str(file), "label": label, "label_name": names[label]} for file, label in listed]
+        run.json_file,
+        [
+            {
+                "file": str(file),
+                "label": label,
+                "label_name": names[label],
+                "precision": precision,
+                "convolution": velocity.convolution,
+            }
+            for file, label in listed
+        ],
     )
 
 

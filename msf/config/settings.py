@@ -16,11 +16,14 @@ from msf.plain_values import require, shown
 
 FlowName = Literal["joint", "conditional"]
 ReadoutName = Literal["latent", "decoded"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
 Decision = Literal["distance", "pixel_votes", "probability"]
 ValueRange = Literal["signed", "unit"]
 
 MOST_STEPS = 10**6
 MOST_PIXELS = 2**14  # along a side of a picture
+
+_PRECISION_HELP = "arithmetic of the network: fp32, bf16, or auto, what is faster here by a fixed rule"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class ClassifySettings(Checked):
             they are decoded, and the pictures compared with the colours; the decoder costs many evaluations of the
             network per draw). For flows on pixels both are the same; codes at latent resolution have `latent` only.
         antithetic: Draw noise in pairs of opposite sign.
+        precision: Arithmetic of the network: `fp32`, `bf16`, or `auto`, what is faster on the machine by a fixed rule
+            (`msf.precision.auto_precision`). States, distances and statistics are float32 or better in each.
         micro_batch: Samples evaluated at once; None: chosen for the machine. Not stored with a checkpoint.
         stop: Rule that ends the sampling of settled pictures, such as `msf_kernels.sampling.SettledVote`. Not stored.
         keep_samples: Keep each draw's distances in `Prediction.sample_distance`. Not stored.
@@ -65,6 +70,7 @@ class ClassifySettings(Checked):
         "after decoding)",
     )
     antithetic: bool = described(False, "draw noise in pairs of opposite sign")
+    precision: PrecisionName = described("auto", _PRECISION_HELP)
     micro_batch: int | None = described(
         None, "samples per network evaluation; default: chosen for the machine", is_stored=False
     )
@@ -93,6 +99,7 @@ class GenerateSettings(Checked):
         flow: `joint` (published): both streams move. `conditional`: the code is held; needs a network trained with
             independent times.
         dequantise: Start from the code with the noise that training added to it, instead of the clean code.
+        precision: Arithmetic of the network; as for `ClassifySettings`.
         micro_batch: Pictures made at once; None: chosen for the machine. Not stored with a checkpoint.
         size: Height and width of the result, >= 1, resized from the working size (bilinear, antialiased); such as
             `task.original_size`, that of the pictures trained on. None: the working size. Not stored.
@@ -108,6 +115,7 @@ class GenerateSettings(Checked):
     method: str = described("euler", "solver of the generation, such as euler, midpoint, heun, rk4")
     flow: FlowName = described("joint", "joint (published) or conditional (independent times)")
     dequantise: bool = described(False, "start from codes with the noise of the training")
+    precision: PrecisionName = described("auto", _PRECISION_HELP)
     micro_batch: int | None = described(
         None, "pictures per network evaluation; default: chosen for the machine", is_stored=False
     )

@@ -18,6 +18,7 @@ from msf.flow.joint_space import JointSpace
 from msf.flow.readout import Readout
 from msf.flow.solver import FlowSolver, check_noise
 from msf.judge.uncertainty import Draws, InvalidPredictionError, Prediction, make_prediction
+from msf.network.inference import precision_of
 from msf_kernels.sampling import (
     CapturedTrajectory,
     InvalidSamplesError,
@@ -33,6 +34,7 @@ from msf_kernels.shapes import ImageBatch, SemanticBatch
 
 # Prepared pictures that exist at once; a split of any size is worked off in parts of this many bytes.
 _PREPARED_BYTES = 1 << 28
+READ_OUT_ROWS = 16  # maps that are compared at once where the network may be asked for any number
 
 
 class ClassifyTrajectory:
@@ -49,6 +51,16 @@ class ClassifyTrajectory:
         self.readout = readout
 
     @property
+    def is_batch_invariant(self) -> bool:
+        """Whether an item's bits are the same in every batch: where the network promises it and nothing is decoded."""
+        return self.solver.network.is_batch_invariant and not self.readout.is_decoding
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Samples that the network wants to be evaluated at once; None: no matter."""
+        return self.solver.network.micro_batch
+
+    @property
     def nfe(self) -> int:
         """Evaluations of the network per sample."""
         return self.solver.nfe
@@ -56,11 +68,23 @@ class ClassifyTrajectory:
     def __call__(self, image: ImageBatch, noise: SemanticBatch) -> dict[str, Tensor]:
         """Return distance, pixel votes and, if wanted, probability of each item; each [B, n_classes]."""
         semantic = self.solver.to_code(image, noise)
+        if not self.is_batch_invariant:
+            return self._compare(semantic)
+        # PyTorch's sums of few rows need not have the order of many; comparing a few more maps costs next to nothing.
+        parts = [self._compare(filled_up(part, READ_OUT_ROWS)) for part in torch.split(semantic, READ_OUT_ROWS)]
+        return {name: torch.cat([part[name] for part in parts])[: len(semantic)] for name in parts[0]}
+
+    def _compare(self, semantic: SemanticBatch) -> dict[str, Tensor]:
         distance, pixel_votes = self.readout.distance(semantic)
         values = {"distance": distance, "pixel_votes": pixel_votes}
         if self.readout.probability is not None:
             values["probability"] = self.readout.probability(semantic)
         return values
+
+
+def filled_up(rows: Tensor, n: int) -> Tensor:
+    """Return at least n rows: those given, then the last one again."""
+    return torch.cat([rows, rows[-1:].expand(n - len(rows), *rows.shape[1:])]) if len(rows) < n else rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +162,8 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
 
     Numerics:
         The noise of a picture is keyed by its own content, so its prediction does not depend on its position or on
-        what else is classified; equal pictures get equal predictions. Bits are equal for an equal micro-batch.
+        what else is classified; equal pictures get equal predictions. Bits are equal for an equal micro-batch, and for
+        any where the network is batch-invariant.
     """
     images, settings = request.images, request.settings
     if request.noise is not None:
@@ -185,6 +210,8 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
         n_samples=settings.n_samples if settings.stop is None else n_samples,
         nfe=trajectory.nfe,
         micro_batch=parts[-1].micro_batch,
+        precision=precision_of(solver.dtype),
+        convolution=solver.network.convolution,
     )
     is_invalid = torch.cat([part.first_invalid >= 0 for part in parts])
     if is_invalid.any():

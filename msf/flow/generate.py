@@ -36,6 +36,24 @@ class GenerateRequest:
     progress: Callable[[int, int], None] | None = None
 
 
+class GenerateTrajectory:
+    """What one micro-batch does: follow the flow from noise and code to the picture.
+
+    Args:
+        solver: Leads there.
+    """
+
+    def __init__(self, solver: FlowSolver) -> None:
+        """Keep the solver."""
+        self.solver = solver
+        self.is_batch_invariant = solver.network.is_batch_invariant
+        self.micro_batch = solver.network.micro_batch
+
+    def __call__(self, codes: SemanticBatch, noise: ImageBatch) -> Tensor:
+        """Return the image part at t = 1."""
+        return self.solver.to_picture(noise, codes)
+
+
 def generate(request: GenerateRequest, solver: FlowSolver, space: JointSpace, device: torch.device) -> ImageBatch:
     """Make one picture per semantic map; `MedSymmFlow.generate` is the public form.
 
@@ -62,7 +80,7 @@ def generate(request: GenerateRequest, solver: FlowSolver, space: JointSpace, de
         check_noise(noise, "[N, C, H, W]", (len(semantic), *space.image_shape))
     try:
         result = draw(
-            lambda codes, sample_noise: solver.to_picture(sample_noise, codes),
+            GenerateTrajectory(solver),
             semantic,
             1,
             space.image_shape,

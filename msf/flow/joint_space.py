@@ -110,7 +110,7 @@ class JointSpace:
             raise ValueError(f"readout must be one of {', '.join(get_args(ReadoutName))}; got {name!r}")
         self._check_readout(name)
         if self.is_latent and name == "decoded":
-            return Readout(name, self._decoded_distance)
+            return Readout(name, self._decoded_distance, is_decoding=True)
         code = self.semantic_code(device)
         return Readout(name, code.distance, code.probability if is_mean and code.is_affinely_independent else None)
 

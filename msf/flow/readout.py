@@ -21,8 +21,10 @@ class Readout:
             [B, n_classes].
         probability: From [B, K, H, W] to class probabilities [B, n_classes], where a map is a posterior mean that
             determines them; else None.
+        is_decoding: Whether the comparison decodes, which costs more than the network.
     """
 
     name: ReadoutName
     distance: Callable[[SemanticBatch], tuple[Tensor, Tensor]]
     probability: Callable[[SemanticBatch], Tensor] | None = None
+    is_decoding: bool = False

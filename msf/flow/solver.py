@@ -31,25 +31,29 @@ class FlowSolver:
         n_steps: Steps from one end of the time axis to the other.
         method: Name of the method.
         flow: `joint`: both streams move, and what was given dissolves into noise. `conditional`: it is held.
-        dtype: Dtype in which the network wants its input; the state is float32.
+        dtype: Dtype in which the network wants its input; the state is float32. None: that of the velocity.
 
     Attributes:
+        dtype: As given, or of the velocity.
         nfe: Evaluations of the network in the last solve, 0 before.
 
     Raises:
         ValueError: An unknown method, or less than one step.
     """
 
-    def __init__(self, network: Network, *, n_steps: int, method: str, flow: FlowName, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: Network, *, n_steps: int, method: str, flow: FlowName, dtype: torch.dtype | None = None
+    ) -> None:
         """Choose grids and tableau."""
         self.network = as_velocity(network)
         self.flow = flow
+        self.dtype = self.network.dtype if dtype is None else dtype
         self.tableau = tableau_of(method)
         self.nfe = 0
         self._to_code_grid = uniform_grid(n_steps, start=1.0, end=0.0)
         self._to_picture_grid = uniform_grid(n_steps)
         # A second copy of the state only where the network reads another dtype.
-        self._cast_to = None if dtype == torch.float32 else dtype
+        self._cast_to = None if self.dtype == torch.float32 else self.dtype
 
     @property
     def is_single_evaluation(self) -> bool:

@@ -41,13 +41,16 @@ class Prediction:
         margin: Second smallest minus smallest `class_distance`; [N], >= 0; small = uncertain.
         n_samples: Draws made; a number, or [N] int64 where pictures stopped on their own.
         nfe: Evaluations of the network per draw.
-        micro_batch: Draws evaluated at once; bits are equal between two predictions only if this is.
+        micro_batch: Draws evaluated at once, at most. Where `convolution` is `native`, bits do not depend on it; else
+            they are equal between two predictions only if this is.
         probability_source: `mean_code`: mean over draws of the code's own class probabilities, where one evaluation
             estimates p(label | picture). `votes`: the share of draws per class; each draw's own distribution is then
             one-hot, so `expected_entropy` is zero and `mutual_information` equals `predictive_entropy`.
         decision: How `label` was chosen: `distance` (smallest mean distance; the published mean rule), `pixel_votes`
             (largest mean share of pixels; the published mode rule) or `probability` (largest probability).
         readout: What recovered maps were compared with: `latent` or `decoded`; see `MedSymmFlow.classify`.
+        precision: Arithmetic of the network: `fp32`, `bf16`, `fp16` or `fp64`.
+        convolution: What convolved: names of backends, the most frequent first, as in `native+onednn`.
         sample_distance: Distance to each class per draw, where samples were kept; [N, S, n_classes], NaN for draws
             that a stopped picture did not make.
     """
@@ -69,6 +72,8 @@ class Prediction:
     probability_source: ProbabilitySource
     decision: Decision
     readout: ReadoutName = "latent"
+    precision: str = "fp32"
+    convolution: str = "torch"
     sample_distance: Tensor | None = None
 
     def __len__(self) -> int:
@@ -208,6 +213,8 @@ def make_prediction(
     micro_batch: int,
     decision: Decision = "distance",
     readout: ReadoutName = "latent",
+    precision: str = "fp32",
+    convolution: str = "torch",
 ) -> Prediction:
     """Build a prediction from what was accumulated over the draws.
 
@@ -221,6 +228,8 @@ def make_prediction(
         micro_batch: Draws evaluated at once.
         decision: The rule for the label; see `Prediction`.
         readout: What the maps were compared with, passed on.
+        precision: Arithmetic of the network, passed on.
+        convolution: What convolved, passed on.
 
     Returns:
         The prediction, on the device of the statistics.
@@ -262,6 +271,8 @@ def make_prediction(
         probability_source=source,
         decision=decision,
         readout=readout,
+        precision=precision,
+        convolution=convolution,
         sample_distance=draws.sample_distance,
     )
 

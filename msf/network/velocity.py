@@ -19,7 +19,21 @@ class Velocity(ABC):
     """A velocity field v(z, t) on joint states, of which a caller may ask for some channels.
 
     Whether these are the network itself or its inference form is nothing that a caller needs to know.
+
+    Attributes:
+        dtype: Dtype of the arithmetic.
+        is_batch_invariant: Whether the bits of an item are promised to be the same in every batch.
+        micro_batch: Items that it wants at once, since they are to be filled up to that; None: no matter.
     """
+
+    dtype: torch.dtype
+    is_batch_invariant: bool = False
+    micro_batch: int | None = None
+
+    @property
+    def convolution(self) -> str:
+        """What convolves, for people: names of backends, the most frequent first."""
+        return "torch"
 
     @abstractmethod
     def __call__(self, z: JointState, t: Times, *, channels: slice | None = None) -> JointState:
@@ -41,11 +55,13 @@ class PlainVelocity(Velocity):
 
     Args:
         network: Takes a number, [], [N], or [1|N, 2] for a pair of times, as `msf.network.unet.UNet` does.
+        dtype: Dtype that it computes in.
     """
 
-    def __init__(self, network: Callable[[Tensor, Time], Tensor]) -> None:
+    def __init__(self, network: Callable[[Tensor, Time], Tensor], dtype: torch.dtype = torch.float32) -> None:
         """Keep the network."""
         self.network = network
+        self.dtype = dtype
 
     def __call__(self, z: JointState, t: Times, *, channels: slice | None = None) -> JointState:
         """Return the network's velocity; see `Velocity`."""

@@ -2,6 +2,7 @@ from msf_kernels.conv3x3.api import conv3x3, norm_affine, pack_weight
 from msf_kernels.conv3x3.transformed import (
     TransformedWeight,
     convolve_transformed,
+    is_native_convolution_fast,
     is_native_convolution_faster,
     native_convolution_reasons,
     transform_weight,
@@ -11,6 +12,7 @@ __all__ = [
     "TransformedWeight",
     "conv3x3",
     "convolve_transformed",
+    "is_native_convolution_fast",
     "is_native_convolution_faster",
     "native_convolution_reasons",
     "norm_affine",

@@ -21,7 +21,7 @@ from msf_kernels.checks import (
     require_shape,
     require_tensor,
 )
-from msf_kernels.conv3x3._choice import is_native_measured_faster
+from msf_kernels.conv3x3._choice import AVX2, is_native_measured_faster
 from msf_kernels.conv3x3._forms import Form, choose_form
 from msf_kernels.conv3x3._formula import summed_weight
 from msf_kernels.conv3x3._native import convolve, device_and_dtype_reasons, transform
@@ -58,6 +58,16 @@ class TransformedWeight:
 def native_convolution_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Return why the native convolution cannot serve such maps on this machine; empty when it can."""
     return _ext.machine_reasons() or device_and_dtype_reasons(device, dtype)
+
+
+def is_native_convolution_fast(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the native convolution serves such maps with the instructions that it was measured with.
+
+    Args:
+        device: Of the maps.
+        dtype: Of the maps.
+    """
+    return not native_convolution_reasons(device, dtype) and _ext.cpu_level() >= AVX2
 
 
 def is_native_convolution_faster(

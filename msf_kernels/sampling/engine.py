@@ -51,14 +51,17 @@ def draw(
     `noise[i, s] = philox_normal((key_i & 0x7fffffff) << 32 | s, noise_shape, seed, stream)` for `s < n_samples`.
 
     Samples are evaluated in micro-batches of one fixed size; the last is filled up with repetitions whose results are
-    dropped. Statistics are accumulated while samples stream by, so memory does not grow with `n_samples`.
+    dropped, unless the trajectory promises that its bits do not depend on the batch. Statistics are accumulated while
+    samples stream by, so memory does not grow with `n_samples`.
 
     Args:
         trajectory: `trajectory(inputs [B, ...], noise [B, *noise_shape]) -> readout`: what one micro-batch does from
             noise to readout, such as all steps of a solver and the distances to class codes. A readout is a tensor
             [B, ...], then named `"readout"`, or a mapping of names to such tensors. A row of the readout must be a
             function of the same row of inputs and noise. A `CapturedTrajectory` keeps CUDA graphs between calls; an
-            attribute `nfe` (evaluations of the velocity field per sample) is passed on to the result.
+            attribute `nfe` (evaluations of the velocity field per sample) is passed on to the result. An attribute
+            `is_batch_invariant` promises the bits of a row in a batch of any size; then nothing is filled up. An
+            attribute `micro_batch` is the default size, where it is smaller than that of the machine.
         inputs: What is known of each input: a tensor or array [N, ...], or a tuple or mapping of such with first axis
             N. It may live on another device than `device`; rows are moved as they are needed.
         n_samples: Samples per input; with `stop`, at most. In [1, 2^32).
@@ -78,8 +81,8 @@ def draw(
             sample counts of each input, so results still do not depend on what else is drawn.
         micro_batch: Samples evaluated at once; default: see `default_micro_batch`. Halved when memory runs out. Where
             it is larger than all the work there is, it is lowered to that, but not below 64 on a CPU or 1024 elsewhere:
-            filling up costs time, and up to these sizes it is what keeps bits equal. `SamplingResult.micro_batch` is
-            what it came to.
+            filling up costs time, and up to these sizes it is what keeps bits equal. Where nothing is filled up, as
+            many as there are. `SamplingResult.micro_batch` is what it came to, at most.
         device: Where the trajectory runs; default: where `inputs` are.
         capture: On CUDA, run the micro-batch (noise, trajectory, readout) as one CUDA graph where possible. The
             trajectory must then do the same work whatever the values.
@@ -102,10 +105,10 @@ def draw(
     Numerics:
         Statistics are fp64. Per-sample readouts, and with them all statistics, are bit for bit the same for an input
         alone or among others, for any `order`, and sample s is the same for any `n_samples`, provided that the
-        micro-batch (that of the result) is equal and that the trajectory's rows do not depend on their position in the
-        micro-batch (true of convolutions and matrix products on the CPU; not of `sigmoid` and `silu` on tensors whose
-        size is no multiple of the vector width). Statistics of n samples may differ in the last bit with and without
-        `stop`.
+        micro-batch (that of the result) is equal, or the trajectory is batch-invariant, and that the trajectory's rows
+        do not depend on their position in the micro-batch (true of convolutions and matrix products on the CPU; not of
+        `sigmoid` and `silu` on tensors whose size is no multiple of the vector width). Statistics of n samples may
+        differ in the last bit with and without `stop`.
         No gradients.
 
     Example:
@@ -122,13 +125,17 @@ def draw(
     noise_rule = NoiseRule(noise_shape, seed, stream, noise_dtype, antithetic)
     items = WorkItems(inputs, noise_rule, n_samples, as_tensor(input_key), as_tensor(noise))
     place = torch.device(device) if device is not None else items.device
-    if micro_batch is None:
-        micro_batch = default_micro_batch(items.bytes_per_sample, place)
-    micro_batch = min(micro_batch, max(items.n_inputs * n_samples, largest_filled_up(place)))
     captured = trajectory if isinstance(trajectory, CapturedTrajectory) else CapturedTrajectory(trajectory)
     run: Evaluate = functools.partial(_evaluate, captured.trajectory, items.layout)
     if capture:
         run = captured.bind(items.layout, run, place)
+    # A graph is of one size, whatever the trajectory promises.
+    fits_work = getattr(captured.trajectory, "is_batch_invariant", False) and not isinstance(run, GraphedFunction)
+    if micro_batch is None:
+        of_machine = default_micro_batch(items.bytes_per_sample, place)
+        micro_batch = min(of_machine, getattr(captured.trajectory, "micro_batch", None) or of_machine)
+    if not fits_work:
+        micro_batch = min(micro_batch, max(items.n_inputs * n_samples, largest_filled_up(place)))
 
     bounds = block_bounds(n_samples, stop.checkpoints(n_samples) if stop is not None else ())
     schedule = Schedule(items.n_inputs, bounds, is_gated=stop is not None)
@@ -138,14 +145,15 @@ def draw(
     n_halvings = n_evaluations = 0
     with torch.no_grad(), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         while chunks := schedule.take(micro_batch):
-            readout = _attempt(run, items, chunks, micro_batch, place)
+            size = sum(chunk.count for chunk in chunks) if fits_work else micro_batch
+            readout = _attempt(run, items, chunks, size, place)
             if readout is None:
                 captured.release()
                 schedule.put_back(chunks)
                 micro_batch //= 2
                 n_halvings += 1
                 continue
-            n_evaluations += micro_batch
+            n_evaluations += size
             if collector is None:
                 collector = Collector(
                     readout,

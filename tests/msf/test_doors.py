@@ -37,8 +37,9 @@ CLASSIFY = ClassifySettings(
     decision="pixel_votes",
     readout="decoded",
     antithetic=True,
+    precision="bf16",
 )
-GENERATE = GenerateSettings(n_steps=3, method="heun", flow="conditional", dequantise=True)
+GENERATE = GenerateSettings(n_steps=3, method="heun", flow="conditional", dequantise=True, precision="bf16")
 EXPERIMENT = ExperimentConfig(
     data=DataConfig(image_size=8),
     code=CodeConfig(name="simplex"),

@@ -7,10 +7,11 @@ from typing import Any
 
 from msf.network.inference.form import InferenceForm, inference_form
 from msf.network.inference.kept import KeptForm
+from msf.network.inference.precision import precision_of
 from msf.network.inference.rewrites import ALL_REWRITES, Rewrite
 from msf.network.inference.structure import reason_against
 
-__all__ = ["ALL_REWRITES", "InferenceForm", "KeptForm", "Rewrite", "inference_form", "reason_against"]
+__all__ = ["ALL_REWRITES", "InferenceForm", "KeptForm", "Rewrite", "inference_form", "precision_of", "reason_against"]
 
 _RENAMED = {"CompiledVelocity": "InferenceForm", "LatestVelocity": "KeptForm", "compile_velocity": "inference_form"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from numbers import Real
@@ -18,7 +19,10 @@ from msf.network.inference.structure import reason_against
 from msf.network.layers import AttentionBlock, Downsample, ResBlock, Stage, Upsample
 from msf.network.unet import UNet
 from msf.network.velocity import Times, Velocity
+from msf.precision import micro_batch_of_bf16
 from msf_kernels import use_backend
+from msf_kernels.backend import forced_backend
+from msf_kernels.conv3x3 import is_native_convolution_fast
 from msf_kernels.shapes import JointState
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -27,6 +31,8 @@ MAX_FOLDED_TIMES = 1024
 
 _Layer = ResidualBlock | Attention | Resampling
 _TimeKey = tuple[float, ...]
+# Without these the layers in question run on PyTorch's own operators.
+_NATIVE_REWRITES = frozenset((Rewrite.PACKED_WEIGHTS, Rewrite.FUSED_NORM, Rewrite.CHANNELS_LAST))
 
 
 class InferenceForm(Velocity):
@@ -38,6 +44,9 @@ class InferenceForm(Velocity):
         dtype: Dtype of the arithmetic and of the result, under autocast too.
         device: Where it runs.
         rewrites: The rewrites that apply.
+        is_batch_invariant: Whether it promises an item the same bits in every batch: in float32 on a CPU, where the
+            native backends serve every layer.
+        micro_batch: Items that it wants at once: on a CPU in bfloat16 as many as were measured to be worth it.
     """
 
     def __init__(self, network: UNet, *, dtype: torch.dtype, backend: str, rewrites: frozenset[Rewrite]) -> None:
@@ -47,7 +56,10 @@ class InferenceForm(Velocity):
         self.device = network.out.conv.weight.device
         self.rewrites = rewrites
         self._backend = backend
-        self._plan = plan = Plan(dtype, rewrites, self.device)
+        self.is_batch_invariant = _can_be_native(dtype, self.device, backend, rewrites)
+        is_padded_bf16 = dtype == torch.bfloat16 and self.device.type == "cpu"
+        self.micro_batch = micro_batch_of_bf16(network.config.base_channels) if is_padded_bf16 else None
+        self._plan = plan = Plan(dtype, rewrites, self.device, self.is_batch_invariant)
         self._is_channels_last = plan.has(Rewrite.CHANNELS_LAST)
         self._times: dict[_TimeKey, list[FoldedTime]] = {}
         self._residual_blocks: list[ResidualBlock] = []
@@ -83,6 +95,12 @@ class InferenceForm(Velocity):
                     f"network must be made of layers that have an inference form; got {type(layer).__name__}"
                 )
         return layers
+
+    @property
+    def convolution(self) -> str:
+        """Backends of the convolutions that ran, the most frequent first, such as `native`; empty before the first."""
+        counts = Counter(each.backend for each in self._plan.convolutions if each.backend is not None)
+        return "+".join(name for name, _ in counts.most_common())
 
     @property
     def times(self) -> tuple[_TimeKey, ...]:
@@ -235,6 +253,11 @@ def build_form(
     with use_backend(backend):  # an unknown name is refused here
         pass
     return InferenceForm(network, dtype=dtype, backend=backend, rewrites=check_rewrites(rewrites))
+
+
+def _can_be_native(dtype: torch.dtype, device: torch.device, backend: str, rewrites: frozenset[Rewrite]) -> bool:
+    is_free = backend == "auto" and forced_backend() == "auto"
+    return is_free and rewrites >= _NATIVE_REWRITES and is_native_convolution_fast(device, dtype)
 
 
 def _without_stages(network: UNet) -> UNet:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msf.config import PrecisionName
 from msf.network.inference.form import InferenceForm, build_form
+from msf.network.inference.precision import DTYPES, dtype_for, precision_of
 from msf.network.inference.structure import examine
 from msf.network.unet import UNet
 from msf.network.velocity import PlainVelocity, Velocity
@@ -28,44 +30,61 @@ class KeptForm:
 
     def __init__(self) -> None:
         """Start with nothing."""
-        self._made: tuple[str, _Copy, InferenceForm] | None = None
+        self._made: tuple[str, torch.dtype, _Copy, InferenceForm] | None = None
         self._told: str | None = None
 
-    def of(self, network: nn.Module) -> Velocity:
+    def of(self, network: nn.Module, precision: PrecisionName = "auto") -> Velocity:
         """Return the inference form of a network; one that has none as it is, with the reason in the log, once.
 
         Args:
             network: Evaluated in evaluation mode, with dropout off. A module of another class than `UNet` is
                 somebody's own network, and no reason to say anything.
+            precision: Arithmetic of the form, as in `msf.config.ClassifySettings`.
+
+        Raises:
+            ValueError: A precision other than the network's own, where it has no inference form; or as for
+                `msf.precision.auto_precision`.
         """
         if not isinstance(network, UNet):
-            return PlainVelocity(network)
+            return _plain(network, precision, f"a {type(network).__name__}")
         found = examine(network)
         if not isinstance(found, str) and torch.is_autocast_enabled(found[0].device.type):
             found = "autocast is on, which changes what the network computes"
         if not isinstance(found, str):
-            return self._form(network, found)
+            own, width = found[0], network.config.base_channels
+            return self._form(network, found, dtype_for(precision, width, own.dtype, own.device))
         self._made = None
         if found != self._told:
             self._told = found
             _log.warning("predictions run on the network itself, not on its faster inference form: %s", found)
-        return PlainVelocity(network)
+        return _plain(network, precision, found)
 
     def refresh(self) -> None:
         """Forget the form; the next prediction makes it anew."""
         self._made = None
         self._told = None
 
-    def _form(self, network: UNet, tensors: list[Tensor]) -> InferenceForm:
+    def _form(self, network: UNet, tensors: list[Tensor], dtype: torch.dtype) -> InferenceForm:
         backend = forced_backend()
-        if self._made is None or self._made[0] != backend or not self._made[1].are(tensors):
+        if self._made is None or self._made[:2] != (backend, dtype) or not self._made[2].are(tensors):
             self._made = None  # its memory is free before the next one is made
-            self._made = backend, _Copy(tensors), build_form(network)
-        return self._made[2]
+            self._made = backend, dtype, _Copy(tensors), build_form(network, dtype=dtype)
+        return self._made[3]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made when it is needed; packed weights can be neither copied nor pickled."""
         return {"_made": None, "_told": None}
+
+
+def _plain(network: nn.Module, precision: PrecisionName, why: str) -> PlainVelocity:
+    """Return the network itself, which computes in the dtype of its weights and in no other."""
+    own = next((tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()), torch.float32)
+    if precision != "auto" and DTYPES[precision] != own:
+        raise ValueError(
+            f"precision must be auto or {precision_of(own)} for a network without an inference form ({why}); got "
+            f"{precision!r}: move the network with flow.to(dtype=...)"
+        )
+    return PlainVelocity(network, own)
 
 
 class _Copy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -25,11 +25,20 @@ class Plan:
         dtype: Dtype of maps and weights.
         rewrites: Which rewrites apply.
         device: Where the network is.
+        is_native: Take the native backends by name: what an item becomes is then summed in one order in every batch.
+        convolutions: Those that were made.
     """
 
     dtype: torch.dtype
     rewrites: frozenset[Rewrite]
     device: torch.device
+    is_native: bool = False
+    convolutions: list[PreparedConvolution] = field(default_factory=list)
+
+    @property
+    def backend(self) -> str:
+        """Backend of the operators."""
+        return "native" if self.is_native else "auto"
 
     @property
     def statistics_dtype(self) -> torch.dtype:
@@ -55,7 +64,7 @@ class Plan:
     ) -> PreparedConvolution:
         """Return a convolution with the given weights."""
         is_left_plain = self.device.type == "cpu" and not self.has(Rewrite.PACKED_WEIGHTS)
-        return prepared_convolution(
+        made = prepared_convolution(
             weight,
             bias,
             stride=stride,
@@ -63,8 +72,10 @@ class Plan:
             upsample=upsample,
             dtype=self.dtype,
             channels_last=self.has(Rewrite.CHANNELS_LAST),
-            backend="aten" if is_left_plain else "auto",
+            backend="aten" if is_left_plain else self.backend,
         )
+        self.convolutions.append(made)
+        return made
 
     def kept(self, tensor: Tensor) -> Tensor:
         """Return a copy of a norm's parameter."""
@@ -98,7 +109,7 @@ class Norm:
         self.eps = layer.eps
         self.silu = silu
         self.weight, self.bias = plan.kept(layer.weight), plan.kept(layer.bias)
-        self.backend = "auto" if plan.has(Rewrite.FUSED_NORM) else "reference"
+        self.backend = plan.backend if plan.has(Rewrite.FUSED_NORM) else "reference"
 
     def __call__(
         self,
@@ -234,6 +245,7 @@ class Attention:
         self.is_fused = plan.has(Rewrite.FUSED_ATTENTION)
         self.n_heads = block.n_heads
         self.order = block.order
+        self.backend = plan.backend
         self.norm = Norm(block.norm, plan, silu=False)
         self.projections: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         if self.is_fused and plan.has(Rewrite.FUSED_NORM) and plan.device.type == "cuda":
@@ -257,7 +269,7 @@ class Attention:
             )  # fmt: skip
         n, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, 3 * channels)
-        mixed = spatial_attention(qkv, self.n_heads, order=self.order)
+        mixed = spatial_attention(qkv, self.n_heads, order=self.order, backend=self.backend)
         h = mixed.view(n, height, width, channels).permute(0, 3, 1, 2)
         return self.proj(h, residual=x) if self.is_fused else x + self.proj(h)
 

@@ -7,7 +7,16 @@ from torch import Tensor
 import msf_kernels.sampling.engine
 import msf_kernels.sampling.flow
 from msf_kernels.philox_normal import IMAGE_STREAM, SEMANTIC_STREAM, philox_normal
-from msf_kernels.sampling import Mean, MeanEntropy, MeanVariance, SettledVote, Votes, draw, sample_flow
+from msf_kernels.sampling import (
+    CapturedTrajectory,
+    Mean,
+    MeanEntropy,
+    MeanVariance,
+    SettledVote,
+    Votes,
+    draw,
+    sample_flow,
+)
 from msf_kernels.solvers import HEUN, uniform_grid
 
 
@@ -100,6 +109,43 @@ def test_padding_repeats_valid_work():
     seen = []
     draw(lambda x, noise: seen.append(noise) or x, torch.zeros(1, 2), 3, (2,), micro_batch=8)
     assert torch.equal(seen[0][2:], seen[0][2:3].expand(6, 2))
+
+
+class Promising:
+    """A trajectory whose rows are promised the same bits in every batch."""
+
+    is_batch_invariant = True
+    micro_batch = 4
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, x, noise):
+        self.sizes.append(len(x))
+        return x + noise
+
+
+def test_nothing_is_filled_up_where_bits_do_not_know_the_batch():
+    promising = Promising()
+    result = draw(promising, torch.zeros(3, 2), 7, (2,), micro_batch=8)
+    assert promising.sizes == [8, 8, 5]
+    assert (result.micro_batch, result.n_evaluations) == (8, 21)
+    expected = draw(add, torch.zeros(3, 2), 7, (2,), micro_batch=8)
+    assert torch.equal(result.statistics["readout"]["mean"], expected.statistics["readout"]["mean"])
+
+
+def test_a_graph_is_filled_up_whatever_the_trajectory_promises():
+    promising = Promising()
+    draw(CapturedTrajectory(promising, make_graph=lambda run: (lambda: None, run())), torch.zeros(1, 2), 3, (2,))
+    assert promising.sizes == [4]
+
+
+def test_a_trajectory_may_want_a_smaller_micro_batch_than_the_machine():
+    promising = Promising()
+    assert draw(promising, torch.zeros(3, 2), 7, (2,)).micro_batch == 4
+    promising.micro_batch = 1000
+    assert draw(promising, torch.zeros(3, 2), 7, (2,)).micro_batch == 16
+    assert draw(promising, torch.zeros(3, 2), 7, (2,), micro_batch=8).micro_batch == 8
 
 
 def test_progress_runs_to_the_total():

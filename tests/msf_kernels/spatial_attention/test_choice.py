@@ -136,6 +136,17 @@ def test_on_a_cpu_the_order_is_what_was_measured(monkeypatch, dtype, n_tokens, h
     assert auto_order(qkv, 1)[0] == first
 
 
+@pytest.mark.parametrize(
+    ("n_tokens", "level", "has_gradient", "first"),
+    [(16, 2, False, "native"), (17, 2, False, "sdpa"), (16, 1, False, "sdpa"), (16, 2, True, "sdpa")],
+)
+def test_short_rows_in_float32_go_to_the_native_loops_with_avx512(monkeypatch, n_tokens, level, has_gradient, first):
+    choice = sys.modules[auto_order.__module__]
+    monkeypatch.setattr(choice._ext, "machine_reasons", list)
+    monkeypatch.setattr(choice._ext, "cpu_level", lambda: level)
+    assert auto_order(torch.zeros(1, n_tokens, 48, requires_grad=has_gradient), 1)[0] == first
+
+
 def test_auto_follows_the_order(monkeypatch):
     qkv = torch.randn(1, 4, 48)
     for name in ("sdpa", "reference"):

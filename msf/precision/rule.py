@@ -1,0 +1,103 @@
+"""What `precision="auto"` means: a function of the machine and the network's width, never of a timing of the moment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from msf.plain_values import require
+from msf.precision.processor import Processor, this_processor
+from msf.precision.table import (
+    Measured,
+    filled_micro_batch,
+    shipped_table,
+    speed_of_bf16,
+    user_table,
+    user_table_path,
+)
+from msf_kernels.conv3x3 import native_convolution_reasons
+
+PRECISION_ENV = "MSF_PRECISION"
+# Bfloat16 rounds more, and its micro-batches are filled up: it must be worth that.
+LEAST_SPEED_OF_BF16 = 1.1
+_FIRST_CUDA_WITH_BF16 = (8, 0)
+
+
+@dataclass(frozen=True)
+class AutoPrecision:
+    """What `auto` is here.
+
+    Args:
+        precision: `fp32` or `bf16`.
+        why: What decided, in a few words.
+    """
+
+    precision: Literal["fp32", "bf16"]
+    why: str
+
+
+def auto_precision(device: torch.device, base_channels: int) -> AutoPrecision:
+    """Return the arithmetic that `auto` stands for.
+
+    On CUDA bfloat16 from compute capability 8.0 on. On a CPU what was measured: by this user (`msf tune`), else by us
+    for this model of processor; else bfloat16 where the processor has fast products of it (`Processor.has_fast_bf16`).
+    Float32 everywhere else. The environment variable MSF_PRECISION (`fp32` or `bf16`) comes before all of it.
+
+    Args:
+        device: Where the network is.
+        base_channels: Width of the network; the measurement of the nearest width counts.
+
+    Raises:
+        ValueError: MSF_PRECISION or the user's table holds something else.
+    """
+    forced = os.environ.get(PRECISION_ENV)
+    if forced:
+        require(forced in ("fp32", "bf16"), PRECISION_ENV, "fp32 or bf16", forced)
+        return AutoPrecision("bf16" if forced == "bf16" else "fp32", PRECISION_ENV)
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return _by(capability >= _FIRST_CUDA_WITH_BF16, f"compute capability {capability[0]}.{capability[1]}")
+    if device.type != "cpu":
+        return AutoPrecision("fp32", f"no rule for {device.type}")
+    return on_processor(this_processor(), base_channels)
+
+
+def on_processor(processor: Processor, base_channels: int) -> AutoPrecision:
+    """Return what `auto` stands for on the CPU of a kind; see `auto_precision`."""
+    if not processor.multiplies_bf16:
+        return AutoPrecision("fp32", "the processor multiplies no bfloat16")
+    rows, where = _measurements(processor)
+    if not rows:
+        return _by(processor.has_fast_bf16, f"the products of {processor.key}")
+    speed = speed_of_bf16(rows, base_channels)
+    return _by(speed >= LEAST_SPEED_OF_BF16, f"measured {where}: bf16 {speed:.2f} times as fast")
+
+
+def micro_batch_of_bf16(base_channels: int) -> int:
+    """Return how many samples a bfloat16 network is evaluated for at once on this CPU; see `filled_micro_batch`.
+
+    Args:
+        base_channels: Width of the network.
+
+    Raises:
+        ValueError: The user's table holds something else.
+    """
+    return filled_micro_batch(_measurements(this_processor())[0], base_channels)
+
+
+def _measurements(processor: Processor) -> tuple[Sequence[Measured], str]:
+    """Return what is known of a processor and where it was measured: the user's own first."""
+    own = user_table().get(processor.key, ())
+    if own:
+        return own, f"here ({user_table_path()})"
+    # What was measured for the package is the native form.
+    has_native = not native_convolution_reasons(torch.device("cpu"), torch.float32)
+    return (shipped_table().get(processor.key, ()) if has_native else ()), f"on {processor.key}"
+
+
+def _by(is_bf16: bool, why: str) -> AutoPrecision:
+    return AutoPrecision("bf16" if is_bf16 else "fp32", why)
