@@ -81,8 +81,8 @@ def draw(
             filling up costs time, and up to these sizes it is what keeps bits equal. `SamplingResult.micro_batch` is
             what it came to.
         device: Where the trajectory runs; default: where `inputs` are.
-        capture: On CUDA, run the micro-batch (noise, trajectory, readout) as one CUDA graph where possible. The
-            trajectory must then do the same work whatever the values.
+        capture: On CUDA, run the micro-batch (noise, trajectory, readout) as one CUDA graph where possible, from the
+            second one on. The trajectory must then do the same work whatever the values.
         order: Permutation of the micro-batches' numbers, to evaluate them in that order; results do not depend on it.
         progress: Called as `progress(n_done, n_total)` after each micro-batch, in samples; samples spared by `stop`
             count as done.
@@ -119,16 +119,14 @@ def draw(
     micro_batch = None if micro_batch is None else as_int("micro_batch", micro_batch)
     keep_samples = _as_names(keep_samples)
     _check_numbers(n_samples, micro_batch, stop, antithetic, noise, order)
-    noise_rule = NoiseRule(noise_shape, seed, stream, noise_dtype, antithetic)
-    items = WorkItems(inputs, noise_rule, n_samples, as_tensor(input_key), as_tensor(noise))
+    noise_rule = NoiseRule(noise_shape, stream, noise_dtype, antithetic)
+    items = WorkItems(inputs, noise_rule, seed, n_samples, as_tensor(input_key), as_tensor(noise))
     place = torch.device(device) if device is not None else items.device
     if micro_batch is None:
         micro_batch = default_micro_batch(items.bytes_per_sample, place)
     micro_batch = min(micro_batch, max(items.n_inputs * n_samples, largest_filled_up(place)))
     captured = trajectory if isinstance(trajectory, CapturedTrajectory) else CapturedTrajectory(trajectory)
-    run: Evaluate = functools.partial(_evaluate, captured.trajectory, items.layout)
-    if capture:
-        run = captured.bind(items.layout, run, place)
+    plain: Evaluate = functools.partial(_evaluate, captured.trajectory, items.layout)
 
     bounds = block_bounds(n_samples, stop.checkpoints(n_samples) if stop is not None else ())
     schedule = Schedule(items.n_inputs, bounds, is_gated=stop is not None)
@@ -136,7 +134,11 @@ def draw(
         schedule.reorder(order, micro_batch)
     collector: Collector | None = None
     n_halvings = n_evaluations = 0
-    with torch.no_grad(), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+    with (
+        torch.no_grad(),
+        torch.cuda.device(place) if place.type == "cuda" else nullcontext(),
+        captured.bound(items.layout, plain, place) if capture else nullcontext(plain) as run,
+    ):
         while chunks := schedule.take(micro_batch):
             readout = _attempt(run, items, chunks, micro_batch, place)
             if readout is None:
