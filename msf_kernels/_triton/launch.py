@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msf_kernels._triton.aot_case import FLOAT_OPTIONS
 from msf_kernels._triton.machine import is_interpreting
-from msf_kernels._triton.recording import is_recording, record
+from msf_kernels._triton.recording import is_recording, record, records_first_only
 
 TRY_ENV = "MSF_KERNELS_TRY_CONFIGURATIONS"
 _OLD_TRY_ENV = "MSF_KERNELS_TUNE"
@@ -65,7 +65,7 @@ def launch(
         **arguments: The kernel's arguments by name, without block sizes.
     """
     if is_recording():
-        for config in configs if configuration_key is not None else configs[:1]:
+        for config in configs[:1] if configuration_key is None or records_first_only() else configs:
             record(kernel, arguments, config.blocks, config.num_warps, config.num_stages, is_matmul)
         return
 
