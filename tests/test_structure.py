@@ -25,7 +25,8 @@ ORDER = {
     "benchmarks": (
         "__init__", "rows", "timing", "context", "agreement", "figures", "peers", "energy", "limits", "registry",
         "workloads", "cold_start", "solver_overhead", "suites", "peak_memory", "test_operators", "verify", "layers",
-        "gpu_operators", "gpu_bench", "gpu_check", "compare", "readme", "report", "run", "__main__",
+        "gpu_launches", "gpu_model", "gpu_operators", "gpu_bench", "gpu_check", "gpu_run", "compare", "readme",
+        "report", "run", "__main__",
     ),
 }  # fmt: skip
 

@@ -38,6 +38,7 @@ from msf_kernels.partial_moments import CHUNK_PIXELS, empty_moments
 
 MAX_BLOCK_M = 256
 CHUNKED_ROWS = 128
+FEW_PIXELS = 16
 
 
 @triton.jit
@@ -387,11 +388,12 @@ def _configs(
         return (config(64, 128, 4, 3), config(64, 64, 4, 3))
     if block_n < 128:
         return (config(128, block_n, 4, 3), config(64, block_n, 4, 3))
-    # Small tiles where large ones would leave most of the processors without one.
-    small = (config(64, 64, 4, 4), config(64, 128, 4, 4))
     large = (config(128, 128, 8, 3), config(128, 128, 8, 4), config(64, 128, 4, 3))
     if n_pixels <= MAX_NORMALISED_PIXELS:
-        return (*small, *large[:2])
+        # Small tiles where large ones would leave most of the multiprocessors without one.
+        small = (config(64, 64, 4, 4), config(64, 128, 4, 4))
+        return (*(small if n_pixels <= FEW_PIXELS else reversed(small)), *large[:2])
     if has_affine or n_pixels < MAX_BLOCK_M:
         return large
-    return (*large, config(256, 128, 8, 3), config(128, 64, 8, 3))
+    # The tiles are read from the cache, which is the limit in the model (docs/gpu-model.md): the largest first.
+    return (config(256, 128, 8, 3), *large, config(128, 64, 8, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -66,7 +67,15 @@ def launch(
     """
     if is_recording():
         for config in configs[:1] if configuration_key is None or records_first_only() else configs:
-            record(kernel, arguments, config.blocks, config.num_warps, config.num_stages, is_matmul)
+            record(
+                kernel,
+                arguments,
+                config.blocks,
+                config.num_warps,
+                config.num_stages,
+                is_matmul,
+                math.prod(grid(config.blocks)),
+            )
         return
 
     def run(config: KernelConfig) -> None:

@@ -71,7 +71,13 @@ def _type_of(value: torch.Tensor | float) -> str:
 
 
 def record(
-    kernel: Any, arguments: Mapping[str, Any], blocks: Mapping[str, int], num_warps: int, num_stages: int, matmul: bool
+    kernel: Any,
+    arguments: Mapping[str, Any],
+    blocks: Mapping[str, int],
+    num_warps: int,
+    num_stages: int,
+    matmul: bool,
+    n_programs: int,
 ) -> None:
     """Add the case of one launch, specialised as Triton's run time would: 1, None and multiples of 16 are known."""
     label, _, _, cases = _recorders[-1]
@@ -97,5 +103,6 @@ def record(
             num_stages=num_stages,
             unaligned=frozenset(unaligned),
             is_matmul=matmul,
+            n_programs=n_programs,
         )
     )

@@ -12,9 +12,9 @@ from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._forms import Form, choose_form
 from msf_kernels.conv3x3._measured import TABLE
 
-# On a GPU without measurements. In half precision by the model of docs/gpu-model.md: a library that adds bias and
-# residual in passes of their own has to multiply 1.6 times faster to come out even, and the Triton kernel has not been
-# timed on any GPU. In float32, which it multiplies as such, the library's choice of kernels is hard to beat.
+# On a GPU without measurements. In half precision the kernel that adds bias, residual and shortcut where the products
+# are, for what that saves (docs/gpu-model.md); it has not been timed on any GPU. In float32, which it multiplies as
+# such, the library is hard to beat.
 UNMEASURED_ORDER = ("aten", "triton", "reference")
 UNMEASURED_HALF_ORDER = ("triton", "aten", "reference")
 HALF = (torch.bfloat16, torch.float16)
