@@ -107,8 +107,9 @@ def compiled(case: Any) -> Kernel:
 
 
 def main_loop(sass: str) -> tuple[int, int, int]:
-    """Return the instructions of the innermost loop with most matrix instructions (else of the longest innermost one),
-    those for the matrix units in it, and all instructions.
+    """Return the instructions of the main loop, those of them for the matrix units, and all instructions.
+
+    The main loop is the innermost one with most matrix instructions, or the longest.
     """
     lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)
     places = {int(address, 16): i for i, (address, _) in enumerate(lines)}
@@ -137,6 +138,8 @@ class Prediction:
         flops: Of one launch.
         n_bytes: Of one launch.
         limits: Seconds by the name of what limits them, of one launch.
+        extra_bytes: What a library would move beside it, that adds biases, residuals and shortcuts in passes of their
+            own: two passes over the result for each.
     """
 
     operator: str
@@ -148,6 +151,7 @@ class Prediction:
     flops: float
     n_bytes: int
     limits: dict[str, float]
+    extra_bytes: int = 0
 
     @property
     def seconds(self) -> float:
@@ -188,7 +192,12 @@ def predict(launch: Launch, kernels: dict[Any, Kernel], machine: Machine) -> Pre
         limits["instructions"] = rounds * steps * issued / machine.clock
         limits["cache"] = rounds * steps * (m + n) * k * 2 * share / machine.cache
     per_processor = kernel.per_processor(case.num_warps, machine)
-    return Prediction(launch.operator, what, 1, kernel, blocks, per_processor, launch.flops, launch.n_bytes, limits)
+    result = launch.shapes[-1]
+    n_added = 1 + sum(shape[2:] == result[2:] and len(shape) == 4 for shape in launch.shapes[2:-1])
+    extra = n_added * 2 * 2 * math.prod(result) if case.is_matmul else 0
+    return Prediction(
+        launch.operator, what, 1, kernel, blocks, per_processor, launch.flops, launch.n_bytes, limits, extra
+    )
 
 
 class _Keyed:
@@ -196,9 +205,8 @@ class _Keyed:
 
     def __init__(self, case: Any) -> None:
         self._case = case
-        self.signature_key = repr(
-            (sorted(case.signature.items()), sorted((k, repr(v)) for k, v in case.constexprs.items()))
-        )
+        constants = sorted((name, repr(value)) for name, value in case.constexprs.items())
+        self.signature_key = repr((sorted(case.signature.items()), constants))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._case, name)
@@ -220,21 +228,6 @@ def evaluation(n: int, kernels: dict[Any, Kernel], machine: Machine) -> list[Pre
     ]
 
 
-def separate_passes(predictions: Sequence[Prediction]) -> int:
-    """Return the bytes that biases, residuals and shortcuts would move if a library's convolutions did not add them.
-
-    A bias is one more read and write of the result; a residual, or a shortcut's map, two reads and a write.
-    """
-    total = 0
-    for each in predictions:
-        if each.operator == "msf_triton::prepared_convolution_fwd" or "projection" in each.operator:
-            shapes = [tuple(map(int, text.split("x"))) for text in each.what.split()]
-            n_items, height = shapes[0][0], shapes[0][2]
-            result = 2 * n_items * shapes[1][-5 if len(shapes[1]) == 5 else 0] * height * height
-            total += each.n * 2 * result
-    return total
-
-
 def document(predictions: dict[int, list[Prediction]], machine: Machine) -> str:
     """Return the page."""
     first = predictions[MICRO_BATCHES[1]]
@@ -246,9 +239,9 @@ def document(predictions: dict[int, list[Prediction]], machine: Machine) -> str:
         "",
         "    python -m benchmarks.gpu_model",
         "",
-        "from what the compiler made of the kernels that one evaluation of the published latent network (256 x 256 pictures,",
-        f"bfloat16, inference form) launches on sm_{ARCH}, and from a model of the machine. It is to be held against the first",
-        "run of `make gpu-first`.",
+        "from what the compiler made of the kernels that one evaluation of the published latent network (256 x 256",
+        f"pictures, bfloat16, inference form) launches on sm_{ARCH}, and from a model of the machine. It is to be held",
+        "against the first run of `make gpu-first`.",
         "",
         "## The machine in the model",
         "",
@@ -263,14 +256,16 @@ def document(predictions: dict[int, list[Prediction]], machine: Machine) -> str:
         f"| between two kernels of a graph | {machine.launch * 1e6:.1f} us |",
         f"| the host per kernel without a graph | {machine.host * 1e6:.1f} us |",
         "",
-        "A launch takes the longest of: all its tensors through the memory once; the matrix units; the instructions of the",
-        "main loop; the tiles of the main loop from the cache. The last three in whole rounds of blocks over the",
+        "A launch takes the longest of: all its tensors through the memory once; the matrix units; the instructions of",
+        "the main loop; the tiles of the main loop from the cache. The last three in whole rounds of blocks over the",
         "multiprocessors: what does not fill the last round is lost. Latencies, the start and the end of a block, bank",
         "conflicts and clocks that fall under load are not in it, so times are lower bounds.",
         "",
         "## One evaluation",
         "",
-        "| micro-batch | launches | kernels, ms | with the gaps of a graph, ms | host without a graph, ms | us per sample | share of the matrix units |",
+        "| micro-batch | launches | kernels, ms | with the gaps of a graph, ms | host without a graph, ms | "
+        "us per sample | "
+        "share of the matrix units |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for n, its in predictions.items():
@@ -287,26 +282,28 @@ def document(predictions: dict[int, list[Prediction]], machine: Machine) -> str:
     for n, its in predictions.items():
         shares = [sum(each.n * each.seconds for each in its if each.bound == name) for name in _LIMITS]
         lines.append(f"| {n} | " + " | ".join(f"{share / sum(shares):.0%}" for share in shares) + " |")
-    passes = separate_passes(first)
     convolutions = [each for each in first if each.kernel is not None and each.kernel.matmul_instructions]
     busy = sum(each.n * each.seconds for each in convolutions)
-    lost = passes / machine.memory
+    extra = sum(each.n * each.extra_bytes for each in convolutions)
+    lost = extra / machine.memory
+    rate = sum(each.n * each.flops for each in convolutions) / busy
     lines += [
         "",
         "## Bias, residual and shortcut in the convolution",
         "",
-        f"Added in passes of their own, biases alone would move {passes / MICRO_BATCHES[1] / 1e6:.1f} MB a sample more, "
+        f"Added in passes of their own they would move {extra / MICRO_BATCHES[1] / 1e6:.1f} MB a sample more, "
         f"{lost * 1e3:.2f} ms at micro-batch {MICRO_BATCHES[1]},",
-        f"where the convolutions and projections take {busy * 1e3:.2f} ms: a library has to multiply "
-        f"{busy / max(busy - lost, 1e-9):.2f} times faster to come out even,",
-        f"before residuals ({sum(each.n for each in convolutions)} convolutions and projections).",
+        f"where the convolutions and projections take {busy * 1e3:.2f} ms. A library whose convolutions do not add",
+        f"them has to multiply at {rate * busy / max(busy - lost, 1e-9) / 1e12:.0f} TFLOP/s to come out even with these at "
+        f"{rate / 1e12:.0f}.",
         "",
         f"## The kernels, at micro-batch {MICRO_BATCHES[1]}",
         "",
-        f"{n_launches} launches; alike ones are one row. `loop` are the instructions of the main loop per warp, `matrix` those",
-        "of them for the matrix units; `held` is how many blocks a multiprocessor holds at once.",
+        f"{n_launches} launches; alike ones are one row. `loop` are the instructions of the main loop per warp,",
+        "`matrix` those of them for the matrix units; `held` is how many blocks a multiprocessor holds at once.",
         "",
-        "| operator | first tensors | launches | blocks | registers | shared bytes | matrix | loop | held | GFLOP | MB | us | limit |",
+        "| operator | first tensors | launches | blocks | registers | shared bytes | matrix | loop | held | "
+        "GFLOP | MB | us | limit |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for each in sorted(first, key=lambda each: -each.n * each.seconds):

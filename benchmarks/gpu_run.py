@@ -19,8 +19,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -53,6 +53,7 @@ class Step:
         dry: Its arguments in a dry run.
         limit: Seconds that it may take.
         needs: Packages without which it cannot run.
+        environment: Variables to set.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Step:
     dry: tuple[str, ...]
     limit: float
     needs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def _part(name: str, part: str, limit: float, *options: str, needs: tuple[str, ...] = ()) -> Step:
@@ -112,7 +114,8 @@ PLANS: dict[str, tuple[Step, ...]] = {
             ("--op", "conv3x3", "--rounds", "1", "--dry-run"),
             60,
         ),
-        _part("sweep-tuned", "sweep", 45, *_SIZES),
+        # By the table, and with every kernel in its fastest configuration.
+        replace(_part("sweep-tuned", "sweep", 45, *_SIZES), environment={"MSF_KERNELS_TRY_CONFIGURATIONS": "1"}),
         _part("compiled", "compiled", 55, "--sizes", "256", "--mode", "reduce-overhead"),
         _part("profile", "profile", 20),
     ),
@@ -154,7 +157,7 @@ def run_step(step: Step, out: Path, deadline: float, *, is_dry: bool) -> Outcome
     if seconds <= 0:
         return Outcome(step.name, TIMED_OUT, 0.0, step.limit, "no time was left for it", text)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **step.environment}
     try:
         code = subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:

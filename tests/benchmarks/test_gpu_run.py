@@ -22,12 +22,11 @@ HIDDEN = (
     "torchvision", "triton", "typer", "xformers", "zuko",
 )  # fmt: skip
 HIDING = f"""
-import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {HIDDEN!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Hidden())
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec
+def find_others(name, *arguments):
+    return None if name.partition(".")[0] in {HIDDEN!r} else find_spec(name, *arguments)
+PathFinder.find_spec = staticmethod(find_others)
 """
 
 
