@@ -176,6 +176,7 @@ def evaluation_launches(
 
 def recorded(call: Callable[[], Any], arch: int = 90) -> list[Launch]:
     """Return the launches of a call, made inside `imagined_gpu`."""
-    with LaunchRecorder(arch) as recorder:
+    recorder = LaunchRecorder(arch)
+    with recorder:
         call()
     return recorder.launches

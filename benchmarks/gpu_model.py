@@ -294,7 +294,7 @@ def document(predictions: dict[int, list[Prediction]], machine: Machine) -> str:
         f"Added in passes of their own they would move {extra / MICRO_BATCHES[1] / 1e6:.1f} MB a sample more, "
         f"{lost * 1e3:.2f} ms at micro-batch {MICRO_BATCHES[1]},",
         f"where the convolutions and projections take {busy * 1e3:.2f} ms. A library whose convolutions do not add",
-        f"them has to multiply at {rate * busy / max(busy - lost, 1e-9) / 1e12:.0f} TFLOP/s to come out even with these at "
+        f"them has to multiply at {rate * busy / max(busy - lost, 1e-9) / 1e12:.0f} TFLOP/s to be level with these at "
         f"{rate / 1e12:.0f}.",
         "",
         f"## The kernels, at micro-batch {MICRO_BATCHES[1]}",

@@ -128,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.out or (None if options.dry_run else tunable.table.path)
         keys = list(tunable.list_keys())
         if options.dry_run:
-            keys = [{**min(keys, key=_size), "dtype": "float32"}]
+            smallest = min(keys, key=_size)
+            keys = [smallest | {"dtype": "float32"}]
         rows = []
         for key in keys:
             row = measure(tunable, key, 1 if options.dry_run else _ITEMS, device, options.rounds)
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _size(key: Key) -> int:
+def _size(key: Mapping[str, str | int | bool]) -> int:
     return math.prod(value for value in key.values() if isinstance(value, int) and value)
 
 
