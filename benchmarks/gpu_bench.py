@@ -34,9 +34,9 @@ from benchmarks.agreement import close_in_rms
 from benchmarks.context import Context
 from benchmarks.gpu_operators import operator_jobs, pytorch_attention, pytorch_group_norm_silu
 from benchmarks.limits import measure_limits
+from benchmarks.published import GFLOP, PARAMETERS
 from benchmarks.registry import Build, Comparison, Job, Subject, Work
 from benchmarks.rows import OURS, RESULTS, Row, RowWriter, load_rows
-from benchmarks.suites import network as network_suite
 from benchmarks.timing import Plan
 from msf.config import RECIPES, UNetConfig
 from msf.network.inference import inference_form
@@ -51,7 +51,6 @@ MICRO_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 COMPILED_MICRO_BATCHES = (256, 1024, 64)
 DRY_MICRO_BATCHES = (2, 4)
 CHANNELS, SIDE = 8, 32
-GFLOP, PARAMETERS = network_suite.GFLOP["latent"], network_suite.PARAMETERS["latent"]
 _SMALL = UNetConfig(base_channels=32, channel_multipliers=(1, 1), n_res_blocks=1, head_channels=16)
 _PLAN = Plan(n_rounds=11, warm_up_seconds=0.3, sample_seconds=0.05)
 
@@ -162,6 +161,7 @@ def network_jobs(sizes: Sequence[int], compiler: dict[str, Any] | None = None) -
         peers = {"compile": _compiled(n, compiler or {})}
         if compiler is None:
             peers = {"eager": _eager(n), "eager-graph": _eager(n, is_graph=True)}
+        n_bytes = 2 * PARAMETERS["latent"] + 4 * n * CHANNELS * SIDE * SIDE
         yield Comparison(
             suite="gpu",
             name=f"latent-mb{n}",
@@ -171,7 +171,7 @@ def network_jobs(sizes: Sequence[int], compiler: dict[str, Any] | None = None) -
             unit="ms",
             plan=_PLAN,
             agree=close_in_rms(3e-2),
-            work=Work(n * GFLOP * 1e9, 2 * PARAMETERS + 4 * n * CHANNELS * SIDE * SIDE, torch.bfloat16),
+            work=Work(n * GFLOP["latent"] * 1e9, n_bytes, torch.bfloat16),
             n_items=n,
             items="evaluations",
             goals={"eager": 1.5} if compiler is None else {"compile": 1.5},
