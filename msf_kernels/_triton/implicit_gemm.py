@@ -33,12 +33,14 @@ from msf_kernels._triton.activation import has_fast_silu, silu
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
 from msf_kernels._triton.output_norm import MAX_NORMALISED_PIXELS, OutputNorm
+from msf_kernels._triton.recording import compute_capability
 from msf_kernels._triton.rows import dense, row_stride
 from msf_kernels.partial_moments import CHUNK_PIXELS, empty_moments
 
 MAX_BLOCK_M = 256
 CHUNKED_ROWS = 128
 FEW_PIXELS = 16
+HOPPER = 9
 
 
 @triton.jit
@@ -305,7 +307,15 @@ def launch_implicit_gemm(
 
     launch(
         _implicit_gemm_kernel,
-        _configs(x.dtype, n_out, min(channels_x, channels_skip or channels_x), n_pixels, scale is not None, bundle),
+        _configs(
+            x.dtype,
+            n_out,
+            min(channels_x, channels_skip or channels_x),
+            n_pixels,
+            scale is not None,
+            bundle,
+            compute_capability(x.device),
+        ),
         grid,
         configuration_key=(
             (x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride, scale is None, bundle),
@@ -372,7 +382,13 @@ def _strides(name: str, x: Tensor | None) -> dict[str, int]:
 # Not measured on a GPU yet: the first is what runs unless all are tried. All of a list have one block of
 # channels, so that a value is summed in one order; the last bits of the moments may follow the layout of a tile.
 def _configs(
-    dtype: torch.dtype, n_out: int, n_channels: int, n_pixels: int, has_affine: bool, bundle: int
+    dtype: torch.dtype,
+    n_out: int,
+    n_channels: int,
+    n_pixels: int,
+    has_affine: bool,
+    bundle: int,
+    capability: int | None,
 ) -> tuple[KernelConfig, ...]:
     def config(m: int, n: int, warps: int, stages: int) -> KernelConfig:
         # Triton's products need 16 in every direction.
@@ -395,5 +411,8 @@ def _configs(
         return (*(small if n_pixels <= FEW_PIXELS else reversed(small)), *large[:2])
     if has_affine or n_pixels < MAX_BLOCK_M:
         return large
+    wide = (*large, config(128, 64, 8, 3))
+    if capability is None or capability // 10 != HOPPER or bundle:
+        return wide  # the largest tile spills: 64 bytes on sm_80 with a shortcut, 88 on sm_100 with a residual
     # The tiles are read from the cache, which is the limit in the model (docs/gpu-model.md): the largest first.
-    return (config(256, 128, 8, 3), *large, config(128, 64, 8, 3))
+    return (config(256, 128, 8, 3), *wide)

@@ -33,7 +33,7 @@ _AOT_CALLS = ((256, 16), (256, 4), (128, 16), (256, 32), (256, 8))
 
 
 def aot_cases(arch: int) -> Iterator[AotCase]:
-    """Yield the compilations of the networks' projections; the same for every architecture."""
+    """Yield the compilations of the networks' projections for an architecture."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for channels, side in _AOT_CALLS if dtype == torch.bfloat16 else _AOT_CALLS[:1]:
 
@@ -42,7 +42,7 @@ def aot_cases(arch: int) -> Iterator[AotCase]:
 
             x = meta(64, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last)
             label = f"attention_block {dtype} {channels}x{side}x{side}".replace("torch.", "")
-            with record_launches(label) as cases:
+            with record_launches(label, arch) as cases:
                 qkv_weight, proj_weight = (meta(out, channels, dtype=dtype) for out in (3 * channels, channels))
                 launch_attention_block_projection(x, qkv_weight, meta(3 * channels, dtype=dtype), None)
                 launch_attention_block_projection(x, proj_weight, meta(channels, dtype=dtype), x)

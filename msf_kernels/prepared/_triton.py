@@ -100,13 +100,14 @@ _AOT_CALLS = {torch.bfloat16: _LATENT + _PIXEL, torch.float16: _FEW, torch.float
 
 
 def aot_cases(arch: int) -> Iterator[AotCase]:
-    """Yield the compilations of the networks' convolutions; the same for every architecture."""
+    """Yield the compilations of the networks' convolutions for an architecture."""
     for dtype, calls in _AOT_CALLS.items():
         for call in calls:
-            yield from _record(dtype, *call)
+            yield from _record(arch, dtype, *call)
 
 
 def _record(
+    arch: int,
     dtype: torch.dtype,
     channels: int,
     n_out: int,
@@ -130,7 +131,7 @@ def _record(
     flags = " ".join([name for name, is_on in options if is_on] + [f"shortcut {shortcut}"] * bool(shortcut))
     label = f"{dtype} {channels}->{n_out} {side}x{side}/{stride} {taps}x{taps} {flags}"
     norm = meta(n_out, dtype=torch.float32) if has_norm else None
-    with record_launches(f"prepared_convolution {label}".replace("torch.", "").strip()) as cases:
+    with record_launches(f"prepared_convolution {label}".replace("torch.", "").strip(), arch) as cases:
         launch_prepared_convolution(
             feature_map(channels, side),
             weight,
