@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n 2
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup test test-fast compatibility demo lint format bench gpu-check gpu-bench clean
+.PHONY: setup test test-fast compatibility demo lint format bench gpu-check gpu-bench gpu-first gpu-second clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -72,6 +72,10 @@ gpu-check:
 # Likewise; make gpu-bench GPU_BENCH_ARGS=--dry-run runs the same code on a CPU with tiny sizes.
 gpu-bench:
 	$(GPU_PYTHON) -m benchmarks.gpu_bench $(GPU_BENCH_ARGS)
+
+# The first minutes on a GPU, then the next: is it right, how fast is it, what to choose. GPU_RUN_ARGS=--dry-run: on a CPU.
+gpu-first gpu-second:
+	$(GPU_PYTHON) -m benchmarks.gpu_run $(@:gpu-%=%) $(GPU_RUN_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo-out *.egg-info

@@ -3,7 +3,9 @@
 Parts run one after another, each in a process of its own with a share of the time, so that a compiler that takes too
 long costs its own part only: `operators` (each against its peers), `sweep` (one evaluation of the published latent
 network at micro-batches of 16 to 1024, ours against eager bf16 channels-last with SDPA) and `compiled` (against
-torch.compile in max-autotune mode, which includes CUDA graphs). Every part measures the copy bandwidth and the matmul
+torch.compile in max-autotune mode, which includes CUDA graphs). `gpu_first` runs further parts by `--part`: `limits`,
+`captured` (classification with and without graphs: same bits, and what graphs give) and `profile` (the kernels of one
+evaluation). Every part measures the copy bandwidth and the matmul
 rate first. Ours is replayed as one CUDA graph. The rows go to `gpu-bench-<gpu>.jsonl`, also those of a part that ran
 out of time. Exit code 0: done; 1: a part failed or variants disagreed; 2: bad arguments, or no GPU.
 
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +34,23 @@ from benchmarks.agreement import close_in_rms
 from benchmarks.context import Context
 from benchmarks.gpu_operators import operator_jobs, pytorch_attention, pytorch_group_norm_silu
 from benchmarks.limits import measure_limits
+from benchmarks.published import GFLOP, PARAMETERS
 from benchmarks.registry import Build, Comparison, Job, Subject, Work
 from benchmarks.rows import OURS, RESULTS, Row, RowWriter, load_rows
-from benchmarks.suites import network as network_suite
 from benchmarks.timing import Plan
 from msf.config import RECIPES, UNetConfig
+from msf.network.inference import inference_form
 from msf.network.unet import UNet
+from msf_kernels.sampling import CapturedTrajectory, FlowTrajectory, SamplingResult, draw
 
 # Share of the time of each part.
 PARTS = {"operators": 0.4, "sweep": 0.25, "compiled": 0.35}
+SINGLE_PARTS = ("limits", "captured", "profile")
 MICRO_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 # Compiled anew for each size, a minute or more: the middle one first.
 COMPILED_MICRO_BATCHES = (256, 1024, 64)
 DRY_MICRO_BATCHES = (2, 4)
 CHANNELS, SIDE = 8, 32
-GFLOP, PARAMETERS = network_suite.GFLOP["latent"], network_suite.PARAMETERS["latent"]
 _SMALL = UNetConfig(base_channels=32, channel_multipliers=(1, 1), n_res_blocks=1, head_channels=16)
 _PLAN = Plan(n_rounds=11, warm_up_seconds=0.3, sample_seconds=0.05)
 
@@ -89,8 +94,6 @@ def captured(call: Callable[[], Tensor], device: torch.device) -> Callable[[], T
 
 def _ours(n: int) -> Build:
     def build(context: Context) -> Subject:
-        from msf.network.inference import inference_form
-
         field = inference_form(make_network(context), (1.0,), dtype=torch.bfloat16)
         z = make_state(context, n)
         return Subject(captured(lambda: field(z, 1.0), context.device), note="bf16, one CUDA graph")
@@ -98,11 +101,13 @@ def _ours(n: int) -> Build:
     return build
 
 
-def _eager(n: int) -> Build:
+def _eager(n: int, *, is_graph: bool = False) -> Build:
     def build(context: Context) -> Subject:
         run = _plain_network(context)
         z = make_state(context, n).to(torch.bfloat16, memory_format=torch.channels_last)
-        return Subject(lambda: run(z), note="bf16, channels-last, PyTorch's own norm and attention")
+        call: Callable[[], Tensor] = lambda: run(z)  # noqa: E731
+        note = "bf16, channels-last, PyTorch's own norm and attention"
+        return Subject(captured(call, context.device) if is_graph else call, note=note + ", one CUDA graph" * is_graph)
 
     return build
 
@@ -117,7 +122,8 @@ def _compiled(n: int, compiler: dict[str, Any]) -> Build:
         seconds = time.perf_counter() - started
         context.writer.add(f"latent-mb{n}", "compile", "compilation", "s", [seconds], "torch.compile, first call")
         # The graph's output is overwritten by its next replay.
-        return Subject(lambda: run(z), lambda: run(z).clone(), "the same under torch.compile, max-autotune, CUDA graph")
+        mode = compiler.get("mode", "default")
+        return Subject(lambda: run(z), lambda: run(z).clone(), f"the same under torch.compile, {mode}, CUDA graph")
 
     return build
 
@@ -152,7 +158,10 @@ def pytorchs_operators() -> Iterator[None]:
 def network_jobs(sizes: Sequence[int], compiler: dict[str, Any] | None = None) -> Iterator[Job]:
     """Yield one evaluation per micro-batch: ours against eager, or against the compiled network where one is given."""
     for n in sizes:
-        peers = {"eager": _eager(n)} if compiler is None else {"compile": _compiled(n, compiler)}
+        peers = {"compile": _compiled(n, compiler or {})}
+        if compiler is None:
+            peers = {"eager": _eager(n), "eager-graph": _eager(n, is_graph=True)}
+        n_bytes = 2 * PARAMETERS["latent"] + 4 * n * CHANNELS * SIDE * SIDE
         yield Comparison(
             suite="gpu",
             name=f"latent-mb{n}",
@@ -162,29 +171,46 @@ def network_jobs(sizes: Sequence[int], compiler: dict[str, Any] | None = None) -
             unit="ms",
             plan=_PLAN,
             agree=close_in_rms(3e-2),
-            work=Work(n * GFLOP * 1e9, 2 * PARAMETERS + 4 * n * CHANNELS * SIDE * SIDE, torch.bfloat16),
+            work=Work(n * GFLOP["latent"] * 1e9, n_bytes, torch.bfloat16),
             n_items=n,
             items="evaluations",
             goals={"eager": 1.5} if compiler is None else {"compile": 1.5},
         )
 
 
-def part_jobs(part: str, is_dry: bool) -> list[Job]:
+def part_jobs(part: str, is_dry: bool, sizes: Sequence[int] = (), mode: str = "max-autotune") -> list[Job]:
+    """Return the jobs of a part; `sizes` takes the place of its micro-batches, `mode` is torch.compile's."""
     if part == "operators":
         return list(operator_jobs(is_dry))
     if part == "sweep":
-        return list(network_jobs(DRY_MICRO_BATCHES if is_dry else MICRO_BATCHES))
-    compiler = {"backend": "aot_eager"} if is_dry else {"mode": "max-autotune"}
-    return list(network_jobs(DRY_MICRO_BATCHES[:1] if is_dry else COMPILED_MICRO_BATCHES, compiler))
+        return list(network_jobs(sizes or (DRY_MICRO_BATCHES if is_dry else MICRO_BATCHES)))
+    if part == "compiled":
+        compiler = {"backend": "aot_eager"} if is_dry else {"mode": mode}
+        return list(network_jobs(sizes or (DRY_MICRO_BATCHES[:1] if is_dry else COMPILED_MICRO_BATCHES), compiler))
+    return []
 
 
-def measure_part(part: str, context: Context, keep: Callable[[], None]) -> int:
+def measure_part(
+    part: str,
+    context: Context,
+    keep: Callable[[], None],
+    sizes: Sequence[int] = (),
+    mode: str = "max-autotune",
+) -> int:
     """Measure the jobs of a part, keep the rows after each, and return how many jobs failed."""
     context.writer.suite = "gpu"
+    n_failed = 0
+    if part in ("captured", "profile"):
+        measure = measure_captured if part == "captured" else measure_profile
+        n_failed += not measure(context, max(sizes, default=DRY_MICRO_BATCHES[0] if context.quick else 256))
+        keep()
+        print(context.writer.table(), flush=True)
+        return n_failed
     context.limits = measure_limits(context)
     keep()
-    n_failed = 0
-    for job in part_jobs(part, context.quick):
+    if part == "limits":
+        print(context.writer.table(), flush=True)
+    for job in part_jobs(part, context.quick, sizes, mode):
         first = len(context.writer.rows)
         try:
             job.measure(context)
@@ -197,6 +223,72 @@ def measure_part(part: str, context: Context, keep: Callable[[], None]) -> int:
         keep()
         print(context.writer.table(first), flush=True)
     return n_failed
+
+
+def measure_captured(context: Context, n: int) -> bool:
+    """Classify with and without graphs; add the times of a call, and return whether all bits were equal."""
+    image_channels, n_samples = 4, 4 * n
+    network = make_network(context).to(torch.bfloat16)
+    field = inference_form(network, (1.0,), dtype=torch.bfloat16)
+    codes = torch.randn(8, CHANNELS - image_channels, 1, 1, generator=torch.Generator().manual_seed(2))
+    codes = codes.to(context.device)
+
+    def readout(z: Tensor) -> dict[str, Tensor]:
+        return {"distance": (z[:, None, image_channels:] - codes).square().mean((2, 3, 4))}
+
+    flow = FlowTrajectory(field, (1.0, 0.0), readout=readout, cast_to=torch.bfloat16)
+    graphed = CapturedTrajectory(flow)
+    inputs, noise_shape = make_state(context, 1)[:, :image_channels], (CHANNELS - image_channels, SIDE, SIDE)
+    noise_shape = (*noise_shape[:1], *inputs.shape[2:])
+
+    def classify(seed: int, is_captured: bool) -> SamplingResult:
+        return draw(graphed, inputs, n_samples, noise_shape, seed=seed, micro_batch=n, capture=is_captured,
+                    keep_samples=True)  # fmt: skip
+
+    same, seconds = True, {False: [], True: []}  # type: ignore[var-annotated]
+    for seed in range(4):
+        found = {}
+        for is_captured, its in seconds.items():
+            _wait(context.device)
+            started = time.perf_counter()
+            found[is_captured] = classify(seed, is_captured)
+            _wait(context.device)
+            its.append(time.perf_counter() - started)
+        same &= torch.equal(found[True].samples["distance"], found[False].samples["distance"])
+        same &= found[True].is_captured or context.device.type != "cuda"
+    job, note = f"classify-mb{n}", f"one picture, {n_samples} samples, one step; the first call of four left out"
+    for is_captured, its in seconds.items():
+        context.writer.add(job, OURS if is_captured else "ours-uncaptured", "time", "s", its[1:], note)
+    context.writer.add(job, OURS, "same_bits", "bool", [float(same)], "captured against uncaptured, four seeds")
+    return bool(same)
+
+
+def measure_profile(context: Context, n: int) -> bool:
+    """Add the kernels of one evaluation with their times on the device, the longest first."""
+    field = inference_form(make_network(context), (1.0,), dtype=torch.bfloat16)
+    z = make_state(context, n)
+    for _ in range(3):
+        field(z, 1.0)
+    _wait(context.device)
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] * (context.device.type == "cuda")
+    with torch.profiler.profile(activities=kinds) as profile:
+        field(z, 1.0)
+        _wait(context.device)
+    events = profile.key_averages()
+    on_device = context.device.type == "cuda"
+    times = {event.key: event.self_device_time_total if on_device else event.self_cpu_time_total for event in events}
+    calls = {event.key: event.count for event in events}
+    job = f"profile-mb{n}"
+    for name in sorted(times, key=lambda name: -times[name])[:25]:
+        if times[name] > 0:
+            context.writer.add(job, OURS, f"self_time:{name[:80]}", "us", [times[name]], f"{calls[name]} calls")
+    return bool(context.writer.rows)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def add_energy_per_thousand(writer: RowWriter, first: int, job: Job) -> None:
@@ -246,7 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writer = RowWriter("gpu", device, remark)
     if options.part is not None:
         context = Context(device, writer, quick=options.dry_run)
-        return 1 if measure_part(options.part, context, lambda: writer.write(options.rows)) else 0
+        keep = partial(writer.write, options.rows)
+        return 1 if measure_part(options.part, context, keep, options.sizes, options.mode) else 0
     started = time.monotonic()
     rows, n_bad = run_parts(options, writer)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "dry-run"
@@ -263,8 +356,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--minutes", type=float, default=8.5, help="time for everything; default 8.5")
     parser.add_argument("--dry-run", action="store_true", help="the same code on the CPU with tiny sizes")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[], metavar="N", help="micro-batches of one --part")
+    parser.add_argument("--mode", default="max-autotune", help="torch.compile's mode in the part `compiled`")
     # What a part's own process is told.
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=[*PARTS, *SINGLE_PARTS], help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     return parser
 

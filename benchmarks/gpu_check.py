@@ -2,7 +2,8 @@
 
 Builds the native extension in place for this GPU, then, in parallel processes: the self-test of every operator and
 backend (plain, compiled as one graph, replayed as a CUDA graph), the tests marked `gpu`, and a small self-test under
-compute-sanitizer where that exists. Nothing is installed or downloaded. Writes `gpu-check-<gpu>.json`. Exit code 0:
+compute-sanitizer where that exists. Nothing is installed or downloaded. Writes `gpu-check-<gpu>.json`, and what became
+of each job to `gpu-check-<gpu>.jsonl` when it ends. Exit code 0:
 everything passed; 1: something failed or ran out of time; 2: bad arguments, or no GPU.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.rows import ROOT, commit
-from msf_kernels import backends
+from msf_kernels import backends, rk_combine
 from msf_kernels.environment import describe_machine, versions
 from msf_kernels.testing.cases import fixed_cases
 from msf_kernels.testing.conformance import OWN_BACKENDS
@@ -71,7 +72,23 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
+def carried_arch(device: torch.device) -> str | None:
+    """Return why nothing has to be built: a library with kernels for this GPU was brought along."""
+    if device.type != "cuda" or backends()["rk_combine"]["native"]:
+        return None
+    x = torch.ones(8, device=device)
+    try:
+        rk_combine(x, [x], [1.0], 1.0, backend="native")
+        torch.cuda.synchronize()
+    except RuntimeError:  # made for another GPU
+        return None
+    return "the library that is here has kernels for this GPU"
+
+
 def build_job(device: torch.device) -> Job:
+    carried = carried_arch(device)
+    if carried is not None:
+        return Job("build", "native", note=carried)
     if device.type == "cuda" and shutil.which("nvcc") is None:
         return Job("build", "native", note="nvcc is not on PATH")
     environment = {"MSF_BUILD_NATIVE": "1"}
@@ -81,8 +98,10 @@ def build_job(device: torch.device) -> Job:
     return Job("build", "native", [sys.executable, "setup.py", "build_ext", "--inplace"], environment=environment)
 
 
-def selftest_jobs(operators: Sequence[str], device: torch.device, n_seeds: int, folder: Path) -> Iterator[Job]:
-    """Plain runs of all cases; compiled and captured runs of a few, in the dtypes that networks use."""
+def selftest_jobs(
+    operators: Sequence[str], device: torch.device, n_seeds: int, folder: Path, cases: Sequence[str] = ()
+) -> Iterator[Job]:
+    """Plain runs of all cases, or of those named; compiled and captured runs of a few, in dtypes that networks use."""
     for operator in operators:
         few = ["--seeds", "0", "--case", *(case.label for case in fixed_cases(operator) if case.label in FEW_CASES)]
         common = ["-m", "msf_kernels.selftest", "--device", device.type, "--op", operator]
@@ -90,7 +109,7 @@ def selftest_jobs(operators: Sequence[str], device: torch.device, n_seeds: int, 
         # On a GPU all of ours must serve, so they are named; libraries are deterministic only where they say so.
         own = [name for name in OWN_BACKENDS if name in table and (device.type == "cuda" or not table[name])]
         runs = {
-            "selftest": ["--seeds", str(n_seeds)],
+            "selftest": ["--seeds", str(n_seeds), *(["--case", *cases] if cases else [])],
             "compile": ["--run", "compiled", "--dtype", "bfloat16", *few],
             "capture": ["--run", "captured", "--dtype", "float32", "bfloat16", "--backend", *own, *few],
         }
@@ -185,16 +204,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     deadline = started + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        # The rest runs what the build makes.
-        outcomes = [_report(run_job(build_job(device), deadline))] if "build" in options.steps else []
-        jobs = [sanitizer_job(device), pytest_job(device)]
-        jobs += selftest_jobs(options.op, device, options.seeds, Path(folder))
-        chosen = [job for job in jobs if job.step in options.steps]
-        with ThreadPoolExecutor(options.jobs) as pool:
-            outcomes += pool.map(lambda job: _report(run_job(job, deadline)), chosen)
     machine = describe_machine(device)
     name = str(machine.get("gpu", "cpu"))
+    path = options.out / f"{options.name}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    log = path.with_suffix(".jsonl")
+    log.write_text("")
+    with tempfile.TemporaryDirectory() as folder:
+        # The rest runs what the build makes.
+        outcomes = [_report(run_job(build_job(device), deadline), log)] if "build" in options.steps else []
+        jobs = [sanitizer_job(device), pytest_job(device)]
+        jobs += selftest_jobs(options.op, device, options.seeds, Path(folder), options.case)
+        chosen = [job for job in jobs if job.step in options.steps]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            outcomes += pool.map(lambda job: _report(run_job(job, deadline), log), chosen)
     found = failures(outcomes)
     report = {
         "format": 1,
@@ -208,7 +230,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "steps": [{k: v for k, v in asdict(outcome).items() if k != "rows"} for outcome in outcomes],
         "rows": [row for outcome in outcomes for row in outcome.rows],
     }
-    path = options.out / f"gpu-check-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     for line in found:
         print(f"FAILED {line}")
@@ -216,7 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if found else 0
 
 
-def _report(outcome: Outcome) -> Outcome:
+def _report(outcome: Outcome, log: Path) -> Outcome:
+    """Print and write what became of a job at once: the report comes at the end, if there is one."""
+    with log.open("a") as lines:
+        lines.write(json.dumps(asdict(outcome)) + "\n")
     first = outcome.note.partition("\n")[0]
     print(f"{outcome.step:10} {outcome.subject:18} {outcome.status:15} {outcome.seconds:6.1f} s  {first}", flush=True)
     return outcome
@@ -227,9 +251,11 @@ def _parser() -> argparse.ArgumentParser:
     operators = sorted(backends())
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description="Everything that needs a GPU.")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
+    parser.add_argument("--name", default="gpu-check", help="start of the report's name; default gpu-check")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: what can be checked without")
     parser.add_argument("--steps", choices=steps, nargs="+", default=steps, metavar="STEP", help=", ".join(steps))
     parser.add_argument("--op", choices=operators, nargs="+", default=operators, metavar="NAME", help="default all")
+    parser.add_argument("--case", nargs="+", default=[], metavar="LABEL", help="of the plain self-test; default all")
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="random cases per operator; default 10")
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything; default 8")
     parser.add_argument("--jobs", type=int, default=max(1, min(8, (os.cpu_count() or 2) // 2)), metavar="N")

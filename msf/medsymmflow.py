@@ -31,6 +31,7 @@ from msf.files.tensors import require_matching_tensors
 from msf.flow.classify import ClassifyRequest, classify
 from msf.flow.generate import GenerateRequest, generate
 from msf.flow.joint_space import JointSpace
+from msf.flow.kept import KeptTrajectories
 from msf.flow.solver import FlowSolver, tableau_of
 from msf.judge.uncertainty import Prediction
 from msf.network.inference import KeptForm
@@ -90,7 +91,8 @@ class MedSymmFlow:
         channels = self.image_shape[0] + self.semantic_shape[0]
         self.network = network or UNet(experiment.network, channels, channels, n_times=1 + self.has_independent_times)
         self.official_report: OfficialReport | None = None
-        self._fast_network = KeptForm()
+        self._trajectories = KeptTrajectories()
+        self._fast_network = KeptForm(self._trajectories.release)
 
     @classmethod
     def from_pretrained(
@@ -335,7 +337,7 @@ class MedSymmFlow:
         )
         solver = self._solver(chosen)
         with evaluating(self.network):
-            return classify(request, solver, self.space, self.device)
+            return classify(request, solver, self.space, self.device, self._trajectories)
 
     def generate(
         self,
@@ -383,7 +385,7 @@ class MedSymmFlow:
         semantic = self.semantic_maps(labels, generator)
         request = GenerateRequest(semantic=semantic, settings=chosen, seed=seed, noise=noise, progress=progress)
         with evaluating(self.network):
-            pictures = generate(request, solver, self.space, self.device)
+            pictures = generate(request, solver, self.space, self.device, self._trajectories)
         return pictures if chosen.size is None else resize_images(pictures, chosen.size)
 
     def velocity(self, precision: PrecisionName = "auto") -> Velocity:

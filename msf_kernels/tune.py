@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -111,28 +112,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help=f"{', '.join(sorted(TUNABLES))}; default all")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="table to write instead of the shipped one")
     parser.add_argument("--rounds", type=int, default=21, metavar="N", help="samples per backend; default 21")
+    parser.add_argument("--dry-run", action="store_true", help="the smallest shape on a CPU; writes to --out only")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds must be >= 1; got {options.rounds}")
     if options.out is not None and len(options.op) != 1:
         parser.error(f"--out takes the table of one operator: give one --op; got {', '.join(options.op)}")
-    if not torch.cuda.is_available():
+    if not options.dry_run and not torch.cuda.is_available():
         print("tune: there is no CUDA device on this machine, so nothing can be measured", file=sys.stderr)
         return 2
-    device = torch.device("cuda", torch.cuda.current_device())
-    gpu = torch.cuda.get_device_name(device)
+    device = torch.device("cpu") if options.dry_run else torch.device("cuda", torch.cuda.current_device())
+    gpu = "dry run" if options.dry_run else torch.cuda.get_device_name(device)
     for name in options.op:
         tunable = TUNABLES[name]
+        path = options.out or (None if options.dry_run else tunable.table.path)
+        keys = list(tunable.list_keys())
+        if options.dry_run:
+            smallest = min(keys, key=_size)
+            keys = [smallest | {"dtype": "float32"}]
         rows = []
-        for key in tunable.list_keys():
-            row = measure(tunable, key, _ITEMS, device, options.rounds)
+        for key in keys:
+            row = measure(tunable, key, 1 if options.dry_run else _ITEMS, device, options.rounds)
             if row is not None:
                 print(name, json.dumps(row), flush=True)
                 rows.append(row)
-        path = options.out or tunable.table.path
-        write_rows(tunable.table, path, gpu, rows)
-        print(f"{len(rows)} rows of {gpu} written to {path}")
+                if path is not None:
+                    write_rows(tunable.table, path, gpu, rows)  # at once: a run that is cut short keeps what it has
+        print(f"{len(rows)} rows of {gpu} " + ("measured" if path is None else f"written to {path}"))
     return 0
+
+
+def _size(key: Mapping[str, str | int | bool]) -> int:
+    return math.prod(value for value in key.values() if isinstance(value, int) and value)
 
 
 def write_rows(table: MeasuredTable, path: Path, gpu: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -193,8 +204,7 @@ def _conv_keys() -> Iterator[Key]:
             "n_pixels": side * side,
         }
 
-    for channels, n_out, side in _LEVELS:
-        yield key(channels, n_out, side)
+    for channels, n_out, side in _LEVELS:  # first, as the networks call them
         yield key(channels, n_out, side, norm=False)
     for channels in (64, 128, 256):
         for side in (32, 16, 8):
@@ -202,7 +212,9 @@ def _conv_keys() -> Iterator[Key]:
             yield key(channels, channels, side // 2, upsample=True, norm=False)
     for channels, n_out in ((8, 128), (6, 64)):
         yield key(channels, n_out, 32, norm=False)
-        yield key(n_out, channels, 32)
+        yield key(n_out, channels, 32, norm=False)
+    for channels, n_out, side in _LEVELS:
+        yield key(channels, n_out, side)
 
 
 def _conv_call(key: Key, n_items: int, device: torch.device) -> Call:

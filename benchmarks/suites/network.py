@@ -14,6 +14,7 @@ from benchmarks.agreement import close_in_rms, same_numbers
 from benchmarks.context import Context
 from benchmarks.peers import unet
 from benchmarks.peers.unet import PeerVelocity, Velocity
+from benchmarks.published import GFLOP, PARAMETERS
 from benchmarks.registry import Build, Comparison, Job, Subject, Work
 from benchmarks.rows import OURS
 from benchmarks.timing import Plan
@@ -25,10 +26,6 @@ from msf.network.unet import UNet
 
 SUITE = "network"
 MICRO_BATCH = 16
-# Per sample, at 28 (run at 32) and 224 (run on 32 x 32 latents): what is left of the published 3.20 and 12.47 GFLOP
-# without what the inference form spares, as `python -m benchmarks.layers` adds it up.
-GFLOP = {"pixel": 3.00, "latent": 11.61}
-PARAMETERS = {"pixel": 8.95e6, "latent": 35.76e6}
 MODEL = {"pixel": "28 x 28", "latent": "224 x 224 latent"}
 CONFIGS = {"pixel": RECIPES["published-28"].network, "latent": RECIPES["published-224"].network}
 CHANNELS = {"pixel": 6, "latent": 8}

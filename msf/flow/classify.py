@@ -15,6 +15,7 @@ from msf.config import ClassifySettings
 from msf.data import prepare_images, settle_value_range
 from msf.data.arrays import as_tensor, listed, rows_not_finite
 from msf.flow.joint_space import JointSpace
+from msf.flow.kept import KeptTrajectories
 from msf.flow.readout import Readout
 from msf.flow.solver import FlowSolver, check_noise
 from msf.judge.uncertainty import Draws, InvalidPredictionError, Prediction, make_prediction
@@ -138,7 +139,13 @@ class ClassifyRequest:
         )
 
 
-def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, device: torch.device) -> Prediction:
+def classify(
+    request: ClassifyRequest,
+    solver: FlowSolver,
+    space: JointSpace,
+    device: torch.device,
+    trajectories: KeptTrajectories,
+) -> Prediction:
     """Classify pictures with a flow; `MedSymmFlow.classify` is the public form.
 
     Probabilities are read from the code (`mean_code`) where one evaluation estimates the posterior mean of the code
@@ -151,6 +158,7 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
         solver: Leads from picture and noise to the semantic map; its network is on `device`.
         space: Between pictures and joint states, and the read-outs.
         device: Where network and autoencoder are.
+        trajectories: Those of earlier calls of the flow.
 
     Returns:
         The prediction, on the device of the pictures.
@@ -171,8 +179,10 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
         check_noise(request.noise, "[N, n_samples, K, H, W]", wanted)
     readout = space.readout(settings.readout, device, is_mean=solver.is_single_evaluation)
     is_posterior_mean = readout.probability is not None
-    trajectory = ClassifyTrajectory(solver, readout)
-    captured = CapturedTrajectory(trajectory)
+    # Decoded maps go through the autoencoder, whose weights are its owner's and may be moved.
+    captured = trajectories.of(
+        solver, readout, lambda: ClassifyTrajectory(solver, readout), is_fixed=not space.decodes(readout.name)
+    )
     statistics: dict[str, Statistic] = {
         "distance": MeanVariance("distance"),
         "votes": Votes("distance"),
@@ -208,7 +218,7 @@ def classify(request: ClassifyRequest, solver: FlowSolver, space: JointSpace, de
         decision=settings.decision,
         readout=readout.name,
         n_samples=settings.n_samples if settings.stop is None else n_samples,
-        nfe=trajectory.nfe,
+        nfe=parts[-1].nfe or 0,
         micro_batch=parts[-1].micro_batch,
         precision=precision_of(solver.dtype),
         convolution=solver.network.convolution,

@@ -11,6 +11,7 @@ from torch import Tensor
 from msf.config import GenerateSettings
 from msf.data.arrays import as_tensor
 from msf.flow.joint_space import JointSpace
+from msf.flow.kept import KeptTrajectories
 from msf.flow.solver import FlowSolver, check_noise
 from msf_kernels.philox_normal import IMAGE_STREAM
 from msf_kernels.sampling import InvalidSamplesError, draw
@@ -37,10 +38,10 @@ class GenerateRequest:
 
 
 class GenerateTrajectory:
-    """What one micro-batch does: follow the flow from noise and code to the picture.
+    """What one micro-batch does: follow the flow to t = 1 and keep the picture.
 
     Args:
-        solver: Leads there.
+        solver: Leads from noise and code to the picture.
     """
 
     def __init__(self, solver: FlowSolver) -> None:
@@ -49,12 +50,18 @@ class GenerateTrajectory:
         self.is_batch_invariant = solver.network.is_batch_invariant
         self.micro_batch = solver.network.micro_batch
 
-    def __call__(self, codes: SemanticBatch, noise: ImageBatch) -> Tensor:
-        """Return the image part at t = 1."""
+    def __call__(self, codes: SemanticBatch, noise: ImageBatch) -> ImageBatch:
+        """Return the picture at t = 1, not clamped; [B, C, H, W]."""
         return self.solver.to_picture(noise, codes)
 
 
-def generate(request: GenerateRequest, solver: FlowSolver, space: JointSpace, device: torch.device) -> ImageBatch:
+def generate(
+    request: GenerateRequest,
+    solver: FlowSolver,
+    space: JointSpace,
+    device: torch.device,
+    trajectories: KeptTrajectories,
+) -> ImageBatch:
     """Make one picture per semantic map; `MedSymmFlow.generate` is the public form.
 
     Args:
@@ -62,6 +69,7 @@ def generate(request: GenerateRequest, solver: FlowSolver, space: JointSpace, de
         solver: Leads from noise and code to the picture; its network is on `device`.
         space: Between joint states and pictures.
         device: Where network and autoencoder are.
+        trajectories: Those of earlier calls of the flow.
 
     Returns:
         Pictures in [0, 1], float32, on the device of the semantic maps.
@@ -80,7 +88,7 @@ def generate(request: GenerateRequest, solver: FlowSolver, space: JointSpace, de
         check_noise(noise, "[N, C, H, W]", (len(semantic), *space.image_shape))
     try:
         result = draw(
-            GenerateTrajectory(solver),
+            trajectories.of(solver, "generate", lambda: GenerateTrajectory(solver)),
             semantic,
             1,
             space.image_shape,

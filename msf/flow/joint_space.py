@@ -109,13 +109,17 @@ class JointSpace:
         if name not in get_args(ReadoutName):
             raise ValueError(f"readout must be one of {', '.join(get_args(ReadoutName))}; got {name!r}")
         self._check_readout(name)
-        if self.is_latent and name == "decoded":
+        if self.decodes(name):
             return Readout(name, self._decoded_distance, is_decoding=True)
         code = self.semantic_code(device)
         return Readout(name, code.distance, code.probability if is_mean and code.is_affinely_independent else None)
 
+    def decodes(self, name: ReadoutName) -> bool:
+        """Return whether a read-out takes maps through the autoencoder."""
+        return self.is_latent and name == "decoded"
+
     def _check_readout(self, name: ReadoutName) -> None:
-        if self.is_latent and name == "decoded" and not self._has_latent_code:
+        if self.decodes(name) and not self._has_latent_code:
             raise ValueError(
                 f"readout must be 'latent' for code {self.code.name!r}, which lives at latent resolution and has "
                 "nothing to decode; got 'decoded'"

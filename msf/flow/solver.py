@@ -7,7 +7,7 @@ never rounded below float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,6 +59,11 @@ class FlowSolver:
     def is_single_evaluation(self) -> bool:
         """Whether a solve is one evaluation at the start, so that it ends at a mean over all answers."""
         return len(self._to_code_grid) == 2 and self.tableau.n_stages == 1
+
+    @property
+    def identity(self) -> Hashable:
+        """What decides its results beside the network: solvers of equal ones do the same."""
+        return self.flow, self.tableau, tuple(self._to_code_grid), tuple(self._to_picture_grid), self._cast_to
 
     def to_code(self, image: ImageBatch, noise: SemanticBatch) -> SemanticBatch:
         """Return the semantic map at t = 0.

@@ -28,6 +28,7 @@ class AotCase:
         num_stages: Depth of the load pipeline.
         unaligned: Names of run-time arguments that are *not* multiples of 16 (pointers and sizes usually are).
         is_matmul: Whether the kernel multiplies matrices and must show tensor-core instructions.
+        n_programs: Programs of the recorded call; of no influence on what is compiled.
     """
 
     label: str
@@ -38,6 +39,7 @@ class AotCase:
     num_stages: int = 1
     unaligned: frozenset[str] = field(default_factory=frozenset)
     is_matmul: bool = False
+    n_programs: int = 0
 
     def compile(self, compute_capability: int) -> Any:
         """Compile for a CUDA architecture without a device.

@@ -2,6 +2,7 @@
 """Convolutions of 1x1, 2x2 and 3x3 taps as one matrix product whose operand is gathered on the way.
 
     out[n, k, p] = bias[k] + residual[n, k, p] + sum over taps r and channels c of weight[k, r, c] * a[n, c, q(p, r)]
+                 + sum over channels c of shortcut_weight[k, c] * [shortcut ; shortcut_skip][n, c, p]
     a = x, or silu(x * scale + shift), or x * scale + shift; zero where the pixel q(p, r) lies outside of the map
 
 q is an index map: `stride * p + r - 1` for 3x3 taps, `p` for one tap. Nearest-upsampling by two followed by 3x3 taps is
@@ -14,21 +15,32 @@ several items. An output value is summed in one order, whatever batch it travels
 once from memory (taps and blocks of output channels read them again from the caches), residual once, out is written
 once: with `bundle` the moments that the next norm needs come with it, and no pass over the map is left to the norm.
 The activation costs one exponential per tap and block of output channels.
+
+The shortcut of a residual block is a product of one tap over further channels, summed in the same tile: its result is
+never stored. Where a tile holds whole items, the group norm of the result, with SiLU, is applied before it is stored.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from msf_kernels._triton.activation import has_fast_silu, silu
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
+from msf_kernels._triton.output_norm import MAX_NORMALISED_PIXELS, OutputNorm
+from msf_kernels._triton.recording import compute_capability
 from msf_kernels._triton.rows import dense, row_stride
 from msf_kernels.partial_moments import CHUNK_PIXELS, empty_moments
 
-MAX_BLOCK_M = 128
+MAX_BLOCK_M = 256
+CHUNKED_ROWS = 128
+FEW_PIXELS = 16
+HOPPER = 9
 
 
 @triton.jit
@@ -36,7 +48,7 @@ def _add_products(
     acc, x_ptr, weight_ptr, scale_ptr, shift_ptr,
     items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels, channel_offset, n_channels_all,
     first_row, first_column, stride_x_n, stride_x_h, stride_x_w, stride_x_c, stride_affine_n,
-    SIDE: tl.constexpr, STRIDE: tl.constexpr, SILU: tl.constexpr, HAS_ONE_ITEM: tl.constexpr,
+    SIDE: tl.constexpr, STRIDE: tl.constexpr, SILU: tl.constexpr, FAST_SILU: tl.constexpr, HAS_ONE_ITEM: tl.constexpr,
     OFFSET_TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Add the products with the channels of one input; [BLOCK_M, BLOCK_N]."""
@@ -65,7 +77,7 @@ def _add_products(
                 shift = tl.load(shift_ptr + offs, mask=in_tile, other=0.0)
             value = a.to(tl.float32) * scale + shift
             if SILU:
-                value = value * tl.sigmoid(value)
+                value = silu(value, FAST_SILU)
             # Beyond the map there are zeros after the activation, not its value at zero.
             a = tl.where(in_tile, value, 0.0).to(a.dtype)
         offs_weight = offs_out[None, :] * (TAPS * n_channels_all) + (tap * n_channels_all + channel_offset)
@@ -107,14 +119,47 @@ def _store_moments(
 
 
 @triton.jit
+def _group_normalised(
+    values, in_rows, offs_out, in_out, norm_weight_ptr, norm_bias_ptr, eps,
+    GROUP_CHANNELS: tl.constexpr, SILU: tl.constexpr, FAST_SILU: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Return the group norm of a tile of whole items, with SiLU; [BLOCK_M, BLOCK_N]."""
+    ITEMS: tl.constexpr = BLOCK_M // BLOCK_PIXELS
+    GROUPS: tl.constexpr = BLOCK_N // GROUP_CHANNELS
+    tile = tl.reshape(values, [ITEMS, BLOCK_PIXELS, GROUPS, GROUP_CHANNELS])
+    exists = tl.reshape(in_rows.to(tl.float32), [ITEMS, BLOCK_PIXELS])
+    count = tl.maximum(tl.sum(exists, axis=1) * GROUP_CHANNELS, 1.0)[:, None]
+    weights = exists[:, :, None, None]
+    mean = tl.sum(tl.sum(tile * weights, axis=3), axis=1) / count  # [ITEMS, GROUPS]
+    centred = (tile - mean[:, None, :, None]) * weights
+    # The mean is refined once: its first rounding is as large as the mean is beside the deviation.
+    residual = tl.sum(tl.sum(centred, axis=3), axis=1) / count
+    variance = tl.sum(tl.sum(centred * centred, axis=3), axis=1) / count - residual * residual
+    rstd = 1.0 / tl.sqrt_rn(variance + eps)
+    y = tl.reshape((centred - residual[:, None, :, None]) * rstd[:, None, :, None], [BLOCK_M, BLOCK_N])
+    weight = tl.load(norm_weight_ptr + offs_out, mask=in_out, other=0.0).to(tl.float32)
+    bias = tl.load(norm_bias_ptr + offs_out, mask=in_out, other=0.0).to(tl.float32)
+    y = y * weight[None, :] + bias[None, :]
+    if SILU:
+        y = silu(y, FAST_SILU)
+    return y
+
+
+@triton.jit
 def _implicit_gemm_kernel(
     out_ptr, moments_ptr,
     x_ptr, skip_ptr, weight_ptr, bias_ptr, residual_ptr, scale_ptr, shift_ptr,
-    n_items, n_out, n_channels_x, n_channels_skip, height, width, grid_height, grid_width, n_chunks,
+    shortcut_ptr, shortcut_skip_ptr, shortcut_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_eps,
+    n_items, n_out, n_channels_x, n_channels_skip, n_channels_shortcut, n_channels_shortcut_skip,
+    height, width, grid_height, grid_width, n_chunks,
     stride_out_n, stride_out_h, stride_out_w, stride_x_n, stride_x_h, stride_x_w, stride_x_c,
     stride_skip_n, stride_skip_h, stride_skip_w, stride_skip_c,
     stride_residual_n, stride_residual_h, stride_residual_w, stride_residual_c, stride_affine_n,
+    stride_shortcut_n, stride_shortcut_h, stride_shortcut_w, stride_shortcut_c,
+    stride_shortcut_skip_n, stride_shortcut_skip_h, stride_shortcut_skip_w, stride_shortcut_skip_c,
     SIDE: tl.constexpr, STRIDE: tl.constexpr, UPSAMPLE: tl.constexpr, SILU: tl.constexpr, BUNDLE: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr, NORM_SILU: tl.constexpr, FAST_SILU: tl.constexpr,
     ITEM_PIXELS: tl.constexpr, CHUNK_PIXELS: tl.constexpr, OFFSET_TYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -155,15 +200,35 @@ def _implicit_gemm_kernel(
         acc, x_ptr, phase_weight_ptr, scale_ptr, shift_ptr,
         items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels_x, 0, n_channels,
         first_row, first_column, stride_x_n, stride_x_h, stride_x_w, stride_x_c, stride_affine_n,
-        SIDE, STRIDE, SILU, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+        SIDE, STRIDE, SILU, FAST_SILU, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
     )  # fmt: skip
     if skip_ptr is not None:
         acc = _add_products(
             acc, skip_ptr, phase_weight_ptr, scale_ptr, shift_ptr,
             items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels_skip, n_channels_x, n_channels,
             first_row, first_column, stride_skip_n, stride_skip_h, stride_skip_w, stride_skip_c, stride_affine_n,
-            SIDE, STRIDE, SILU, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+            SIDE, STRIDE, SILU, FAST_SILU, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
         )  # fmt: skip
+
+    if shortcut_ptr is not None:
+        out_height = grid_height * 2 if UPSAMPLE else grid_height
+        out_width = grid_width * 2 if UPSAMPLE else grid_width
+        n_channels_all = n_channels_shortcut + n_channels_shortcut_skip
+        acc = _add_products(
+            acc, shortcut_ptr, shortcut_weight_ptr, None, None,
+            items, out_rows, out_columns, in_rows, offs_out, in_out, out_height, out_width,
+            n_channels_shortcut, 0, n_channels_all, 0, 0,
+            stride_shortcut_n, stride_shortcut_h, stride_shortcut_w, stride_shortcut_c, 0,
+            1, 1, False, False, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+        )  # fmt: skip
+        if shortcut_skip_ptr is not None:
+            acc = _add_products(
+                acc, shortcut_skip_ptr, shortcut_weight_ptr, None, None,
+                items, out_rows, out_columns, in_rows, offs_out, in_out, out_height, out_width,
+                n_channels_shortcut_skip, n_channels_shortcut, n_channels_all, 0, 0,
+                stride_shortcut_skip_n, stride_shortcut_skip_h, stride_shortcut_skip_w, stride_shortcut_skip_c, 0,
+                1, 1, False, False, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+            )  # fmt: skip
 
     in_tile = in_rows[:, None] & in_out[None, :]
     if bias_ptr is not None:
@@ -175,6 +240,11 @@ def _implicit_gemm_kernel(
         residual_ptrs += out_rows * stride_residual_h + out_columns * stride_residual_w
         offs_channel = offs_out.to(OFFSET_TYPE)[None, :] * stride_residual_c
         acc += tl.load(residual_ptrs[:, None] + offs_channel, mask=in_tile, other=0.0).to(tl.float32)
+    if norm_weight_ptr is not None:
+        acc = _group_normalised(
+            acc, in_rows, offs_out, in_out, norm_weight_ptr, norm_bias_ptr, norm_eps,
+            GROUP_CHANNELS, NORM_SILU, FAST_SILU, BLOCK_PIXELS, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
     out = acc.to(out_ptr.dtype.element_ty)
     out_ptrs = out_ptr + items.to(tl.int64) * stride_out_n + (out_rows * stride_out_h + out_columns * stride_out_w)
     tl.store(out_ptrs[:, None] + offs_out[None, :], out, mask=in_tile)
@@ -199,8 +269,15 @@ def launch_implicit_gemm(
     stride: int = 1,
     upsample: bool = False,
     bundle: int = 0,
+    shortcut: Sequence[Tensor] = (),
+    shortcut_weight: Tensor | None = None,
+    norm: OutputNorm | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return out [N, K, OH, OW], channels-last, and its moments; weight is [phases, K, side, side, C], contiguous."""
+    """Return out [N, K, OH, OW], channels-last, and its moments; weight is [phases, K, side, side, C], contiguous.
+
+    The shortcut is one map or two, [N, Cs, OH, OW], with a contiguous weight [K, all of their channels]. A norm must be
+    one of those of `can_normalise`.
+    """
     bias = dense(bias)
     if scale is not None and shift is not None:
         # The kernel walks both by one stride.
@@ -221,6 +298,7 @@ def launch_implicit_gemm(
     n_pixels = grid_height * grid_width
     item_pixels = min(MAX_BLOCK_M, triton.next_power_of_2(n_pixels))
     channels_skip = 0 if skip is None else skip.shape[1]
+    first, second = (*shortcut, None, None)[:2]
 
     def grid(blocks: dict[str, int]) -> tuple[int, ...]:
         block_pixels = min(blocks["BLOCK_M"], item_pixels)
@@ -229,9 +307,20 @@ def launch_implicit_gemm(
 
     launch(
         _implicit_gemm_kernel,
-        _configs(x.dtype, n_out, min(channels_x, channels_skip or channels_x), n_pixels, scale is not None, bundle),
+        _configs(
+            x.dtype,
+            n_out,
+            min(channels_x, channels_skip or channels_x),
+            n_pixels,
+            scale is not None,
+            bundle,
+            compute_capability(x.device),
+        ),
         grid,
-        configuration_key=(x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride, scale is None, bundle),
+        configuration_key=(
+            (x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride, scale is None, bundle),
+            (tuple(each.shape[1] for each in shortcut), norm is None),
+        ),
         is_matmul=x.dtype != torch.float32,
         out_ptr=out,
         moments_ptr=moments if bundle else None,
@@ -242,10 +331,18 @@ def launch_implicit_gemm(
         residual_ptr=residual,
         scale_ptr=scale,
         shift_ptr=shift,
+        shortcut_ptr=first,
+        shortcut_skip_ptr=second,
+        shortcut_weight_ptr=shortcut_weight,
+        norm_weight_ptr=None if norm is None else norm.weight,
+        norm_bias_ptr=None if norm is None else norm.bias,
+        norm_eps=0.0 if norm is None else norm.eps,
         n_items=n,
         n_out=n_out,
         n_channels_x=channels_x,
         n_channels_skip=channels_skip,
+        n_channels_shortcut=0 if first is None else first.shape[1],
+        n_channels_shortcut_skip=0 if second is None else second.shape[1],
         height=height,
         width=width,
         grid_height=grid_height,
@@ -257,15 +354,20 @@ def launch_implicit_gemm(
         **_strides("x", x),
         **_strides("skip", skip),
         **_strides("residual", residual),
+        **_strides("shortcut", first),
+        **_strides("shortcut_skip", second),
         stride_affine_n=row_stride(scale),
         SIDE=side,
         STRIDE=stride,
         UPSAMPLE=upsample,
         SILU=silu,
         BUNDLE=bundle,
+        GROUP_CHANNELS=0 if norm is None else n_out // norm.num_groups,
+        NORM_SILU=norm is not None and norm.silu,
+        FAST_SILU=has_fast_silu(x.dtype),
         ITEM_PIXELS=item_pixels,
         CHUNK_PIXELS=min(CHUNK_PIXELS, item_pixels),
-        OFFSET_TYPE=offset_type(x, skip, residual, out),
+        OFFSET_TYPE=offset_type(x, skip, residual, first, second, out),
         # TF32 would round fp32 inputs to 10 bits.
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
     )
@@ -280,21 +382,37 @@ def _strides(name: str, x: Tensor | None) -> dict[str, int]:
 # Not measured on a GPU yet: the first is what runs unless all are tried. All of a list have one block of
 # channels, so that a value is summed in one order; the last bits of the moments may follow the layout of a tile.
 def _configs(
-    dtype: torch.dtype, n_out: int, n_channels: int, n_pixels: int, has_affine: bool, bundle: int
+    dtype: torch.dtype,
+    n_out: int,
+    n_channels: int,
+    n_pixels: int,
+    has_affine: bool,
+    bundle: int,
+    capability: int | None,
 ) -> tuple[KernelConfig, ...]:
     def config(m: int, n: int, warps: int, stages: int) -> KernelConfig:
         # Triton's products need 16 in every direction.
-        return KernelConfig({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, warps, stages)
+        return KernelConfig({"BLOCK_M": m, "BLOCK_N": min(n, block_n), "BLOCK_K": block_k}, warps, stages)
 
     block_k = max(16, min(64, triton.next_power_of_2(n_channels)))
     block_n = max(16, bundle, triton.next_power_of_2(n_out))
     if dtype == torch.float32:
         block_k = min(32, block_k)
-        return (config(64, min(64, block_n), 4, 1),)
-    if has_affine and n_pixels < MAX_BLOCK_M:
+        return (config(64, 64, 4, 1),)
+    if has_affine and n_pixels < CHUNKED_ROWS:
         # With several items in a tile the factors are as large as the tile, in float32, in every stage.
-        return (config(64, min(128, block_n), 4, 3), config(64, min(64, block_n), 4, 3))
+        return (config(64, 128, 4, 3), config(64, 64, 4, 3))
     if block_n < 128:
         return (config(128, block_n, 4, 3), config(64, block_n, 4, 3))
-    wide = (config(128, 128, 8, 3), config(64, 128, 4, 3), config(128, 128, 8, 4))
-    return wide if has_affine else (*wide, config(128, 64, 8, 3))
+    large = (config(128, 128, 8, 3), config(128, 128, 8, 4), config(64, 128, 4, 3))
+    if n_pixels <= MAX_NORMALISED_PIXELS:
+        # Small tiles where large ones would leave most of the multiprocessors without one.
+        small = (config(64, 64, 4, 4), config(64, 128, 4, 4))
+        return (*(small if n_pixels <= FEW_PIXELS else reversed(small)), *large[:2])
+    if has_affine or n_pixels < MAX_BLOCK_M:
+        return large
+    wide = (*large, config(128, 64, 8, 3))
+    if capability is None or capability // 10 != HOPPER or bundle:
+        return wide  # the largest tile spills: 64 bytes on sm_80 with a shortcut, 88 on sm_100 with a residual
+    # The tiles are read from the cache, which is the limit in the model (docs/gpu-model.md): the largest first.
+    return (config(256, 128, 8, 3), *wide)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 import triton.testing
+from torch import Tensor
 
 from msf_kernels._triton.aot_case import FLOAT_OPTIONS
 from msf_kernels._triton.machine import is_interpreting
-from msf_kernels._triton.recording import is_recording, record
+from msf_kernels._triton.recording import is_recording, record, records_first_only
 
 TRY_ENV = "MSF_KERNELS_TRY_CONFIGURATIONS"
 _OLD_TRY_ENV = "MSF_KERNELS_TUNE"
@@ -51,6 +54,8 @@ def launch(
     With the environment variable `MSF_KERNELS_TRY_CONFIGURATIONS=1`, the first call for a `configuration_key` times
     every configuration and the process keeps the fastest. That is never done while a CUDA graph is captured.
 
+    Triton launches on the current device, whatever its arguments are on: theirs is made the current one meanwhile.
+
     Args:
         kernel: `triton.jit` function.
         configs: At most six; the first is valid everywhere. All must give the same bits.
@@ -61,8 +66,16 @@ def launch(
         **arguments: The kernel's arguments by name, without block sizes.
     """
     if is_recording():
-        for config in configs if configuration_key is not None else configs[:1]:
-            record(kernel, arguments, config.blocks, config.num_warps, config.num_stages, is_matmul)
+        for config in configs[:1] if configuration_key is None or records_first_only() else configs:
+            record(
+                kernel,
+                arguments,
+                config.blocks,
+                config.num_warps,
+                config.num_stages,
+                is_matmul,
+                math.prod(grid(config.blocks)),
+            )
         return
 
     def run(config: KernelConfig) -> None:
@@ -76,13 +89,23 @@ def launch(
                 num_stages=config.num_stages,
             )
 
-    config = configs[0]
-    if configuration_key is not None and len(configs) > 1 and _tries_all():
-        key = (kernel, torch.cuda.current_device(), configuration_key)
-        if key not in _fastest and not torch.cuda.is_current_stream_capturing():
-            _fastest[key] = min(configs, key=lambda candidate: triton.testing.do_bench(lambda: run(candidate)))
-        config = _fastest.get(key, config)
-    run(config)
+    with _on_device_of(arguments.values()):
+        config = configs[0]
+        if configuration_key is not None and len(configs) > 1 and _tries_all():
+            key = (kernel, torch.cuda.current_device(), configuration_key)
+            if key not in _fastest and not torch.cuda.is_current_stream_capturing():
+                _fastest[key] = min(configs, key=lambda candidate: triton.testing.do_bench(lambda: run(candidate)))
+            config = _fastest.get(key, config)
+        run(config)
+
+
+def _on_device_of(arguments: Iterable[Any]) -> AbstractContextManager[Any]:
+    """Return what makes the tensors' GPU the current one; nothing where there is none."""
+    for value in arguments:
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Tensor) and each.device.type == "cuda":
+                return torch.cuda.device(each.device)
+    return nullcontext()
 
 
 def _tries_all() -> bool:

@@ -22,19 +22,20 @@ _POINTERS = {
     torch.int32: "*i32",
 }
 
-_recorders: list[tuple[str, int | None, list[AotCase]]] = []
+_recorders: list[tuple[str, int | None, bool, list[AotCase]]] = []
 
 
 @contextmanager
-def record_launches(label: str, arch: int | None = None) -> Iterator[list[AotCase]]:
+def record_launches(label: str, arch: int | None = None, *, first_only: bool = False) -> Iterator[list[AotCase]]:
     """Collect launches as cases instead of running them.
 
     Args:
         label: Start of each case's label; the kernel's name and configuration follow.
         arch: Compute capability, such as 90, where the launcher's choices depend on it (see `compute_capability`).
+        first_only: Only in the configuration that runs unless all are tried.
     """
     cases: list[AotCase] = []
-    _recorders.append((label, arch, cases))
+    _recorders.append((label, arch, first_only, cases))
     try:
         yield cases
     finally:
@@ -44,6 +45,11 @@ def record_launches(label: str, arch: int | None = None) -> Iterator[list[AotCas
 def is_recording() -> bool:
     """Return whether `launch` records instead of running."""
     return bool(_recorders)
+
+
+def records_first_only() -> bool:
+    """Return whether only the configuration that would run is recorded."""
+    return _recorders[-1][2]
 
 
 def compute_capability(device: torch.device) -> int | None:
@@ -65,10 +71,16 @@ def _type_of(value: torch.Tensor | float) -> str:
 
 
 def record(
-    kernel: Any, arguments: Mapping[str, Any], blocks: Mapping[str, int], num_warps: int, num_stages: int, matmul: bool
+    kernel: Any,
+    arguments: Mapping[str, Any],
+    blocks: Mapping[str, int],
+    num_warps: int,
+    num_stages: int,
+    matmul: bool,
+    n_programs: int,
 ) -> None:
     """Add the case of one launch, specialised as Triton's run time would: 1, None and multiples of 16 are known."""
-    label, _, cases = _recorders[-1]
+    label, _, _, cases = _recorders[-1]
     compile_time = {kernel.arg_names[i] for i in kernel.constexprs}
     signature: dict[str, str | tuple[str, ...]] = {}
     constexprs: dict[str, Any] = dict(blocks)
@@ -91,5 +103,6 @@ def record(
             num_stages=num_stages,
             unaligned=frozenset(unaligned),
             is_matmul=matmul,
+            n_programs=n_programs,
         )
     )

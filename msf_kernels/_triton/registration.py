@@ -14,6 +14,9 @@ from msf_kernels._triton.machine import is_interpreting
 
 NAMESPACE = "msf_triton"
 
+LAUNCHERS: dict[str, Callable[..., Any]] = {}
+"""What runs the kernels of each operator; on meta tensors inside `record_launches` it says what they would be."""
+
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -35,6 +38,7 @@ def register(
     if name == schema:
         schema += SHARED[name]
     launch = imported_when_called(kernel) if isinstance(kernel, str) else kernel
+    LAUNCHERS[name] = launch
     # Strides of the outputs follow from strides of the inputs, so a compiler must not change those.
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 

@@ -69,8 +69,8 @@ def attention_block(
         order: How the 3C projections are packed, `"legacy"` or `"new"`, as `spatial_attention` says.
         eps: Added to the variance; finite, > 0.
         backend: `"auto"`, or the name of one backend, which is then served or refused and never replaced. `triton`
-            fuses the norm into the first projection and the residual into the second; `composed` runs the steps one by
-            one. The attention between the projections is `spatial_attention`'s own choice in both.
+            adds biases and residual in the projections; `composed` runs the steps one by one. The norm and the
+            attention are `group_norm_silu`'s and `spatial_attention`'s own choice in both.
 
     Returns:
         [N, C, H, W] in the dtype and on the device of `x`, channels-last.

@@ -1,3 +1,4 @@
+from msf_kernels.conv3x3._choice import library_order
 from msf_kernels.conv3x3.api import conv3x3, norm_affine, pack_weight
 from msf_kernels.conv3x3.transformed import (
     TransformedWeight,
@@ -14,6 +15,7 @@ __all__ = [
     "convolve_transformed",
     "is_native_convolution_fast",
     "is_native_convolution_faster",
+    "library_order",
     "native_convolution_reasons",
     "norm_affine",
     "pack_weight",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from msf_kernels import _ext
 from msf_kernels._derivatives import any_requires_grad
@@ -11,8 +12,12 @@ from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._forms import Form, choose_form
 from msf_kernels.conv3x3._measured import TABLE
 
-# On a GPU without measurements. cuDNN was tuned for each GPU; the Triton kernel has not been timed on any yet.
+# On a GPU without measurements. In half precision the kernel that adds bias, residual and shortcut where the products
+# are, for what that saves (docs/gpu-model.md); it has not been timed on any GPU. In float32, which it multiplies as
+# such, the library is hard to beat.
 UNMEASURED_ORDER = ("aten", "triton", "reference")
+UNMEASURED_HALF_ORDER = ("triton", "aten", "reference")
+HALF = (torch.bfloat16, torch.float16)
 
 # On a CPU in float32, one thread, torch 2.13.0, AMD EPYC (Zen 4), oneDNN's time over the native convolution's, whose
 # weight was transformed once: 1.3 to 3.0 for stride 1 and doubled maps, with AVX-512 and with AVX2; all figures are in
@@ -47,13 +52,27 @@ def auto_order(call: ConvCall) -> tuple[str, ...]:
         return ("native", *UNMEASURED_ORDER) if is_native_first else UNMEASURED_ORDER
     return _cuda_order(
         x.device.index,
-        str(x.dtype).removeprefix("torch."),
+        x.dtype,
         call.in_channels,
         call.weight.shape[-4],
         call.stride,
         call.upsample,
         call.norm_scale is not None,
         x.shape[2] * x.shape[3],
+    )
+
+
+def library_order(x: Tensor, out_channels: int, *, stride: int = 1, upsample: bool = False) -> tuple[str, ...]:
+    """Return in which order the backends of a plain convolution of a map on a GPU are tried, by what was measured.
+
+    Args:
+        x: The map; [N, C, H, W].
+        out_channels: Channels of the result.
+        stride: Step of the output.
+        upsample: Whether the map is doubled first.
+    """
+    return _cuda_order(
+        x.device.index, x.dtype, x.shape[1], out_channels, stride, upsample, False, x.shape[2] * x.shape[3]
     )
 
 
@@ -68,7 +87,7 @@ def is_native_measured_faster(
 @constant_while_tracing
 def _cuda_order(
     device_index: int | None,
-    dtype: str,
+    dtype: torch.dtype,
     in_channels: int,
     out_channels: int,
     stride: int,
@@ -78,8 +97,8 @@ def _cuda_order(
 ) -> tuple[str, ...]:
     return TABLE.order(
         torch.cuda.get_device_name(device_index),
-        UNMEASURED_ORDER,
-        dtype=dtype,
+        UNMEASURED_HALF_ORDER if dtype in HALF else UNMEASURED_ORDER,
+        dtype=str(dtype).removeprefix("torch."),
         in_channels=in_channels,
         out_channels=out_channels,
         stride=stride,

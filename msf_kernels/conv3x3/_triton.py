@@ -69,13 +69,14 @@ _AOT_CALLS = {
 
 
 def aot_cases(arch: int) -> Iterator[AotCase]:
-    """Yield the compilations of the networks' convolutions; the same for every architecture."""
+    """Yield the compilations of the networks' convolutions for an architecture."""
     for dtype, calls in _AOT_CALLS.items():
         for call in calls:
-            yield from _record(dtype, *call)
+            yield from _record(arch, dtype, *call)
 
 
 def _record(
+    arch: int,
     dtype: torch.dtype,
     channels: int,
     skip_channels: int,
@@ -100,7 +101,7 @@ def _record(
     options = (("normalised", is_normalised), ("residual", has_residual), ("upsample", upsample))
     flags = " ".join(name for name, is_on in options if is_on)
     label = f"conv3x3 {dtype} {channels}+{skip_channels}->{n_out} {side}x{side}/{stride} {flags}".replace("torch.", "")
-    with record_launches(label.strip()) as cases:
+    with record_launches(label.strip(), arch) as cases:
         _, moments = launch_conv3x3(
             feature_map(channels, side),
             weight,

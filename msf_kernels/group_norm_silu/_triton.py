@@ -50,6 +50,23 @@ _AOT_CALLS = (
     (128, 0, 256, _NHWC, ()),
     (128, 0, 256, _NCHW, ()),
 )
+# Channels, skip channels, height = width, SiLU: what an evaluation of the latent network calls, forward only.
+_LATENT = (
+    (128, 0, 32, True),
+    (128, 0, 16, True),
+    (256, 0, 16, True),
+    (256, 0, 16, False),
+    (256, 0, 8, True),
+    (256, 0, 4, True),
+    (256, 0, 4, False),
+    (256, 256, 4, True),
+    (256, 256, 8, True),
+    (256, 256, 16, True),
+    (256, 128, 16, True),
+    (256, 0, 32, True),
+    (256, 128, 32, True),
+    (128, 128, 32, True),
+)
 
 
 def aot_cases(arch: int) -> Iterator[AotCase]:
@@ -57,6 +74,8 @@ def aot_cases(arch: int) -> Iterator[AotCase]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for call in _AOT_CALLS:
             yield from _record(dtype, *call)
+    for channels, skip_channels, side, silu in _LATENT:
+        yield from _record(torch.bfloat16, channels, skip_channels, side, _NHWC, (), silu, is_forward_only=True)
 
 
 def _record(
@@ -66,6 +85,9 @@ def _record(
     side: int,
     memory_format: torch.memory_format,
     rows: tuple[str, ...],
+    silu: bool = True,
+    *,
+    is_forward_only: bool = False,
 ) -> list[AotCase]:
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -77,10 +99,13 @@ def _record(
     add, scale, shift = (meta(n, total) if name in rows else None for name in ("add", "scale", "shift"))
     stats = meta(n, num_groups)
     layout = "NHWC" if memory_format == _NHWC else "NCHW"
-    label = f"group_norm_silu {dtype} {channels}+{skip_channels}x{side}x{side} {layout} {' '.join(rows)}".replace(
+    flags = " ".join((*rows, *(["no silu"] * (not silu))))
+    label = f"group_norm_silu {dtype} {channels}+{skip_channels}x{side}x{side} {layout} {flags}".replace(
         "torch.", ""
     ).strip()
     with record_launches(label) as cases:
-        launch_group_norm_silu_fwd(x, num_groups, weight, bias, skip, add, scale, shift, 1e-5, True)
+        launch_group_norm_silu_fwd(x, num_groups, weight, bias, skip, add, scale, shift, 1e-5, silu)
+        if is_forward_only:
+            return cases
         launch_group_norm_silu_bwd(out, stats, stats, x, num_groups, weight, bias, skip, add, scale, shift, True)
     return cases

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msf_kernels._triton.activation import has_fast_silu
+from msf_kernels._triton.activation import silu as apply_silu
 from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
 from msf_kernels._triton.rows import dense
@@ -32,6 +34,7 @@ from msf_kernels.memory_format import output_memory_format
 
 # One tile of fp32 values, 64 for each thread of 16 warps, stays below the 128 registers that such a thread can have.
 MAX_VALUES = 32768
+SHARED_WARPS = 8
 
 
 @triton.jit
@@ -135,7 +138,7 @@ def _group_norm_silu_fwd_kernel(
     n_blocks, n_chunks, n_pixels, n_channels, n_channels_x, n_groups, eps,
     stride_out_n, stride_out_p, stride_out_c, stride_x_n, stride_x_p, stride_x_c,
     stride_skip_n, stride_skip_p, stride_skip_c, stride_add_n, stride_scale_n, stride_shift_n,
-    HAS_STATS: tl.constexpr, SILU: tl.constexpr, OFFSET_TYPE: tl.constexpr,
+    HAS_STATS: tl.constexpr, SILU: tl.constexpr, FAST_SILU: tl.constexpr, OFFSET_TYPE: tl.constexpr,
     CHANNELS_PER_GROUP: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -171,7 +174,7 @@ def _group_norm_silu_fwd_kernel(
         tl.store(rstd_ptr + group_offs, rstd, mask=is_first)
     y = ((h - mean[:, None]) - residual[:, None]) * (rstd * weight * scale)[:, None] + (bias * scale + shift)[:, None]
     if SILU:
-        y = y * tl.sigmoid(y)
+        y = apply_silu(y, FAST_SILU)
 
     out_ptrs = tile_pointers(out_ptr, pid_n, pixels, channels, stride_out_n, stride_out_p, stride_out_c)
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=in_tile)
@@ -198,7 +201,7 @@ def launch_group_norm_silu_fwd(
         return out, mean.zero_(), rstd.zero_()
     x = with_even_pixels(x, memory_format)
     skip = None if skip is None else with_even_pixels(skip, memory_format)
-    plan = plan_tiles(height * width, n_channels, num_groups, x.element_size(), MAX_VALUES)
+    plan = plan_tiles(height * width, n_channels, num_groups, x.element_size(), MAX_VALUES, SHARED_WARPS)
     inputs = input_arguments(x, num_groups, weight, bias, skip, add, scale, shift, plan)
     inputs["OFFSET_TYPE"] = offset_type(x, skip, out)
     residual = None
@@ -207,7 +210,7 @@ def launch_group_norm_silu_fwd(
         _launch_statistics(mean, residual, rstd, inputs, n, plan, eps)
     outputs = {"out_ptr": out, "mean_ptr": mean, "residual_ptr": residual, "rstd_ptr": rstd}
     outputs |= strides_named("out", out)
-    flags = {"eps": eps, "HAS_STATS": plan.n_chunks > 1, "SILU": silu}
+    flags = {"eps": eps, "HAS_STATS": plan.n_chunks > 1, "SILU": silu, "FAST_SILU": has_fast_silu(x.dtype)}
     launch_tiles(_group_norm_silu_fwd_kernel, n, plan, outputs | inputs | flags)
     return out, mean, rstd
 

@@ -20,6 +20,9 @@ from msf_kernels._triton.rows import row_stride
 # nothing to tune at run time: another tile would sum in another order and give other last bits.
 CHANNEL_BYTES = (32, 16)
 VALUES_PER_THREAD = 16
+# A tile of as many values leaves room for a second one on the same multiprocessor, which loads while this one stores
+# (compiled for sm_90: 101 registers in 8 warps against 102 in 16).
+SHARED_VALUES = 8192
 MAX_WARPS = 16
 CHUNK_VALUES = 8192
 
@@ -33,17 +36,29 @@ class TilePlan:
     config: KernelConfig
 
 
-def plan_tiles(n_pixels: int, n_channels: int, num_groups: int, itemsize: int, max_values: int) -> TilePlan:
-    """Return tiles of all pixels where such a tile has at most `max_values`, else tiles of a chunk of the pixels."""
+def plan_tiles(
+    n_pixels: int,
+    n_channels: int,
+    num_groups: int,
+    itemsize: int,
+    max_values: int,
+    shared_warps: int = MAX_WARPS,
+) -> TilePlan:
+    """Return tiles of all pixels where such a tile has at most `max_values`, else tiles of a chunk of the pixels.
+
+    Of tiles of all pixels the widest that shares a multiprocessor, in at most `shared_warps`, or the widest.
+    """
     channels_per_group = n_channels // num_groups
     widths = [max(channels_per_group, min(channel_bytes // itemsize, n_channels)) for channel_bytes in CHANNEL_BYTES]
     widths = [triton.next_power_of_2(width) for width in widths]
     block_pixels = triton.next_power_of_2(n_pixels)
-    block_channels = next((width for width in widths if block_pixels * width <= max_values), None)
+    limits = (min(SHARED_VALUES, max_values), max_values)
+    block_channels = next((width for limit in limits for width in widths if block_pixels * width <= limit), None)
     if block_channels is None:
         block_channels = widths[0]
         block_pixels = max(1, CHUNK_VALUES // block_channels)
     groups = min(block_channels // channels_per_group, num_groups)
+    is_shared = block_pixels * block_channels <= SHARED_VALUES
     warps = triton.next_power_of_2(triton.cdiv(block_pixels * block_channels, 32 * VALUES_PER_THREAD))
     blocks = {
         "CHANNELS_PER_GROUP": channels_per_group,
@@ -54,7 +69,7 @@ def plan_tiles(n_pixels: int, n_channels: int, num_groups: int, itemsize: int, m
     return TilePlan(
         n_blocks=triton.cdiv(num_groups, groups),
         n_chunks=triton.cdiv(n_pixels, block_pixels),
-        config=KernelConfig(blocks, num_warps=min(MAX_WARPS, warps)),
+        config=KernelConfig(blocks, num_warps=min(shared_warps if is_shared else MAX_WARPS, warps)),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def fake_philox_normal_fwd(
-    sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype
+    sample_index: Tensor, shape: Sequence[int], seed: int | Tensor, stream: int, dtype: torch.dtype
 ) -> Tensor:
     """Return what `philox_normal_fwd` of any family of operators allocates."""
     return sample_index.new_empty((sample_index.shape[0], *shape), dtype=dtype)

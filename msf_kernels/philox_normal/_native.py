@@ -15,10 +15,15 @@ _words_fwd = _ext.operator("philox_words_fwd", fake_philox_words_fwd)
 
 
 def philox_normal_native(
-    sample_index: Tensor, shape: Sequence[int], seed: int, *, stream: int = 0, dtype: torch.dtype = torch.float32
+    sample_index: Tensor,
+    shape: Sequence[int],
+    seed: int | Tensor,
+    *,
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Run the native operator; [N] -> [N, *shape]."""
-    noise: Tensor = _normal_fwd(sample_index, shape, seed, stream, dtype)
+    noise: Tensor = _normal_fwd(sample_index, shape, int(seed), stream, dtype)
     return noise
 
 
@@ -29,10 +34,13 @@ def philox_words_native(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def native_normal_reasons(
-    sample_index: Tensor, shape: Sequence[int], seed: int, *, stream: int, dtype: torch.dtype
+    sample_index: Tensor, shape: Sequence[int], seed: int | Tensor, *, stream: int, dtype: torch.dtype
 ) -> list[str]:
     """Return why the native operator cannot serve these inputs; empty when it can."""
-    return _ext.tensor_reasons("philox_normal_fwd", (sample_index,))
+    reasons = _ext.tensor_reasons("philox_normal_fwd", (sample_index,))
+    if isinstance(seed, Tensor) and (seed.device.type != "cpu" or torch.compiler.is_compiling()):
+        reasons = [*reasons, "takes the seed as a number, or reads it on the CPU where nothing is traced"]
+    return reasons
 
 
 def native_words_reasons(counter: Tensor, key: Tensor) -> list[str]:

@@ -1,7 +1,8 @@
 """The noise as operators of torch.library: schemas, fakes and CPU bodies. There is nothing to differentiate.
 
-`msf_triton::philox_normal_fwd` and `msf_triton::philox_words_fwd` are what `torch.compile` and CUDA graphs see of a
-call. No FLOP formula: apart from the Box-Muller transform the work is integer arithmetic.
+`msf_triton::philox_normal_fwd`, the same with a seed in memory, and `msf_triton::philox_words_fwd` are what
+`torch.compile` and CUDA graphs see of a call. No FLOP formula: apart from the Box-Muller transform the work is integer
+arithmetic.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ from msf_kernels.philox_normal._allocation import fake_philox_normal_fwd, fake_p
 from msf_kernels.philox_normal._reference import philox_normal_reference, philox_words_reference
 
 
-def _normal_formula(sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype) -> Tensor:
+def _normal_formula(
+    sample_index: Tensor, shape: Sequence[int], seed: int | Tensor, stream: int, dtype: torch.dtype
+) -> Tensor:
     return philox_normal_reference(sample_index, shape, seed, stream=stream, dtype=dtype)
 
 
 _normal_fwd = register(
     "philox_normal_fwd",
+    kernel="msf_kernels.philox_normal._triton:launch_philox_normal_fwd",
+    formula=_normal_formula,
+    fake=fake_philox_normal_fwd,
+)
+_normal_seed_on_device_fwd = register(
+    "philox_normal_seed_on_device_fwd(Tensor sample_index, SymInt[] shape, Tensor seed, SymInt stream, "
+    "ScalarType dtype) -> Tensor",
     kernel="msf_kernels.philox_normal._triton:launch_philox_normal_fwd",
     formula=_normal_formula,
     fake=fake_philox_normal_fwd,
@@ -35,10 +45,16 @@ _words_fwd = register(
 
 
 def philox_normal_triton(
-    sample_index: Tensor, shape: Sequence[int], seed: int, *, stream: int = 0, dtype: torch.dtype = torch.float32
+    sample_index: Tensor,
+    shape: Sequence[int],
+    seed: int | Tensor,
+    *,
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Run the registered operator; [N] -> [N, *shape]."""
-    noise: Tensor = _normal_fwd(sample_index, shape, seed, stream, dtype)
+    """Run the registered operator for the kind of seed; [N] -> [N, *shape]."""
+    run = _normal_seed_on_device_fwd if isinstance(seed, Tensor) else _normal_fwd
+    noise: Tensor = run(sample_index, shape, seed, stream, dtype)
     return noise
 
 

@@ -29,7 +29,7 @@ def philox_words_reference(counter: Tensor, key: Tensor) -> Tensor:
 def philox_normal_reference(
     sample_index: Tensor,
     shape: Sequence[int],
-    seed: int,
+    seed: int | Tensor,
     *,
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -40,7 +40,10 @@ def philox_normal_reference(
     # 32 bits (torch 2.13: (arange * multiplier) >> 32 comes out wrong).
     block = torch.arange((size + 3) // 4, dtype=torch.int64, device=sample_index.device) & WORD_MASK
     # Tensors, not numbers: a compiled caller need not be compiled again for another seed.
-    stream_word, key = (torch.full((1, 1), number, device=sample_index.device) for number in (stream, seed))
+    stream_word, key = (
+        number.reshape(1, 1) if isinstance(number, Tensor) else torch.full((1, 1), number, device=sample_index.device)
+        for number in (stream, seed)
+    )
     x_0, x_1, x_2, x_3 = _philox(
         block[None, :],
         stream_word,

@@ -30,12 +30,16 @@ WORDS_CONFIGS = (KernelConfig({"BLOCK": 256}, num_warps=4),)
 
 
 @triton.jit(do_not_specialize=["seed", "stream"])
-def _philox_normal_fwd_kernel(out_ptr, sample_index_ptr, seed, stream, n_positions, stride_sample, BLOCK: tl.constexpr):
+def _philox_normal_fwd_kernel(
+    out_ptr, sample_index_ptr, seed, seed_ptr, stream, n_positions, stride_sample, BLOCK: tl.constexpr
+):
     pid = tl.program_id(0)
     n_programs = tl.cdiv(n_positions, 4 * BLOCK)
     sample = tl.cast(pid // n_programs, tl.int64)
     pid_block = pid % n_programs
     sample_index = tl.load(sample_index_ptr + sample * stride_sample)
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
 
     noise = normal_block(block_offsets(pid_block, BLOCK), stream, sample_index, seed)
 
@@ -67,9 +71,10 @@ def _philox_words_fwd_kernel(
 
 
 def launch_philox_normal_fwd(
-    sample_index: Tensor, shape: Sequence[int], seed: int, stream: int, dtype: torch.dtype
+    sample_index: Tensor, shape: Sequence[int], seed: int | Tensor, stream: int, dtype: torch.dtype
 ) -> Tensor:
-    """Return the noise; [N] -> [N, *shape]."""
+    """Return the noise; [N] -> [N, *shape]. A seed in memory is read by the kernel, so that a graph follows it."""
+    is_in_memory = isinstance(seed, Tensor)
     n, n_positions = sample_index.shape[0], math.prod(shape)
     out = torch.empty((n, *shape), dtype=dtype, device=sample_index.device)
     launch(
@@ -79,7 +84,8 @@ def launch_philox_normal_fwd(
         configuration_key=(n, n_positions, dtype),
         out_ptr=out,
         sample_index_ptr=sample_index,
-        seed=seed,
+        seed=0 if is_in_memory else seed,
+        seed_ptr=seed if is_in_memory else None,
         stream=stream,
         n_positions=n_positions,
         stride_sample=sample_index.stride(0),
@@ -113,6 +119,7 @@ def aot_cases(arch: int) -> list[AotCase]:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         with record_launches(f"philox_normal {dtype}".replace("torch.", "")) as recorded:
             launch_philox_normal_fwd(index, (3, 32, 32), 7, 5, dtype)
+            launch_philox_normal_fwd(index, (3, 32, 32), torch.empty((), dtype=torch.int64, device="meta"), 5, dtype)
         cases += recorded
     with record_launches("philox_words") as recorded:
         launch_philox_words_fwd(

@@ -31,9 +31,10 @@ MAX_POSITIONS = 4 * 2**32
 
 
 def _normal_triton_reasons(
-    sample_index: Tensor, shape: Sequence[int], seed: int, *, stream: int, dtype: torch.dtype
+    sample_index: Tensor, shape: Sequence[int], seed: int | Tensor, *, stream: int, dtype: torch.dtype
 ) -> list[str]:
-    return tensor_reasons((sample_index,), (dtype,))
+    tensors = (sample_index, seed) if isinstance(seed, Tensor) else (sample_index,)
+    return tensor_reasons(tensors, (dtype,))
 
 
 def _words_triton_reasons(counter: Tensor, key: Tensor) -> list[str]:
@@ -61,7 +62,7 @@ _words_operator = Operator(
 def philox_normal(
     sample_index: SampleIndex,
     shape: Sequence[int],
-    seed: int,
+    seed: int | Tensor,
     *,
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -81,7 +82,9 @@ def philox_normal(
     Args:
         sample_index: Identity of each sample; [N], int64, any stride; all 64 bits count.
         shape: Axes of one sample, such as `(C, H, W)`; sizes >= 0, at most 2^34 positions.
-        seed: Key of the generator, in [0, 2^63).
+        seed: Key of the generator, in [0, 2^63); or an int64 tensor [] with one, on the device of `sample_index`, whose
+            range is not checked, because a GPU would have to be waited for: for CUDA graphs, which then serve any
+            seed.
         stream: Which of the independent noises of a sample, in [0, 2^32): `IMAGE_STREAM`, `SEMANTIC_STREAM`, or one
             of your own.
         dtype: float16, bfloat16, float32 or float64. The values are those of float32, converted.
@@ -96,9 +99,10 @@ def philox_normal(
         BackendUnavailableError: The named backend cannot serve this call; the text lists every backend's reasons.
 
     Numerics:
-        The integers are exact. The reference takes u in float32 and the rest in float64; other backends agree with it
-        to 2e-6 absolute, and each gives the same bits for a sample whatever batch it is drawn in. The largest
-        magnitude is 6.77, the smallest spacing of u is 2^-33 next to zero. Not differentiable.
+        The integers are exact, and the same for a seed given as a number and in a tensor. The reference takes u in
+        float32 and the rest in float64; other backends agree with it to 2e-6 absolute, and each gives the same bits for
+        a sample whatever batch it is drawn in. The largest magnitude is 6.77, the smallest spacing of u is 2^-33 next
+        to zero. Not differentiable.
 
     Source:
         Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10); Box and Muller 1958.
@@ -110,7 +114,12 @@ def philox_normal(
         require_int(f"shape[{axis}]", size, minimum=0)
     if math.prod(shape) > MAX_POSITIONS:
         raise ValueError(f"shape must have at most 2^34 positions; got {list(shape)}")
-    require_int("seed", seed, minimum=0, below=2**63)
+    if isinstance(seed, Tensor):
+        require_tensor("seed", seed, None, (torch.int64,))
+        require_shape("seed", seed, "[]", ())
+        require_same_device("seed", seed, "sample_index", sample_index)
+    else:
+        require_int("seed", seed, minimum=0, below=2**63)
     require_int("stream", stream, minimum=0, below=2**32)
     if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
         raise TypeError(f"dtype must be {' or '.join(str(allowed) for allowed in FLOATING)}; got {dtype}")

@@ -10,12 +10,16 @@ from msf_kernels.prepared._subpixel import transposed_weight
 
 
 class AtenForm:
-    """A plain convolution; of a doubled map, the transposed convolution that equals it."""
+    """A plain convolution; of a doubled map, on a CPU the transposed convolution that equals it.
+
+    On a GPU the map is doubled: one pass over it, and a convolution that the library is tuned for.
+    """
 
     def __init__(self, convolution: FixedConvolution, _x: Tensor) -> None:
         """Lay the weights out."""
         self._convolution = convolution.without_weights()
-        weight = transposed_weight(convolution) if convolution.upsample else convolution.weight.to(convolution.dtype)
+        self._is_transposed = convolution.upsample and convolution.weight.device.type == "cpu"
+        weight = transposed_weight(convolution) if self._is_transposed else convolution.weight.to(convolution.dtype)
         self._weight = weight.contiguous(memory_format=convolution.memory_format)
 
     def __call__(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, consume_residual: bool) -> Tensor:
@@ -23,9 +27,11 @@ class AtenForm:
         convolution = self._convolution
         if not x.numel():
             result = x.new_zeros(convolution.out_shape(x))
-        elif convolution.upsample:
+        elif self._is_transposed:
             result = functional.conv_transpose2d(x, self._weight, bias, stride=2, padding=1)
         else:
+            if convolution.upsample:
+                x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             result = functional.conv2d(x, self._weight, bias, convolution.stride, convolution.padding)
         if residual is None:
             return result

@@ -22,6 +22,7 @@ class FixedConvolution:
         upsample: Whether the map is doubled by repeating every pixel first; then k is 3, the stride and the padding 1.
         dtype: Dtype of maps and results.
         channels_last: Memory format that maps usually come in.
+        shortcut_weight: [K, Cs] of the shortcut's maps, or None.
     """
 
     weight: Tensor
@@ -30,6 +31,7 @@ class FixedConvolution:
     upsample: bool
     dtype: torch.dtype
     channels_last: bool
+    shortcut_weight: Tensor | None = None
 
     def __repr__(self) -> str:
         """Return sizes instead of the weights."""
@@ -45,7 +47,8 @@ class FixedConvolution:
 
     def without_weights(self) -> Self:
         """Return the same record with the shape of the weights only, to be kept beside a layout of them."""
-        return replace(self, weight=self.weight.to("meta"))
+        shortcut = None if self.shortcut_weight is None else self.shortcut_weight.to("meta")
+        return replace(self, weight=self.weight.to("meta"), shortcut_weight=shortcut)
 
     def out_shape(self, x: FeatureMap) -> tuple[int, int, int, int]:
         """Return the shape of the result for a map [N, C, H, W]."""
@@ -57,7 +60,11 @@ class FixedConvolution:
 
 
 class PreparedForm(Protocol):
-    """A convolution with weights in the layout of one backend."""
+    """A convolution with weights in the layout of one backend.
+
+    One with a true attribute `is_whole` takes the shortcut's maps and the norm of the result as well, in two further
+    arguments.
+    """
 
     def __call__(
         self, x: FeatureMap, bias: Tensor | None, residual: FeatureMap | None, consume_residual: bool

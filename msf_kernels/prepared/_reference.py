@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msf_kernels._triton.output_norm import OutputNorm
+from msf_kernels.group_norm_silu import group_norm_silu
 from msf_kernels.prepared._fixed import FixedConvolution
 
 
 class ReferenceForm:
-    """The definition: the doubled map, the convolution, the bias and the residual in float32 or better."""
+    """The definition: the doubled map, the convolution, bias, residual, shortcut and norm in float32 or better."""
+
+    is_whole = True
 
     def __init__(self, convolution: FixedConvolution, _x: Tensor) -> None:
         """Round the weights to the dtype of the maps."""
         self._convolution = convolution.without_weights()
         self._weight = convolution.weight.to(convolution.dtype)
+        shortcut = convolution.shortcut_weight
+        self._shortcut_weight = None if shortcut is None else shortcut.to(convolution.dtype)
 
-    def __call__(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, _consume_residual: bool) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        _consume_residual: bool,
+        shortcut: Sequence[Tensor] = (),
+        norm: OutputNorm | None = None,
+    ) -> Tensor:
         """Return the convolution; [N, C, H, W] -> [N, K, H', W']."""
         convolution = self._convolution
         dtype = torch.promote_types(convolution.dtype, torch.float32)
@@ -32,4 +48,11 @@ class ReferenceForm:
                 out = functional.conv2d(h, self._weight.to(dtype), wide, convolution.stride, convolution.padding)
             if residual is not None:
                 out = out + residual.to(dtype)
+            if self._shortcut_weight is not None and out.numel():
+                maps = torch.cat([each.to(dtype) for each in shortcut], dim=1)
+                out = out + functional.conv2d(maps, self._shortcut_weight.to(dtype)[:, :, None, None])
+            if norm is not None:
+                out = group_norm_silu(
+                    out, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=norm.silu, backend="reference"
+                )
         return out.to(convolution.dtype)

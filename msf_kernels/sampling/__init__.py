@@ -1,7 +1,7 @@
 import warnings
 from typing import Any
 
-from msf_kernels.sampling.capture import CapturedTrajectory
+from msf_kernels.sampling.capture import CapturedTrajectory, GraphCache
 from msf_kernels.sampling.engine import draw
 from msf_kernels.sampling.flow import FlowTrajectory, sample_flow
 from msf_kernels.sampling.memory import default_micro_batch
@@ -13,6 +13,7 @@ __all__ = [
     "Accumulator",
     "CapturedTrajectory",
     "FlowTrajectory",
+    "GraphCache",
     "InvalidSamplesError",
     "Mean",
     "MeanEntropy",

@@ -84,8 +84,8 @@ def draw(
             filling up costs time, and up to these sizes it is what keeps bits equal. Where nothing is filled up, as
             many as there are. `SamplingResult.micro_batch` is what it came to, at most.
         device: Where the trajectory runs; default: where `inputs` are.
-        capture: On CUDA, run the micro-batch (noise, trajectory, readout) as one CUDA graph where possible. The
-            trajectory must then do the same work whatever the values.
+        capture: On CUDA, run the micro-batch (noise, trajectory, readout) as one CUDA graph where possible, from the
+            second one on. The trajectory must then do the same work whatever the values.
         order: Permutation of the micro-batches' numbers, to evaluate them in that order; results do not depend on it.
         progress: Called as `progress(n_done, n_total)` after each micro-batch, in samples; samples spared by `stop`
             count as done.
@@ -122,15 +122,14 @@ def draw(
     micro_batch = None if micro_batch is None else as_int("micro_batch", micro_batch)
     keep_samples = _as_names(keep_samples)
     _check_numbers(n_samples, micro_batch, stop, antithetic, noise, order)
-    noise_rule = NoiseRule(noise_shape, seed, stream, noise_dtype, antithetic)
-    items = WorkItems(inputs, noise_rule, n_samples, as_tensor(input_key), as_tensor(noise))
+    noise_rule = NoiseRule(noise_shape, stream, noise_dtype, antithetic)
+    items = WorkItems(inputs, noise_rule, seed, n_samples, as_tensor(input_key), as_tensor(noise))
     place = torch.device(device) if device is not None else items.device
     captured = trajectory if isinstance(trajectory, CapturedTrajectory) else CapturedTrajectory(trajectory)
-    run: Evaluate = functools.partial(_evaluate, captured.trajectory, items.layout)
-    if capture:
-        run = captured.bind(items.layout, run, place)
+    plain: Evaluate = functools.partial(_evaluate, captured.trajectory, items.layout)
     # A graph is of one size, whatever the trajectory promises.
-    fits_work = getattr(captured.trajectory, "is_batch_invariant", False) and not isinstance(run, GraphedFunction)
+    may_replay = capture and captured.serves(place)
+    fits_work = getattr(captured.trajectory, "is_batch_invariant", False) and not may_replay
     if micro_batch is None:
         of_machine = default_micro_batch(items.bytes_per_sample, place)
         micro_batch = min(of_machine, getattr(captured.trajectory, "micro_batch", None) or of_machine)
@@ -143,7 +142,11 @@ def draw(
         schedule.reorder(order, micro_batch)
     collector: Collector | None = None
     n_halvings = n_evaluations = 0
-    with torch.no_grad(), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+    with (
+        torch.no_grad(),
+        torch.cuda.device(place) if place.type == "cuda" else nullcontext(),
+        captured.bound(items.layout, plain, place) if capture else nullcontext(plain) as run,
+    ):
         while chunks := schedule.take(micro_batch):
             size = sum(chunk.count for chunk in chunks) if fits_work else micro_batch
             readout = _attempt(run, items, chunks, size, place)

@@ -24,7 +24,7 @@ class SamplingResult:
         n_evaluations: Evaluations of the trajectory, in samples: counted ones, padding, and what was evaluated ahead
             for inputs that settled.
         nfe: Evaluations of the velocity field per sample, where the trajectory says so by an attribute `nfe`.
-        is_captured: Whether the trajectory ran as a CUDA graph.
+        is_captured: Whether the trajectory ran as a CUDA graph at the end of the draw.
         first_invalid: int64 [N] on the CPU, number of each input's first sample that is not finite or that a statistic
             cannot use; -1 where all are fine. Only an `InvalidSamplesError` carries a result with others.
     """

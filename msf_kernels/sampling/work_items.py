@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_kernels.checks import as_tensor, require_shape, require_tensor
+from msf_kernels.checks import as_tensor, require_int, require_shape, require_tensor
 from msf_kernels.philox_normal import philox_normal
 from msf_kernels.sampling.blocks import expand_ranges
 from msf_kernels.sampling.schedule import Chunk
@@ -25,17 +25,16 @@ class NoiseRule:
     """Noise as a pure function of the sample index: see `draw` for the arguments."""
 
     shape: tuple[int, ...]
-    seed: int
     stream: int
     dtype: torch.dtype
     is_antithetic: bool
 
-    def make(self, sample_index: Tensor) -> Tensor:
-        """Return the noise [B, *shape] of samples with the given indices [B]."""
+    def make(self, sample_index: Tensor, seed: Tensor) -> Tensor:
+        """Return the noise [B, *shape] of samples with the given indices [B]; the seed is an int64 tensor []."""
         if not self.is_antithetic:
-            return philox_normal(sample_index, self.shape, self.seed, stream=self.stream, dtype=self.dtype)
+            return philox_normal(sample_index, self.shape, seed, stream=self.stream, dtype=self.dtype)
         is_second = sample_index & 1
-        noise = philox_normal(sample_index - is_second, self.shape, self.seed, stream=self.stream, dtype=self.dtype)
+        noise = philox_normal(sample_index - is_second, self.shape, seed, stream=self.stream, dtype=self.dtype)
         sign = (1 - 2 * is_second).to(self.dtype)
         return noise * sign.reshape(-1, *[1] * len(self.shape))
 
@@ -46,7 +45,7 @@ class Layout:
 
     Args:
         names: Names of the inputs in a mapping; their number in a tuple; None for a single tensor.
-        noise_rule: How the last tensor, sample indices, becomes noise; None if it is the noise.
+        noise_rule: How the last two tensors, sample indices and seed, become noise; None if the last one is the noise.
     """
 
     names: tuple[str, ...] | int | None
@@ -54,8 +53,11 @@ class Layout:
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[Any, Tensor]:
         """Return inputs as the caller gave them, and noise."""
-        *rows, last = tensors
-        noise = last if self.noise_rule is None else self.noise_rule.make(last)
+        if self.noise_rule is None:
+            *rows, noise = tensors
+        else:
+            *rows, sample_index, seed = tensors
+            noise = self.noise_rule.make(sample_index, seed)
         if self.names is None:
             return rows[0], noise
         return (tuple(rows) if isinstance(self.names, int) else dict(zip(self.names, rows, strict=True))), noise
@@ -64,7 +66,9 @@ class Layout:
 class WorkItems:
     """All inputs of a draw and where their noise comes from."""
 
-    def __init__(self, inputs: Inputs, noise_rule: NoiseRule, n_samples: int, input_key: object, noise: object) -> None:
+    def __init__(
+        self, inputs: Inputs, noise_rule: NoiseRule, seed: int, n_samples: int, input_key: object, noise: object
+    ) -> None:
         """Check and flatten the inputs; see `draw` for the arguments."""
         names, self._rows = _flatten(inputs)
         self.layout = Layout(names, noise_rule if noise is None else None)
@@ -75,6 +79,10 @@ class WorkItems:
         require_tensor("input_key", input_key, "[N]", (torch.int64,))
         assert isinstance(input_key, Tensor)
         require_shape("input_key", input_key, "[N]", (self.n_inputs,))
+        if noise is None:
+            require_int("seed", seed, minimum=0, below=2**63)
+            # A tensor, so that a CUDA graph serves every seed.
+            self._seed = torch.tensor(seed)
         self._key = (input_key.cpu() & _KEY_MASK) << _SAMPLE_BITS
         noise_bytes = noise_rule.dtype.itemsize * torch.Size(noise_rule.shape).numel()
         if noise is not None:
@@ -94,11 +102,10 @@ class WorkItems:
         n_padding = micro_batch - len(row)
         row, sample = (torch.cat([each, each[-1:].expand(n_padding)]) for each in (row, sample))
         rows = [_to(each.index_select(0, _to(row, each.device)), device) for each in self._rows]
-        if self._noise is None:
-            last = self._key[row] | sample
-        else:
-            last = self._noise[_to(row, self._noise.device), _to(sample, self._noise.device)]
-        return [*rows, _to(last, device)]
+        if self._noise is not None:
+            return [*rows, _to(self._noise[_to(row, self._noise.device), _to(sample, self._noise.device)], device)]
+        self._seed = _to(self._seed, device)
+        return [*rows, _to(self._key[row] | sample, device), self._seed]
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -49,10 +49,11 @@ def _spatial_attention_fwd_row_kernel(
     v = load_tokens(v_ptr, 0, n_tokens, stride_qkv_t, OFFSET_TYPE, HEAD_DIM, BLOCK_DIM, BLOCK_KV)
     for first in range(pid_share * BLOCK_Q, n_tokens, n_shares * BLOCK_Q):
         q = load_tokens(q_ptr, first, n_tokens, stride_qkv_t, OFFSET_TYPE, HEAD_DIM, BLOCK_DIM, BLOCK_Q)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = masked_scores(scores, 0, n_tokens, IS_FULL, BLOCK_KV)
-        largest = tl.max(scores, axis=1)
-        p = tl.exp2(scores - largest[:, None])
+        # The scale is positive, so it may come after the maximum: one multiply-add per score for it and the maximum.
+        largest = tl.max(scores, axis=1) * scale_log2
+        p = tl.exp2(scores * scale_log2 - largest[:, None])
         total = tl.sum(p, axis=1)
         out = tl.dot(p.to(v.dtype), v, input_precision=PRECISION) / total[:, None]
         store_tokens(head_out_ptr, out, first, n_tokens, stride_out_t, OFFSET_TYPE, HEAD_DIM, BLOCK_DIM, BLOCK_Q)
@@ -83,10 +84,10 @@ def _spatial_attention_fwd_online_kernel(
     out = tl.zeros([BLOCK_Q, BLOCK_DIM], tl.float32)
     for first in range(0, n_tokens, BLOCK_KV):
         k = load_tokens(k_ptr, first, n_tokens, stride_qkv_t, OFFSET_TYPE, HEAD_DIM, BLOCK_DIM, BLOCK_KV)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = masked_scores(scores, first, n_tokens, IS_FULL, BLOCK_KV)
-        larger = tl.maximum(largest, tl.max(scores, axis=1))
-        p = tl.exp2(scores - larger[:, None])
+        larger = tl.maximum(largest, tl.max(scores, axis=1) * scale_log2)
+        p = tl.exp2(scores * scale_log2 - larger[:, None])
         shrink = tl.exp2(largest - larger)
         total = total * shrink + tl.sum(p, axis=1)
         v = load_tokens(v_ptr, first, n_tokens, stride_qkv_t, OFFSET_TYPE, HEAD_DIM, BLOCK_DIM, BLOCK_KV)

@@ -164,7 +164,8 @@ class InferenceForm(Velocity):
 
     def _as_input(self, z: Tensor) -> Tensor:
         memory_format = torch.channels_last if self._is_channels_last else torch.contiguous_format
-        return z.to(self.dtype).contiguous(memory_format=memory_format)
+        # One copy for both; the second call takes what the first one may leave as it is.
+        return z.to(self.dtype, memory_format=memory_format).contiguous(memory_format=memory_format)
 
     def _key(self, t: Times) -> _TimeKey:
         n_times = self._time.n_times

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,10 +27,14 @@ class KeptForm:
     Every change is seen: of the structure, because a network that its configuration would not build has no inference
     form, and of the numbers, because all of them are compared, bit by bit, with a copy. So no way of changing a tensor
     passes unseen, not those either that PyTorch does not count: `.data`, NumPy's views, tensors of inference mode.
+
+    Args:
+        before_change: Called before a form is dropped, so that whoever else holds it lets go.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_change: Callable[[], None] | None = None) -> None:
         """Start with nothing."""
+        self._before_change = before_change
         self._made: tuple[str, torch.dtype, _Copy, InferenceForm] | None = None
         self._told: str | None = None
 
@@ -53,7 +58,7 @@ class KeptForm:
         if not isinstance(found, str):
             own, width = found[0], network.config.base_channels
             return self._form(network, found, dtype_for(precision, width, own.dtype, own.device))
-        self._made = None
+        self._drop()
         if found != self._told:
             self._told = found
             _log.warning("predictions run on the network itself, not on its faster inference form: %s", found)
@@ -61,19 +66,24 @@ class KeptForm:
 
     def refresh(self) -> None:
         """Forget the form; the next prediction makes it anew."""
-        self._made = None
+        self._drop()
         self._told = None
 
     def _form(self, network: UNet, tensors: list[Tensor], dtype: torch.dtype) -> InferenceForm:
         backend = forced_backend()
         if self._made is None or self._made[:2] != (backend, dtype) or not self._made[2].are(tensors):
-            self._made = None  # its memory is free before the next one is made
+            self._drop()  # its memory is free before the next one is made
             self._made = backend, dtype, _Copy(tensors), build_form(network, dtype=dtype)
         return self._made[3]
 
+    def _drop(self) -> None:
+        if self._before_change is not None:
+            self._before_change()
+        self._made = None
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made when it is needed; packed weights can be neither copied nor pickled."""
-        return {"_made": None, "_told": None}
+        return {"_made": None, "_told": None, "_before_change": self._before_change}
 
 
 def _plain(network: nn.Module, precision: PrecisionName, why: str) -> PlainVelocity:

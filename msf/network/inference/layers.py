@@ -13,8 +13,13 @@ from torch.nn import functional as F  # noqa: N812
 from msf.network.inference.rewrites import Rewrite
 from msf.network.layers import AttentionBlock, Downsample, NormConv, ResBlock, Upsample
 from msf_kernels import attention_block, group_norm_silu, prepared_convolution, spatial_attention
-from msf_kernels.prepared import PreparedConvolution
+from msf_kernels.prepared import OutputNorm, PreparedConvolution
 from msf_kernels.shapes import FeatureMap
+
+# What has to apply where convolutions take everything around them along.
+_WHOLE_LAUNCHES = frozenset(
+    (Rewrite.FOLDED_TIME, Rewrite.FUSED_NORM, Rewrite.FUSED_RESIDUAL, Rewrite.NO_CONCATENATION, Rewrite.CHANNELS_LAST)
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class Plan:
         """Return whether a rewrite applies."""
         return rewrite in self.rewrites
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a convolution adds shortcuts and normalises its result: on a GPU, where every launch costs."""
+        return self.device.type == "cuda" and self.rewrites >= _WHOLE_LAUNCHES
+
     def convolution(self, layer: nn.Conv2d) -> PreparedConvolution:
         """Return a convolution of the network in its inference form."""
         return self.weights(layer.weight, layer.bias, stride=layer.stride[0], padding=cast(int, layer.padding[0]))
@@ -60,7 +70,14 @@ class Plan:
         return self.weights(layer.weight, layer.bias, padding=1, upsample=True)
 
     def weights(
-        self, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0, upsample: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        upsample: bool = False,
+        shortcut_weight: Tensor | None = None,
     ) -> PreparedConvolution:
         """Return a convolution with the given weights."""
         is_left_plain = self.device.type == "cpu" and not self.has(Rewrite.PACKED_WEIGHTS)
@@ -72,6 +89,7 @@ class Plan:
             upsample=upsample,
             dtype=self.dtype,
             channels_last=self.has(Rewrite.CHANNELS_LAST),
+            shortcut_weight=shortcut_weight,
             backend="aten" if is_left_plain else self.backend,
         )
         self.convolutions.append(made)
@@ -89,9 +107,9 @@ class DoubledConvolution:
         """Keep the convolution."""
         self._convolution = convolution
 
-    def __call__(self, x: FeatureMap, *, bias: Tensor | None = None) -> FeatureMap:
+    def __call__(self, x: FeatureMap, *, bias: Tensor | None = None, norm: OutputNorm | None = None) -> FeatureMap:
         """Return [N, C_out, 2 H, 2 W]."""
-        return self._convolution(doubled(x), bias=bias)
+        return self._convolution(doubled(x), bias=bias, norm=norm)
 
 
 class Norm:
@@ -110,6 +128,11 @@ class Norm:
         self.silu = silu
         self.weight, self.bias = plan.kept(layer.weight), plan.kept(layer.bias)
         self.backend = plan.backend if plan.has(Rewrite.FUSED_NORM) else "reference"
+
+    def of_output(self, affine: tuple[Tensor, Tensor] | None) -> OutputNorm:
+        """Return the norm as a convolution applies it to its result."""
+        weight, bias = affine or (self.weight, self.bias)
+        return OutputNorm(self.n_groups, weight, bias, self.eps, self.silu)
 
     def __call__(
         self,
@@ -184,9 +207,17 @@ class ResidualBlock:
         self.conv_out = plan.convolution(block.out_layers.conv)
         self.is_split = skip_channels > 0 and plan.has(Rewrite.NO_CONCATENATION)
         self.shortcut: list[PreparedConvolution] = []  # of the input, then of the skip if split
+        self.adds_shortcut = plan.is_whole and isinstance(block.skip_connection, nn.Conv2d)
         if isinstance(block.skip_connection, nn.Conv2d):
             layer = block.skip_connection
-            if self.is_split:
+            if self.adds_shortcut:
+                self.conv_out = plan.weights(
+                    block.out_layers.conv.weight,
+                    _sum_of_biases(block.out_layers.conv, layer),
+                    padding=1,
+                    shortcut_weight=layer.weight.flatten(1),
+                )
+            elif self.is_split:
                 n_own = layer.in_channels - skip_channels
                 self.shortcut = [
                     plan.weights(layer.weight[:, :n_own], layer.bias),
@@ -220,10 +251,15 @@ class ResidualBlock:
         h = self.norm_in(x, skip=skip)
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        h = self.conv_in(h, bias=time.bias)
-        h = self.norm_out(h, affine=time.affine, add=time.add, scale=time.scale, shift=time.shift)
+        if self._plan.is_whole:
+            h = self.conv_in(h, bias=time.bias, norm=self.norm_out.of_output(time.affine))
+        else:
+            h = self.conv_in(h, bias=time.bias)
+            h = self.norm_out(h, affine=time.affine, add=time.add, scale=time.scale, shift=time.shift)
         if self.resample == "up":
             x = doubled(x)
+        if self.adds_shortcut:
+            return self.conv_out(h, shortcut=(x,) if skip is None else (x, skip))
         is_fresh = bool(self.shortcut) or self.resample is not None
         if self.shortcut:
             x = self.shortcut[0](x)
@@ -310,6 +346,11 @@ class Output:
             bias = None if conv.bias is None else conv.bias[first:end]
             self._parts[first, end] = self._plan.weights(conv.weight[first:end], bias, padding=1)
         return self._parts[first, end](h)
+
+
+def _sum_of_biases(*layers: nn.Conv2d) -> Tensor | None:
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    return sum(biases[1:], biases[0]) if biases else None
 
 
 def doubled(x: FeatureMap) -> FeatureMap:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from msf_kernels.prepared import OutputNorm
 from msf_kernels.testing.case import InputDraw, OperatorCase, in_format
 
 
@@ -24,6 +25,8 @@ def _case(
     upsample: bool = False,
     has_bias: bool = True,
     has_residual: bool = False,
+    shortcut: tuple[int, ...] = (),
+    num_groups: int = 0,
     layout: str = "channels_last",
 ) -> OperatorCase:
     factor = 2 if upsample else 1
@@ -36,16 +39,29 @@ def _case(
         tensors = [x, weight]
         tensors += [inputs.normal(n_out)] * has_bias
         tensors += [in_format(inputs.normal(*out_shape), layout)] * has_residual
+        if num_groups:
+            tensors += [inputs.normal(n_out, mean=1.0), inputs.normal(n_out)]
+        if shortcut:
+            tensors.append(inputs.normal(n_out, sum(shortcut)))
+            tensors += [in_format(inputs.normal(n, each, *out_shape[2:]), layout) for each in shortcut]
         return tuple(tensors)
 
     def call(function: Callable[..., Any], dtype: Any, *tensors: Tensor) -> Any:
         x, weight, *rest = tensors
         bias = rest.pop(0) if has_bias else None
+        residual = rest.pop(0) if has_residual else None
+        norm = OutputNorm(num_groups, rest.pop(0), rest.pop(0)) if num_groups else None
         prepared = function(
-            weight, bias, stride=stride, padding=size // 2, upsample=upsample, channels_last=layout == "channels_last"
+            weight,
+            bias,
+            stride=stride,
+            padding=size // 2,
+            upsample=upsample,
+            channels_last=layout == "channels_last",
+            shortcut_weight=rest.pop(0) if shortcut else None,
         )
         # In which memory format the result comes is left to the backend.
-        return prepared(x, residual=rest[0] if has_residual else None).contiguous()
+        return prepared(x, residual=residual, shortcut=rest, norm=norm).contiguous()
 
     return OperatorCase("prepared_convolution", label, draw, call)
 
@@ -65,7 +81,17 @@ def fixed() -> Iterator[OperatorCase]:
     yield _case("contiguous", 2, 5, 6, 7, 6, layout="contiguous", has_residual=True)
     yield _case("strided", 2, 6, 5, 4, 6, layout="strided")
     yield _case("many channels", 1, 144, 3, 3, 136)
+    yield _case("shortcut", 2, 16, 5, 4, 24, shortcut=(12,))
+    yield _case("two shortcuts", 3, 8, 4, 4, 20, shortcut=(16, 9), has_residual=True)
+    yield _case("shortcut of a doubled map", 2, 8, 3, 4, 16, upsample=True, shortcut=(5, 3))
+    yield _case("norm", 3, 16, 8, 8, 32, num_groups=8)
+    yield _case("norm of odd maps", 2, 16, 5, 7, 24, num_groups=12, has_residual=True)
+    yield _case("norm of a large map", 2, 8, 9, 9, 16, num_groups=4)
+    yield _case("norm of odd groups", 2, 8, 4, 4, 24, num_groups=8, shortcut=(6,))
+    yield _case("norm after a step", 2, 8, 9, 8, 16, stride=2, num_groups=4)
+    yield _case("norm of a doubled map", 2, 8, 2, 3, 16, upsample=True, num_groups=4)
     yield _case("empty batch", 0, 8, 4, 4, 8, has_residual=True)
+    yield _case("empty batch with all", 0, 8, 4, 4, 8, shortcut=(4, 4), num_groups=2)
     yield _case("empty map", 2, 8, 0, 4, 8, upsample=True)
 
 
@@ -84,5 +110,7 @@ def randomised(rng: random.Random, label: str) -> OperatorCase:
         upsample=kind == "upsample",
         has_bias=rng.random() < 0.8,
         has_residual=rng.random() < 0.5,
+        shortcut=rng.choice([(), (), (rng.randint(1, 20),), (rng.randint(1, 9), rng.randint(1, 20))]),
+        num_groups=rng.choice([0, 0, 1]),
         layout=rng.choice(["channels_last", "contiguous", "strided"]),
     )

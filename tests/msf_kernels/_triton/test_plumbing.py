@@ -60,6 +60,82 @@ def test_a_launch_uses_the_first_configuration_and_skips_an_empty_grid():
     assert launched == [((4, 2), 4, 7)]
 
 
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU that this machine does not have."""
+
+    device = torch.device("cuda", 1)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (0.5, x)], ids=["tensor", "tensors in a tuple"])
+def test_a_launch_runs_on_the_device_of_its_tensors_and_leaves_the_current_one_as_it_was(monkeypatch, wrap):
+    from msf_kernels._triton import launch
+
+    current, launched, timed = [0], [], []
+
+    class Guard:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            self.before, current[0] = current[0], self.device.index
+
+        def __exit__(self, *_error):
+            current[0] = self.before
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **arguments: launched.append((current[0], arguments["BLOCK"]))
+
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    x = torch.zeros(2).as_subclass(OnGpu)
+    configs = (launch.KernelConfig({"BLOCK": 4}), launch.KernelConfig({"BLOCK": 8}))
+    launch.launch(Kernel(), configs, lambda blocks: (1,), first=None, n=2, x=wrap(x))
+    assert (launched, current) == ([(1, 4)], [0])
+    launch.launch(Kernel(), configs, lambda blocks: (1,), x=wrap(torch.zeros(2)))
+    assert launched.pop() == (0, 4)
+
+    # Where all are timed, they are timed there as well, and remembered for that device.
+    def do_bench(run):
+        timed.append(current[0])
+        run()
+        return -launched[-1][1]
+
+    monkeypatch.setattr(launch, "_tries_all", lambda: True)
+    monkeypatch.setattr(launch.triton.testing, "do_bench", do_bench)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(launch, "_fastest", {})
+    kernel = Kernel()
+    launch.launch(kernel, configs, lambda blocks: (1,), configuration_key="key", x=wrap(x))
+    assert (timed, launched[-1], current) == ([1, 1], (1, 8), [0])
+    assert list(launch._fastest) == [(kernel, 1, "key")]
+
+    def fails(blocks):
+        raise RuntimeError("no grid")
+
+    with pytest.raises(RuntimeError, match="no grid"):
+        launch.launch(kernel, configs, fails, x=wrap(x))
+    assert current == [0]
+
+
+def test_no_kernel_is_launched_past_the_guard():
+    """Every launch goes through `launch`: no other file indexes a kernel by its grid and calls it."""
+    import ast
+    from pathlib import Path
+
+    import msf_kernels
+
+    root = Path(msf_kernels.__file__).parent
+    subscripted = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+    }
+    assert {name for name in subscripted if "triton" in name} == {"_triton/launch.py"}
+
+
 @pytest.mark.interpreter
 def test_all_configurations_are_tried_by_either_name_of_the_variable(monkeypatch):
     from msf_kernels._triton import launch

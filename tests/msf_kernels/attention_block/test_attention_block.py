@@ -53,12 +53,9 @@ def test_the_result_is_channels_last_whatever_the_input(need_backend, backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_operators_pass_opcheck(dtype):
-    x, vector = seeded(2, 8, 3, 4, dtype=dtype), seeded(8)
-    weight = seeded(24, 8, dtype=dtype)
-    for bias in (None, seeded(24)):
-        torch.library.opcheck(OPERATORS.attention_block_qkv, (x, vector, vector, weight, bias, 2, 1e-5))
-    mixed = seeded(2, 12, 8, dtype=dtype)
-    torch.library.opcheck(OPERATORS.attention_block_out, (mixed, weight[:8], vector, x))
+    x, weight = seeded(2, 8, 3, 4, dtype=dtype), seeded(24, 8, dtype=dtype)
+    torch.library.opcheck(OPERATORS.attention_block_projection, (x, weight, seeded(24), None))
+    torch.library.opcheck(OPERATORS.attention_block_projection, (x, weight[:8], None, x))
 
 
 def test_without_a_gpu_and_an_interpreter_the_operators_compute_the_definition(monkeypatch):
@@ -79,8 +76,7 @@ def test_flops_are_those_of_three_products_and_the_attention():
     with FlopCounterMode(display=False) as counter:
         attention_block(x, *parameters(8), 2, 2, backend="triton")
     counts = {str(name).rpartition(".")[2]: flops for name, flops in counter.get_flop_counts()["Global"].items()}
-    assert counts["attention_block_qkv"] == 2 * 2 * n_tokens * 8 * 24
-    assert counts["attention_block_out"] == 2 * 2 * n_tokens * 8 * 8
+    assert counts["attention_block_projection"] == 2 * 2 * n_tokens * 8 * (24 + 8)
 
 
 @pytest.mark.parametrize("backend", ["composed", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])

@@ -98,6 +98,20 @@ def test_backends_agree_to_two_millionths(need_backend, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", [0, (7 << 32) + 3, 2**63 - 1])
+def test_a_seed_in_memory_gives_the_bits_of_the_number(need_backend, backend, seed):
+    need_backend("philox_normal", backend)
+    indices, key = torch.tensor([5, 0, 3 << 33]), torch.tensor(seed)
+    expected = philox_normal(indices, (3, 5), seed, stream=2, backend=backend)
+    assert torch.equal(philox_normal(indices, (3, 5), key, stream=2, backend=backend), expected)
+    key.sub_(seed // 2)  # read when it is called
+    assert torch.equal(
+        philox_normal(indices, (3, 5), key, backend=backend),
+        philox_normal(indices, (3, 5), seed - seed // 2, backend=backend),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 16, 16), (1,)])
 def test_a_sample_has_the_same_bits_whatever_batch_it_is_drawn_in(need_backend, backend, shape):
     need_backend("philox_normal", backend)
@@ -236,6 +250,17 @@ INDEX = torch.arange(3)
         (lambda: philox_normal(INDEX, (2,), True), TypeError, "seed must be an integer; got bool"),
         (lambda: philox_normal(INDEX, (2,), -1), ValueError, "seed must be >= 0 and < 9223372036854775808; got -1"),
         (lambda: philox_normal(INDEX, (2,), 2**63), ValueError, "seed must be >= 0 and < 9223372036854775808"),
+        (
+            lambda: philox_normal(INDEX, (2,), INDEX[0].int()),
+            TypeError,
+            "seed must have dtype torch.int64; got torch.int32",
+        ),
+        (lambda: philox_normal(INDEX, (2,), INDEX), ValueError, r"seed must be \[\] = \[\]; got shape \[3\]"),
+        (
+            lambda: philox_normal(INDEX, (2,), INDEX[0].to("meta")),
+            ValueError,
+            "seed must be on the device of sample_index, cpu; got meta",
+        ),
         (
             lambda: philox_normal(INDEX, (2,), 0, stream=2**32),
             ValueError,

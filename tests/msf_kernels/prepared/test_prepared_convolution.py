@@ -7,6 +7,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
 from msf_kernels import BackendUnavailableError, backends, explain, prepared_convolution, use_backend
+from msf_kernels.prepared import OutputNorm
 from msf_kernels.prepared._fixed import FixedConvolution
 from msf_kernels.prepared._subpixel import subpixel_weight
 
@@ -49,7 +50,7 @@ def test_it_is_the_convolution(backend, options, size, dtype):
     try:
         actual = prepared(x)
     except BackendUnavailableError:
-        assert (backend, size) == ("conv3x3", 1) or (backend in ("native", "onednn") and dtype != torch.float32)
+        assert backend in ("native", "onednn", "triton") and dtype != torch.float32  # noqa: PT018
         return
     assert (actual.dtype, prepared.backend) == (dtype, backend)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
@@ -61,8 +62,6 @@ def test_it_is_the_convolution(backend, options, size, dtype):
 @pytest.mark.parametrize(("options", "size"), FORMS.values(), ids=FORMS)
 def test_a_residual_is_added_and_kept_unless_given_away(backend, options, size, consumed):
     weight, x = drawn(6, 4, size, size), drawn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
-    if backend == "conv3x3" and size == 1:
-        pytest.skip("takes 3x3 taps")
     expected = plain(x, weight, None, **options)
     residual = torch.ones_like(expected)
     prepared = prepared_convolution(weight, backend=backend, **options)
@@ -74,14 +73,63 @@ def test_a_residual_is_added_and_kept_unless_given_away(backend, options, size, 
 
 @pytest.mark.parametrize(("options", "size"), FORMS.values(), ids=FORMS)
 def test_a_call_may_bring_its_own_bias_and_another_size(backend, options, size):
-    if backend == "conv3x3" and size == 1:
-        pytest.skip("takes 3x3 taps")
     weight, bias = drawn(6, 4, size, size), drawn(6, seed=1)
     prepared = prepared_convolution(weight, drawn(6), backend=backend, **options)
     for height, width in ((4, 4), (10, 2), (0, 4), (6, 6)):
         x = drawn(3, 4, height, width)
         expected = plain(x, weight, bias, **options) if x.numel() else x.new_zeros(prepared(x).shape)
         torch.testing.assert_close(prepared(x, bias=bias), expected, rtol=1e-5, atol=1e-5)
+
+
+def epilogue(x, weight, bias, residual, shortcut, shortcut_weight, norm):
+    """The sum and its norm, in PyTorch's own functions."""
+    out = F.conv2d(x, weight, bias, padding=1) + residual
+    out = out + F.conv2d(torch.cat(shortcut, dim=1), shortcut_weight[:, :, None, None])
+    return F.silu(F.group_norm(out, norm.num_groups, norm.weight, norm.bias, norm.eps))
+
+
+@pytest.mark.parametrize("size", [6, 8, 9])  # up to 64 pixels the norm belongs to the launch in Triton
+def test_a_call_adds_shortcuts_and_normalises_the_sum(backend, size):
+    weight, shortcut_weight, bias = drawn(8, 4, 3, 3), drawn(8, 5, seed=2), drawn(8, seed=3)
+    norm = OutputNorm(2, drawn(8, seed=4), drawn(8, seed=5))
+    x, residual = drawn(2, 4, size, size, seed=6), drawn(2, 8, size, size, seed=7)
+    shortcut = [drawn(2, channels, size, size, seed=8) for channels in (3, 2)]
+    prepared = prepared_convolution(weight, bias, padding=1, shortcut_weight=shortcut_weight, backend=backend)
+    expected = epilogue(x, weight, bias, residual, shortcut, shortcut_weight, norm)
+    kept = [each.clone() for each in (residual, *shortcut)]
+    for _ in range(2):
+        got = prepared(x, residual=residual, shortcut=shortcut, norm=norm)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(each, before) for each, before in zip((residual, *shortcut), kept, strict=True))
+
+
+def test_a_wrong_epilogue_is_refused():
+    x, size = drawn(1, 4, 4, 4), (1, 5, 4, 4)
+    plain_one = prepared_convolution(drawn(6, 4, 3, 3), padding=1)
+    prepared = prepared_convolution(drawn(6, 4, 3, 3), padding=1, shortcut_weight=drawn(6, 5))
+    norm = OutputNorm(2, drawn(6), drawn(6))
+    for call, error, message in (
+        (lambda: plain_one(x, shortcut=[drawn(*size)]), ValueError, "shortcut must be one or two maps of 0 channels"),
+        (lambda: prepared(x), ValueError, "shortcut must be one or two maps of 5 channels"),
+        (
+            lambda: prepared(x, shortcut=[drawn(1, 4, 4, 4)]),
+            ValueError,
+            r"of 5 channels .*; got \[\[1, 4, 4, 4",
+        ),
+        (lambda: prepared(x, shortcut=[drawn(1, 5, 4, 2)]), ValueError, r"shortcut must be \[N, Cs, H', W'\]"),
+        (lambda: prepared(x, shortcut=[drawn(*size).double()]), TypeError, "shortcut must have the dtype of x"),
+        (lambda: plain_one(x, norm=(2, drawn(6), drawn(6))), TypeError, "norm must be an OutputNorm; got tuple"),
+        (lambda: plain_one(x, norm=norm._replace(num_groups=4)), ValueError, "norm.num_groups must divide the output"),
+        (lambda: plain_one(x, norm=norm._replace(weight=drawn(4))), ValueError, r"norm.weight must be \[K\] = \[6\]"),
+        (lambda: plain_one(x, norm=norm._replace(eps=0.0)), ValueError, "norm.eps must be finite and > 0"),
+        (
+            lambda: prepared_convolution(drawn(6, 4, 3, 3), shortcut_weight=drawn(5, 4)),
+            ValueError,
+            "shortcut_weight must",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            call()
 
 
 def test_later_changes_of_the_weights_have_no_effect(backend):
@@ -135,14 +183,14 @@ def test_reasons_are_told_without_running_anything():
     record = FixedConvolution(drawn(6, 4, 1, 1), 1, 0, False, torch.float64, True)
     reasons = explain("prepared_convolution", record, drawn(1, 4, 2, 2, dtype=torch.float64))
     assert reasons["aten"] == reasons["reference"] == []
-    assert "takes 3x3 taps with padding 1; got 1x1 with padding 0" in reasons["conv3x3"]
+    assert any("float64" in reason for reason in reasons["triton"])
     assert any("float64" in reason or "without oneDNN" in reason for reason in reasons["onednn"])
 
 
 def test_a_backend_that_cannot_serve_refuses_and_shows_no_weights():
-    prepared = prepared_convolution(drawn(6, 4, 1, 1), backend="conv3x3")
-    with pytest.raises(BackendUnavailableError, match="1x1 convolution 4 -> 6, stride 1") as error:
-        prepared(drawn(1, 4, 2, 2))
+    prepared = prepared_convolution(drawn(6, 4, 5, 5), padding=2, backend="triton")
+    with pytest.raises(BackendUnavailableError, match="5x5 convolution 4 -> 6, stride 1") as error:
+        prepared(drawn(1, 4, 8, 8))
     assert "tensor(" not in str(error.value)
 
 

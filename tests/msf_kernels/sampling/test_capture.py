@@ -1,57 +1,53 @@
+import copy
+import gc
 import logging
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from msf_kernels.sampling import CapturedTrajectory, FlowTrajectory, Votes, draw
-from msf_kernels.sampling.capture import GraphedFunction
+from msf_kernels import use_backend
+from msf_kernels.sampling import CapturedTrajectory, FlowTrajectory, GraphCache, Votes, draw
+from msf_kernels.sampling.capture import CudaGraphs, GraphedFunction
 from msf_kernels.solvers import HEUN, uniform_grid
+from tests.fake_graphs import AddressGraphs, FakeGraphs
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-class FakeGraphs:
-    """Record by remembering the function; replay by calling it and overwriting the static outputs, as a graph does."""
-
-    def __init__(self, error=None):
-        self.n_recorded = 0
-        self.error = error
-
-    def __call__(self, function):
-        self.n_recorded += 1
-        if self.error is not None:
-            raise self.error
-        outputs = function()
-
-        def replay():
-            for name, value in function().items():
-                outputs[name].copy_(value)
-
-        return replay, outputs
 
 
 def double(x, y):
     return {"out": 2 * x + y}
 
 
-def test_a_graph_is_recorded_once_per_signature_and_sees_new_arguments():
+def use(graphed, *values, times=2):
+    """Call a function twice, so that it is recorded, and return its last outputs."""
+    for _ in range(times):
+        outputs = graphed(*values)
+    return outputs
+
+
+def test_a_graph_is_recorded_at_the_second_use_of_a_signature_and_sees_new_arguments():
     graphs = FakeGraphs()
-    graphed = GraphedFunction(double, graphs)
+    graphed = GraphedFunction(double, GraphCache(graphs))
     assert not graphed.is_captured
-    for value in (1.0, 5.0, -2.0):
+    for number, value in enumerate((1.0, 5.0, -2.0, 7.0)):
         x, y = torch.full((4,), value), torch.arange(4.0)
         assert torch.equal(graphed(x, y)["out"], 2 * x + y)
-    assert graphs.n_recorded == 1
-    assert graphed.is_captured
+        assert (graphs.n_recorded, graphed.is_captured) == ((1, True) if number else (0, False))
+    graphed(torch.zeros(8), torch.zeros(8))
+    graphed(torch.zeros(4, dtype=torch.float64), torch.zeros(4))
+    assert (graphs.n_recorded, graphed.is_captured) == (1, False)
     graphed(torch.zeros(8), torch.zeros(8))
     graphed(torch.zeros(4, dtype=torch.float64), torch.zeros(4))
     assert graphs.n_recorded == 3
 
 
 def test_arguments_are_copied_not_kept():
-    graphed = GraphedFunction(double, FakeGraphs())
+    graphed = GraphedFunction(double, GraphCache(FakeGraphs()))
     x, y = torch.ones(3), torch.zeros(3)
-    out = graphed(x, y)["out"]
+    out = use(graphed, x, y)["out"]
     x.fill_(100.0)
     assert torch.equal(out, torch.full((3,), 2.0))
     graphed(torch.full((3,), 4.0), y)
@@ -59,24 +55,124 @@ def test_arguments_are_copied_not_kept():
     assert torch.equal(x, torch.full((3,), 100.0))
 
 
-def test_a_function_that_cannot_be_recorded_runs_as_it_is_and_the_reason_is_logged_once(caplog):
-    graphs = FakeGraphs(RuntimeError("operation not permitted when stream is capturing"))
-    graphed = GraphedFunction(double, graphs)
+def test_what_a_graph_reads_lives_as_long_as_the_graph_and_no_longer():
+    weights = [torch.ones(3), torch.nn.Parameter(torch.ones(3), requires_grad=False)]
+    temporary = []
+
+    def function(x):
+        half = x / 2  # made on the way: the graph's own
+        temporary.append(weakref.ref(half))
+        return {"out": half * weights[0] + weights[1]}
+
+    graphs = AddressGraphs()
+    cache = GraphCache(graphs, max_graphs=1)
+    graphed = GraphedFunction(function, cache)
+    use(graphed, torch.zeros(3))
+    reads = [memory for shape, memory in graphs.reads[0]]
+    weights[0] = torch.zeros(3)  # evicted by its owner
+    weights[1].data = torch.zeros(3)  # another storage in the same parameter
+    gc.collect()
+    graphed(torch.zeros(3))  # replays
+    assert len(reads) == 3
+    assert not any(memory.expired() for memory in reads)
+    assert not any(reference() is not None for reference in temporary)
+    use(graphed, torch.zeros(2, 3))  # takes the only place
+    gc.collect()
+    assert all(memory.expired() for memory in reads)
+
+
+def test_a_failure_concerns_its_signature_alone_and_is_tried_once_more(caplog):
+    error = RuntimeError("operation not permitted when stream is capturing")
+    graphs = FakeGraphs(error)
+    graphed = GraphedFunction(double, GraphCache(graphs))
     with caplog.at_level(logging.WARNING):
-        for size in (3, 3, 5):
-            assert torch.equal(graphed(torch.ones(size), torch.ones(size))["out"], torch.full((size,), 3.0))
-    assert graphs.n_recorded == 1
-    assert not graphed.is_captured
-    assert [record.getMessage() for record in caplog.records] == [
-        "the trajectory cannot be captured as a CUDA graph and runs without: "
-        "RuntimeError: operation not permitted when stream is capturing"
-    ]
+        use(graphed, torch.ones(3), torch.ones(3), times=2)
+        assert (graphs.n_recorded, graphed.is_captured) == (1, False)
+        use(graphed, torch.ones(5), torch.ones(5), times=2)  # another signature
+        assert (graphs.n_recorded, graphed.is_captured) == (2, True)
+        out = use(graphed, torch.ones(3), torch.ones(3), times=1)["out"]
+        assert (graphs.n_recorded, graphed.is_captured) == (3, True)
+        assert torch.equal(out, torch.full((3,), 3.0))
+        graphs.errors = [error, error]
+        for _ in range(9):
+            assert torch.equal(graphed(torch.ones(7), torch.ones(7))["out"], torch.full((7,), 3.0))
+    assert (graphs.n_recorded, graphed.is_captured) == (5, False)
+    reason = "RuntimeError: operation not permitted when stream is capturing"
+    text = "the trajectory cannot be captured as a CUDA graph and runs without"
+    for_now, for_good = f"{text}, for now: {reason}", f"{text}: {reason}"
+    assert [record.getMessage() for record in caplog.records] == [for_now, for_now, for_good]
 
 
-def test_lack_of_memory_while_recording_is_passed_on():
-    graphed = GraphedFunction(double, FakeGraphs(torch.OutOfMemoryError("CUDA out of memory.")))
-    with pytest.raises(torch.OutOfMemoryError):
-        graphed(torch.ones(3), torch.ones(3))
+def test_lack_of_memory_while_recording_frees_the_other_graphs_and_changes_no_result():
+    graphs = FakeGraphs()
+    cache = GraphCache(graphs)
+    graphed = GraphedFunction(double, cache)
+    use(graphed, torch.ones(3), torch.ones(3))
+    graphs.errors = [torch.OutOfMemoryError("CUDA out of memory.")]
+    assert torch.equal(use(graphed, torch.ones(5), torch.ones(5))["out"], torch.full((5,), 3.0))
+    gc.collect()
+    assert [reference() for reference in graphs.outputs[0]] == [None]
+    use(graphed, torch.ones(5), torch.ones(5), times=1)
+    assert (graphs.n_recorded, graphed.is_captured) == (3, True)
+
+
+def test_graphs_are_few_and_the_least_recently_used_goes_first():
+    graphs = FakeGraphs()
+    graphed = GraphedFunction(double, GraphCache(graphs, max_graphs=3))
+    for size in range(1, 30):
+        use(graphed, torch.ones(size), torch.ones(size))
+        graphed(torch.ones(1), torch.ones(1))  # in use all the time
+    gc.collect()
+    alive = [size for size, (reference,) in enumerate(graphs.outputs, start=1) if reference() is not None]
+    assert alive == [1, 28, 29]
+    assert graphs.n_recorded == 29
+
+
+def test_more_signatures_in_turn_than_places_are_never_recorded():
+    graphs = FakeGraphs()
+    graphed = GraphedFunction(double, GraphCache(graphs, max_graphs=3))
+    for _ in range(5):
+        for size in range(1, 5):
+            graphed(torch.ones(size), torch.ones(size))
+    assert graphs.n_recorded == 0
+
+
+def test_a_forced_backend_has_graphs_of_its_own():
+    graphs = FakeGraphs()
+    graphed = GraphedFunction(double, GraphCache(graphs))
+    use(graphed, torch.ones(3), torch.ones(3))
+    with use_backend("reference"):
+        use(graphed, torch.ones(3), torch.ones(3))
+    assert graphs.n_recorded == 2
+
+
+def test_a_cuda_graph_is_recorded_into_one_pool_and_minds_its_own_thread(monkeypatch):
+    entered, made = [], []
+
+    class Recording:
+        def __init__(self, graph, **options):
+            entered.append(options)
+
+        def __enter__(self):
+            made.append("in")
+
+        def __exit__(self, *_error):
+            made.append("out")
+
+    class Graph:
+        def replay(self):
+            made.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    record = CudaGraphs()
+    for _ in range(2):
+        replay, outputs = record(lambda: made.append("call") or {"out": 1})
+        replay()
+        assert outputs == {"out": 1}
+    assert entered == [{"pool": (0, 7), "capture_error_mode": "thread_local"}] * 2
+    assert made == ["in", "call", "out", "replay"] * 2  # nothing runs but what is recorded
 
 
 def trajectory(x, noise):
@@ -99,20 +195,21 @@ def test_a_captured_draw_has_the_bits_of_an_uncaptured_one():
     assert graphs.n_recorded == 1
 
 
-def test_another_number_of_inputs_or_samples_needs_no_new_graph_but_another_seed_does():
+def test_another_number_of_inputs_or_samples_or_another_seed_needs_no_new_graph():
     graphs = FakeGraphs()
     captured = CapturedTrajectory(trajectory, graphs)
     run(captured)
-    for n_inputs, n_samples in ((1, 1), (20, 2), (2, 100)):
-        result = run(captured, n_inputs, n_samples)
-        assert torch.equal(result.samples["distance"], run(trajectory, n_inputs, n_samples).samples["distance"])
+    for n_inputs, n_samples, seed in ((1, 1, 0), (20, 2, 1), (2, 100, 2**63 - 1), (5, 33, 2)):
+        result = run(captured, n_inputs, n_samples, seed=seed)
+        expected = run(trajectory, n_inputs, n_samples, seed=seed)
+        assert torch.equal(result.samples["distance"], expected.samples["distance"])
+        assert result.is_captured
     assert graphs.n_recorded == 1
-    result = run(captured, seed=1)
-    assert torch.equal(result.samples["distance"], run(trajectory, seed=1).samples["distance"])
-    assert graphs.n_recorded == 2
     noise = torch.ones(5, 33, 3)
     result = run(captured, noise=noise)
     assert torch.equal(result.samples["distance"], run(trajectory, noise=noise).samples["distance"])
+    assert graphs.n_recorded == 2
+    run(captured, antithetic=True)
     assert graphs.n_recorded == 3
 
 
@@ -122,22 +219,56 @@ def test_capture_can_be_declined():
     assert graphs.n_recorded == 0
 
 
-def test_graphs_of_a_micro_batch_that_was_too_large_are_released():
-    class TooLarge(FakeGraphs):
-        def __call__(self, function):
-            recorded = super().__call__(function)
-            if len(recorded[1]["distance"]) > 4:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return recorded
+def test_graphs_of_a_micro_batch_that_is_too_large_now_are_released():
+    largest = [8]
 
-    graphs = TooLarge()
-    captured = CapturedTrajectory(trajectory, graphs)
+    def limited(x, noise):
+        if len(x) > largest[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return trajectory(x, noise)
+
+    graphs = FakeGraphs()
+    captured = CapturedTrajectory(limited, graphs)
+    assert run(captured).micro_batch == 8
+    largest[0] = 4
     result = run(captured)
     assert (result.micro_batch, result.n_halvings, result.is_captured) == (4, 1, True)
     assert torch.equal(result.samples["distance"], run(trajectory).samples["distance"])
+    gc.collect()
+    assert [[each() is None for each in of_one] for of_one in graphs.outputs] == [[True], [False]]
     captured.release()
     run(captured, n_inputs=1)
-    assert graphs.n_recorded == 4
+    gc.collect()
+    assert [reference() for reference in graphs.outputs[1]] == [None]
+
+
+def test_a_draw_inside_a_draw_and_one_of_another_thread_leave_the_graphs_alone():
+    graphs = FakeGraphs()
+    cache = GraphCache(graphs)
+    inner = CapturedTrajectory(trajectory, graphs=cache)
+    found = []
+
+    def outer(x, noise):
+        found.append(run(inner, 2, 40).is_captured)
+        return trajectory(x, noise)
+
+    with cache.in_use():
+        with ThreadPoolExecutor(1) as threads:
+            elsewhere = threads.submit(run, CapturedTrajectory(trajectory, graphs=cache)).result()
+        assert (elsewhere.is_captured, graphs.n_recorded) == (False, 0)
+    assert run(CapturedTrajectory(outer, graphs=cache), 2, 2).micro_batch == 8
+    assert found == [False]
+    assert run(inner).is_captured
+
+
+def test_a_copied_cache_starts_empty():
+    graphs = FakeGraphs()
+    cache = GraphCache(graphs)
+    run(CapturedTrajectory(trajectory, graphs=cache))
+    twin = copy.deepcopy(cache)
+    assert not twin._entries
+    assert isinstance(pickle.loads(pickle.dumps(GraphCache())), GraphCache)
+    assert not pickle.loads(pickle.dumps(GraphCache())).serves(torch.device("cpu"))
 
 
 def network() -> torch.nn.Module:

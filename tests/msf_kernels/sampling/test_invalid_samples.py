@@ -172,7 +172,7 @@ def test_nan_in_inputs_noise_and_fields_is_found_and_captured_draws_find_it_too(
         sample_flow(lambda z, t: z / 0.0, INPUTS, 9, (3,), time_grid=(0.0, 1.0))
     captured = CapturedTrajectory(distances, lambda function: (lambda: None, function()))
     with pytest.raises(InvalidSamplesError, match="sample 0 of input 2"):
-        draw(captured, inputs, 2, (3,), micro_batch=8)
+        draw(captured, inputs, 6, (3,), micro_batch=8)  # the second and third micro-batch by the graph
 
 
 def test_readouts_that_nobody_uses_may_be_anything():

@@ -191,14 +191,34 @@ def test_packed_convolutions_are_counted_like_plain_ones():
     assert counts[0] == counts[1] > 0
 
 
-@pytest.mark.parametrize("changes", [VARIANTS["plain"], VARIANTS["all of it"]], ids=["plain", "all of it"])
-def test_the_convolutions_of_a_gpu_compute_the_network_s_function(changes, monkeypatch):
-    monkeypatch.setattr(_operator, "_auto_order", lambda *_: ("conv3x3", "aten"))
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Build forms as for a GPU, where a convolution takes along what is around it."""
     device = torch.device("cuda")
     monkeypatch.setattr("msf.network.inference.form.Plan", lambda dtype, rewrites, _: Plan(dtype, rewrites, device))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("changes", [VARIANTS["plain"], VARIANTS["all of it"]], ids=["plain", "all of it"])
+def test_the_kernels_of_a_gpu_compute_the_network_s_function(changes, as_on_a_gpu):
+    network, z = tiny(**changes), state(n=2)
+    velocity = inference_form(network, (1.0,), backend="triton")
+    assert relative_error(velocity(z, 1.0), network(z, 1.0)) < 1e-5
+    assert velocity._residual_blocks[0].conv_in.backend == "triton"
+
+
+@pytest.mark.parametrize("backend", ["aten", "reference"])
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_the_convolutions_of_a_gpu_compute_the_network_s_function(changes, backend, as_on_a_gpu, monkeypatch):
+    monkeypatch.setattr(_operator, "_auto_order", lambda *_: (backend,))
     network, z = tiny(**changes), state()
-    for rewrites in (ALL_REWRITES, ALL_REWRITES - {Rewrite.SUBPIXEL_UPSAMPLING}):
+    for rewrites in (
+        ALL_REWRITES,
+        ALL_REWRITES - {Rewrite.SUBPIXEL_UPSAMPLING},
+        ALL_REWRITES - {Rewrite.FUSED_RESIDUAL},
+    ):
         velocity = inference_form(network, (1.0,), rewrites=rewrites)
+        assert velocity._plan.is_whole == (Rewrite.FUSED_RESIDUAL in rewrites)
         with FlopCounterMode(display=False) as counter:
             actual = velocity(z, 1.0)
         assert relative_error(actual, network(z, 1.0)) < 1e-5
