@@ -96,6 +96,8 @@ def classify(
     check_apart(results, [*map(Path, files), *files_of(checkpoint)])
     if search.skipped:
         console.err.print(f"skipped: {console.printable(described(search.skipped))}")
+    if not files:
+        raise ValueError(f"{', '.join(repr(str(path)) for path in images)} names no picture")
     if len(failures) == len(files):
         tell_none(list(failures.values()))
     network = load_flow(checkpoint, run.device)

@@ -37,7 +37,6 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Also write a row per picture; .csv, or .parquet with the extra parquet."),
     ] = None,
-    data_root: flags.DataRoot = None,
     packing: DatasetFlags,
     fields: flags.ClassifyFields,
     run: flags.Run,
@@ -54,7 +53,7 @@ def evaluate(
 
     check_table(per_image)
     network = load_flow(checkpoint, run.device)
-    data = _open(network, dataset, split, data_root, packing)
+    data = _open(network, dataset, split, packing)
     check_apart(
         {"--json": run.json_file, "--per-image": per_image},
         [*files_of(checkpoint), *([data.path] if data.path else [])],
@@ -78,14 +77,11 @@ def evaluate(
     console.write_json(run.json_file, {**content, "provenance": made_with})
 
 
-def _open(
-    network: MedSymmFlow, name: str | None, split: Split, data_root: Path | None, packing: DatasetFlags
-) -> ImageDataset:
+def _open(network: MedSymmFlow, name: str | None, split: Split, packing: DatasetFlags) -> ImageDataset:
     names = network.task.class_names
     with console.progress_bar("reading pictures", lines=True) as advance:
         return open_dataset(
             network.config.data.dataset if name is None else name,
-            data_root,
             packing,
             advance,
             size=network.config.data.image_size,

@@ -268,6 +268,6 @@ def _without_scores(row: Mapping[str, Any]) -> dict[str, Any]:
 def _stamp(file: str) -> list[int] | None:
     try:
         found = os.stat(file)
-    except OSError:
+    except (OSError, ValueError):  # the second: a name with a NUL, which a table may hold
         return None
     return [found.st_size, found.st_mtime_ns]

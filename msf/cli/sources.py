@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from msf.cli import console
+from msf.cli.flags import DataRoot
 from msf.config import FitName
 
 if TYPE_CHECKING:
@@ -133,14 +134,14 @@ class PackFlags(ReadingFlags):
 
 @dataclass(frozen=True)
 class DatasetFlags(PackFlags):
-    """The same for commands that have another use for `--seed`."""
+    """The same for commands that take data sets by name too, and have another use for `--seed`."""
 
+    data_root: DataRoot = None
     split_seed: Annotated[int, typer.Option(min=0, help="Seed of the splits of a folder or a table.")] = 0
 
 
 def open_dataset(
     name: str,
-    data_root: Path | None,
     flags: DatasetFlags,
     advance: console.Advance,
     *,
@@ -153,7 +154,6 @@ def open_dataset(
 
     Args:
         name: Data set name, path of an .npz, a folder or a table.
-        data_root: Where named ones lie.
         flags: How it is packed.
         advance: Shows how far that is.
         size: Height and width of the pictures that are packed.
@@ -166,9 +166,10 @@ def open_dataset(
         FileNotFoundError: Likewise.
     """
     from msf.data import is_source, known_datasets, load_dataset
+    from msf.data.table import NOT_TAKEN, split_size
 
-    if name in known_datasets() or not is_source(name):
-        return load_dataset(name, data_root, required=required, class_names=flags.names)
+    if split_size(name)[0].lower() in (*known_datasets(), *NOT_TAKEN) or not is_source(name):
+        return load_dataset(name, flags.data_root, required=required, class_names=flags.names)
     from msf.data.packing import pack_into
 
     settings = flags.settings(seed=flags.split_seed, size=size, mode=mode, known_names=known_names)

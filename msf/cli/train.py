@@ -33,7 +33,6 @@ def train(
             "instead of every batch at every step."
         ),
     ] = True,
-    data_root: flags.DataRoot = None,
     device: flags.Device = None,
     json_file: flags.JsonFile = None,
     packing: DatasetFlags,
@@ -51,7 +50,7 @@ def train(
             from msf.training.train import train as run_training
 
             name, size = experiment.data.dataset, experiment.data.image_size
-            dataset = open_dataset(name, data_root, packing, advance, size=size)
+            dataset = open_dataset(name, packing, advance, size=size)
             if is_packed(dataset):  # an evaluation shall find the very splits
                 named = dataclasses.replace(experiment.data, dataset=str(dataset.path))
                 experiment = dataclasses.replace(experiment, data=named)

@@ -84,7 +84,9 @@ def read_dicom(path: Path, *, max_pixels: int, window: Window | None, frame: int
     except pydicom.errors.InvalidDicomError:
         raise RefusedDicomError("no DICOM file: it lacks the mark DICM") from None
     except Exception as error:  # their texts may quote the file
-        raise RefusedDicomError(f"a DICOM file that is damaged or incomplete ({type(error).__name__})") from None
+        raise RefusedDicomError(
+            f"a DICOM file that is damaged or incomplete, or packed in an unknown way ({type(error).__name__})"
+        ) from None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import tempfile
 from array import array
@@ -34,7 +35,7 @@ from msf.files.npy import NewArray, write_npz
 
 Mode = Literal["auto", "grey", "colour"]
 Progress = Callable[[int, int], None]
-_CHUNK_ROWS = 256
+_CHUNK_BYTES = 2**22
 _CHANNELS = {"grey": 1, "colour": 3}
 _SIZES = ", ".join(map(str, MEDMNIST_SIZES))
 _MOST_PIXELS = 2**14
@@ -185,7 +186,7 @@ def _key(listing: Listing, settings: PackSettings) -> str:
         try:
             found = os.stat(file)
             stamp = f"{found.st_size} {found.st_mtime_ns}"
-        except OSError:
+        except (OSError, ValueError):  # the second: a name with a NUL, which a table may hold
             stamp = "none"
         digest.update(f"{os.path.abspath(file)!r} {stamp} {listing.errors.get(number)!r}".encode())
     return digest.hexdigest()
@@ -320,24 +321,26 @@ def _splits_of(listing: Listing, numbers: IntArray, settings: PackSettings) -> t
 
 def _write_archive(out: Path, listing: Listing, packed: PackedPictures, waiting: IO[bytes]) -> None:
     waiting.flush()
-    pixels = np.memmap(waiting, np.uint8, "r", shape=(len(packed.numbers), *packed.shape))
     shape = packed.shape if packed.shape[2] == 3 else packed.shape[:2]
     labels = np.array(listing.labels, np.int64)[packed.numbers]
     arrays = {}
     for code, split in enumerate(SPLITS):
         rows = np.flatnonzero(packed.splits == code)
         if len(rows):
-            arrays[f"{split}_images"] = NewArray((len(rows), *shape), np.dtype(np.uint8), _parts(pixels, rows, shape))
+            arrays[f"{split}_images"] = NewArray((len(rows), *shape), np.dtype(np.uint8), _parts(waiting, rows, shape))
             arrays[f"{split}_labels"] = NewArray((len(rows), 1), np.dtype(np.int64), [labels[rows, None]])
     names = np.array(listing.class_names)
     arrays[CLASS_NAMES] = NewArray(names.shape, names.dtype, [names])
     write_atomically(out, lambda path: write_npz(path, arrays))
 
 
-def _parts(pixels: np.ndarray[Any, Any], rows: IntArray, shape: tuple[int, ...]) -> Iterator[np.ndarray[Any, Any]]:
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        chosen = pixels[rows[start : start + _CHUNK_ROWS]]
-        yield chosen.reshape(len(chosen), *shape)
+def _parts(waiting: IO[bytes], rows: IntArray, shape: tuple[int, ...]) -> Iterator[np.ndarray[Any, Any]]:
+    n_bytes = math.prod(shape)
+    per_part = max(1, _CHUNK_BYTES // n_bytes)
+    for start in range(0, len(rows), per_part):
+        chosen = rows[start : start + per_part].tolist()
+        levels = b"".join(os.pread(waiting.fileno(), n_bytes, row * n_bytes) for row in chosen)
+        yield np.frombuffer(levels, np.uint8).reshape(len(chosen), *shape)
 
 
 def _write_rows(path: Path, listing: Listing, packed: PackedPictures) -> None:

@@ -84,7 +84,7 @@ class Source:
 def is_source(path: str | os.PathLike[str]) -> bool:
     """Return whether this is a folder, or has the suffix of a table."""
     place = Path(path).expanduser()
-    return place.suffix.lower() in TABLE_SUFFIXES or place.is_dir()
+    return bool(os.fspath(path)) and (place.suffix.lower() in TABLE_SUFFIXES or place.is_dir())
 
 
 def open_source(

@@ -75,7 +75,7 @@ def _divide_pictures(splits: IntArray, labels: IntArray, wanted: tuple[str, int,
     counts = np.bincount(labels[rows])
     rows = rows[counts[labels[rows]] > 1]
     n_classes, n = len(np.unique(labels[rows])), round(share * len(rows))
-    if n < n_classes or len(rows) - n < n_classes:
+    if n < max(1, n_classes) or len(rows) - n < n_classes:
         raise ValueError(
             f"{name} = {share:.3g} of {len(rows)} pictures is {n}, and each of {n_classes} classes needs one there and "
             "one in training: give another share, or more pictures"
