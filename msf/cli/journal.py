@@ -35,24 +35,25 @@ class Journal:
         self._end = 0
         if path is None or not path.exists():
             return
+        header = _line(self._made_with)
+        if path.stat().st_size < len(header) and header.startswith(path.read_bytes()):
+            path.unlink()  # of a process that was killed before its first row
+            return
         if not resume:
             raise ValueError(
                 f"{str(path)!r} holds the rows of an interrupted run: go on with --resume, or remove it to start anew"
             )
-        self._file = path.open("r+b")
-        first = self._file.readline(_LONGEST)
-        there = parse_json(first, repr(str(path)), "what its rows were made with") if first.endswith(b"\n") else {}
+        with path.open("rb") as file:
+            first = file.readline(_LONGEST)
+        there = parse_json(first, repr(str(path)), "what its rows were made with") if first.endswith(b"\n") else None
         if there != self._made_with:
-            names = [
-                name
-                for name in self._made_with
-                if not isinstance(there, dict) or there.get(name) != self._made_with[name]
-            ]
-            self.close()
+            there = there if isinstance(there, dict) else {}
+            names = [name for name, value in self._made_with.items() if there.get(name) != value]
             raise ValueError(
                 f"{str(path)!r} holds rows that were made with something else "
                 f"({', '.join(names) or 'an unknown field'}): give the same, or remove it to start anew"
             )
+        self._file = path.open("r+b")
         self._end = len(first)
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -68,6 +69,7 @@ class Journal:
                 if not isinstance(row, dict):
                     raise ValueError("no object")
             except (ValueError, RecursionError) as error:
+                self.close()
                 raise ValueError(
                     f"{str(self.path)!r} is damaged at byte {self._end} ({error}): remove it to start anew"
                 ) from error
@@ -113,7 +115,11 @@ class Journal:
 
     def _write(self, content: Mapping[str, Any]) -> int:
         assert self._file is not None
-        line = json.dumps(content, allow_nan=False).encode() + b"\n"
+        line = _line(content)
         self._file.seek(self._end)
         self._file.write(line)
         return len(line)
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, allow_nan=False).encode() + b"\n"

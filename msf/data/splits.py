@@ -11,6 +11,7 @@ IntArray = np.ndarray[Any, np.dtype[Any]]
 TRAIN, VAL, TEST = 0, 1, 2
 NOT_SAID = -1
 _MOST_FOLDS = 20
+_MOST_UNITS = 2000
 
 
 def make_splits(labels: IntArray, groups: IntArray | None = None, *, val: float, test: float, seed: int) -> IntArray:
@@ -94,8 +95,10 @@ def _own_where_missing(groups: IntArray) -> IntArray:
 def _divide_groups(
     splits: IntArray, labels: IntArray, groups: IntArray, shares: tuple[float, float], seed: int
 ) -> None:
+    """Set the splits of whole groups; `groups` holds no -1."""
     from sklearn.model_selection import StratifiedGroupKFold
 
+    groups = _units(groups, seed)
     most = min(_MOST_FOLDS, len(np.unique(groups)), int(np.bincount(labels).max()))
     n_folds, n_val, n_test = _folds(most, *shares)
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -108,6 +111,14 @@ def _divide_groups(
             candidates, _ = np.unique(groups[labels == label], return_counts=True)
             sizes = [int((groups == group).sum()) for group in candidates]
             splits[groups == candidates[int(np.argmin(sizes))]] = TRAIN
+
+
+def _units(groups: IntArray, seed: int) -> IntArray:
+    """Return groups put together at random where they are many: scikit-learn looks at all folds for each of them."""
+    names, units = np.unique(groups, return_inverse=True)
+    if len(names) > _MOST_UNITS:
+        units = (np.random.default_rng(seed).permutation(len(names)) % _MOST_UNITS)[units]
+    return units
 
 
 def _folds(most: int, val: float, test: float) -> tuple[int, int, int]:

@@ -136,7 +136,7 @@ def test_rows_of_other_settings_are_never_mixed(run, tmp_path, monkeypatch, flag
     assert Path("r.partial.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"{}\n", b"no JSON\n", b"[1]\n", b'{"format": "msf-classify/1"}\n'])
+@pytest.mark.parametrize("content", [b"x", b"{}\n", b"no JSON\n", b"[1]\n", b'{"format": "msf-classify/1"}\n'])
 def test_a_file_that_holds_no_rows_of_ours_is_left_alone(run, tmp_path, content):
     pictures(tmp_path / "d", 3)
     Path("r.partial.jsonl").write_bytes(content)
@@ -144,6 +144,14 @@ def test_a_file_that_holds_no_rows_of_ours_is_left_alone(run, tmp_path, content)
     assert code == 2
     assert "r.partial.jsonl" in err
     assert Path("r.partial.jsonl").read_bytes() == content
+
+
+def test_a_run_that_was_killed_before_its_first_row_starts_anew(run, tmp_path):
+    pictures(tmp_path / "d", 3)
+    for content in (b"", b'{"format": "msf-cla'):
+        Path("r.partial.jsonl").write_bytes(content)
+        assert run("d", "--json", "r.json")[0] == 1
+        assert not Path("r.partial.jsonl").exists()
 
 
 def test_memory_per_row_is_bounded(tmp_path):

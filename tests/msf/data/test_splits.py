@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from msf.data import splits as splits_module
 from msf.data.splits import TEST, TRAIN, VAL, groups_in_two_splits, make_splits
 
 
@@ -37,6 +38,17 @@ def test_no_group_is_in_two_splits_and_no_class_without_training_over_a_thousand
         assert (splits == VAL).any() == (shares["val"] > 0)
         assert (splits == TEST).any() == (shares["test"] > 0)
     assert n_made > 900
+
+
+def test_many_groups_are_divided_whole_and_in_equal_shares(monkeypatch):
+    monkeypatch.setattr(splits_module, "_MOST_UNITS", 60)
+    rng = np.random.default_rng(0)
+    labels, groups = rng.integers(0, 3, 3000), rng.integers(0, 700, 3000)
+    splits = make_splits(labels, groups, val=0.15, test=0.15, seed=0)
+    assert not len(groups_in_two_splits(groups, splits))
+    for label in range(3):
+        for code in (VAL, TEST):
+            assert (splits[labels == label] == code).mean() == pytest.approx(0.15, abs=0.02)
 
 
 def test_groups_in_two_splits_are_found_and_missing_groups_are_none():
