@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def classify(
             failures[len(files)] = failure
         files.append(file)
     results = {"--csv": csv_file, "--json": run.json_file, "the finished rows": place}
-    check_apart(results, [*map(Path, files), *files_of(checkpoint)])
+    check_apart(results, itertools.chain(map(Path, files), files_of(checkpoint)))
     if search.skipped:
         console.err.print(f"skipped: {console.printable(described(search.skipped))}")
     if not files:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msf.cli.targets import write_result_file
+from msf.cli.targets import write_result, write_result_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,19 +81,28 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         OSError: They could not be written; the text says where they are kept.
     """
-    write_result_file(path, lambda place: _write(place, rows, is_parquet=path.suffix == ".parquet"))
+    if path.suffix == ".parquet":
+        write_result_file(path, lambda place: _write_parquet(place, rows))
+    else:
+        write_result(path, lambda: csv_lines(list(rows[0]), rows))
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]], *, is_parquet: bool) -> None:
-    if is_parquet:
-        import pyarrow.parquet
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
-        return
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+
+
+def csv_lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a table in CSV, line by line; a column that a row lacks is empty there."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(row)
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
 
 
 def _files(dataset: ImageDataset, split: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from array import array
@@ -15,6 +13,7 @@ import numpy as np
 
 from msf.cli import console
 from msf.cli.journal import Journal
+from msf.cli.per_image import csv_lines
 from msf.cli.targets import write_result
 from msf.interruption import undisturbed
 
@@ -222,14 +221,8 @@ class PictureRows:
         first = self._row(int(np.flatnonzero(~np.isnan(np.array(self._uncertainty)))[0]))
         columns = flat_row(_without_scores(first))
         constant = {name: value for name, value in flat_provenance(dict(made_with)).items() if name not in columns}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=[*columns, *constant])
-        writer.writeheader()
-        for row in self._all():
-            writer.writerow({**flat_row(_without_scores(row)), **constant})
-            yield text.getvalue()
-            text.seek(0)
-            text.truncate()
+        rows = ({**flat_row(_without_scores(row)), **constant} for row in self._all())
+        return csv_lines([*columns, *constant], rows)
 
     def _json(self, made_with: Mapping[str, Any]) -> Iterator[str]:
         head = json.dumps({"format": FORMAT, "provenance": made_with}, indent=2, allow_nan=False)

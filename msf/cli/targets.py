@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -112,11 +111,16 @@ def write_result(path: Path, text: str | Callable[[], Iterable[str]]) -> None:
             for part in parts():
                 file.write(part.encode("utf-8", "backslashreplace"))
 
-    write_result_file(path, fill)
+    write_result_file(path, fill, lambda: "".join(parts()))
 
 
-def write_result_file(path: Path, writer: Callable[[Path], object]) -> None:
+def write_result_file(path: Path, writer: Callable[[Path], object], text: Callable[[], str] | None = None) -> None:
     """Do the same for a result that `writer` writes to the path that it is given.
+
+    Args:
+        path: Where to.
+        writer: Fills a file.
+        text: Returns what it writes, to be printed where nothing can be written at all; None: it is no text.
 
     Raises:
         OSError: It could not be written.
@@ -128,7 +132,7 @@ def write_result_file(path: Path, writer: Callable[[Path], object]) -> None:
             write_atomically(os.path.realpath(path), writer)
     except OSError as error:
         reason = error.strerror or str(error)
-        told = OSError(f"{str(path)!r} could not be written ({reason}): {_keep(path, writer)}")
+        told = OSError(f"{str(path)!r} could not be written ({reason}): {_keep(path, writer, text)}")
         told.errno = error.errno
         raise told from error
 
@@ -139,34 +143,17 @@ def journal_beside(*targets: Path | None) -> Path | None:
     return files[0].with_name(f"{files[0].stem}.partial.jsonl") if files else None
 
 
-def _keep(path: Path, writer: Callable[[Path], object]) -> str:
+def _keep(path: Path, writer: Callable[[Path], object], text: Callable[[], str] | None) -> str:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=path.suffix)
         os.close(descriptor)
         writer(Path(name))
     except OSError:
-        print(_content(writer), flush=True)
+        if text is None:
+            return "there is no place for what it should hold; the same command makes it again"
+        print(text(), flush=True)
         return "what it should hold is printed above"
     return f"what it should hold is in {name!r}"
-
-
-def _content(writer: Callable[[Path], object]) -> str:
-    """Return what a writer writes, by way of a pipe: there is no place for it on the disk."""
-    reading, writing = os.pipe()
-    parts: list[bytes] = []
-
-    def read() -> None:
-        with os.fdopen(reading, "rb") as pipe:
-            parts.append(pipe.read())
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        writer(Path(f"/dev/fd/{writing}"))
-    finally:
-        os.close(writing)
-        thread.join()
-    return b"".join(parts).decode("utf-8", "backslashreplace")
 
 
 def _is_stream(path: Path) -> bool:

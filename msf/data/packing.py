@@ -339,8 +339,11 @@ def _parts(waiting: IO[bytes], rows: IntArray, shape: tuple[int, ...]) -> Iterat
     per_part = max(1, _CHUNK_BYTES // n_bytes)
     for start in range(0, len(rows), per_part):
         chosen = rows[start : start + per_part].tolist()
-        levels = b"".join(os.pread(waiting.fileno(), n_bytes, row * n_bytes) for row in chosen)
-        yield np.frombuffer(levels, np.uint8).reshape(len(chosen), *shape)
+        levels = np.empty((len(chosen), *shape), np.uint8)
+        for place, row in zip(levels.reshape(len(chosen), -1), chosen, strict=True):
+            waiting.seek(row * n_bytes)
+            place[:] = np.frombuffer(waiting.read(n_bytes), np.uint8)
+        yield levels
 
 
 def _write_rows(path: Path, listing: Listing, packed: PackedPictures) -> None:
