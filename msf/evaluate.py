@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,22 @@ from torch import Tensor
 from msf.config import ClassifySettings, settings_for
 from msf.data import ImageDataset
 from msf.judge.metrics import prediction_metrics
+from msf.judge.uncertainty import Prediction
 from msf.medsymmflow import MedSymmFlow
 
 _N_LISTED = 4
+
+
+class Evaluation(NamedTuple):
+    """A split that was classified, with every figure about it.
+
+    Args:
+        metrics: What `evaluate` returns.
+        prediction: Of its pictures.
+    """
+
+    metrics: dict[str, Any]
+    prediction: Prediction
 
 
 def evaluate(
@@ -51,6 +64,23 @@ def evaluate(
         TypeError: A setting that does not exist.
         ValueError: The data have other classes than the model, or an argument is out of range.
     """
+    return evaluate_split(
+        model, dataset, split, settings, seed=seed, latents=latents, progress=progress, **fields
+    ).metrics
+
+
+def evaluate_split(
+    model: MedSymmFlow,
+    dataset: ImageDataset,
+    split: str = "test",
+    settings: ClassifySettings | None = None,
+    *,
+    seed: int = 0,
+    latents: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **fields: Any,
+) -> Evaluation:
+    """Do what `evaluate` does, and return the prediction of every picture too; arguments and errors are the same."""
     if dataset.n_classes != model.task.n_classes:
         raise ValueError(
             f"dataset must have the model's {model.task.n_classes} classes; {dataset.name!r} has {dataset.n_classes}"
@@ -62,7 +92,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     n_drawn = float(torch.as_tensor(prediction.n_samples).double().mean())
     metrics = prediction_metrics(prediction, part.labels, class_names=dataset.class_names)
-    return {
+    figures = {
         "dataset": dataset.name,
         "split": split,
         **metrics,
@@ -77,6 +107,7 @@ def evaluate(
         "seconds": seconds,
         "samples_per_second": n_drawn * len(part) / seconds,
     }
+    return Evaluation(figures, prediction)
 
 
 def _name_warnings(names: tuple[str, ...], dataset: ImageDataset) -> list[str]:

@@ -7,7 +7,19 @@ from typing import Any, TextIO, cast
 
 import typer
 
-from msf.cli import classify, console, demo, evaluate, generate, import_official, info, train, train_autoencoder, tune
+from msf.cli import (
+    classify,
+    console,
+    demo,
+    evaluate,
+    generate,
+    import_official,
+    info,
+    pack,
+    train,
+    train_autoencoder,
+    tune,
+)
 from msf.interruption import end_in_peace, interruptible, raise_if_requested
 
 app = typer.Typer(
@@ -18,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo")(demo.demo)
+app.command("pack")(pack.pack)
 app.command("train")(train.train)
 app.command("train-autoencoder")(train_autoencoder.train_autoencoder)
 app.command("evaluate")(evaluate.evaluate)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +15,16 @@ import typer
 
 from msf.cli import console, flags
 from msf.cli.checkpoints import files_of, load_flow
-from msf.cli.picture_rows import PictureRows
-from msf.cli.targets import check_apart
-from msf.config import FitName
+from msf.cli.journal import Journal
+from msf.cli.picture_rows import FORMAT, PictureRows, tell_none
+from msf.cli.sources import ReadingFlags
+from msf.cli.targets import check_apart, journal_beside
+from msf.config import settings_for
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from msf.data import Reading
     from msf.medsymmflow import MedSymmFlow
 
 _FIRST_PART = 32  # pictures; parts grow while they take less than this many seconds, so that little is ever lost
@@ -42,42 +47,27 @@ class Referral:
     score: Annotated[str, typer.Option(help="Uncertainty score that ranks them.")] = "nearest_distance"
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How picture files are read."""
-
-    fit: Annotated[
-        FitName,
-        typer.Option(
-            help="What becomes of a picture that is not square: stretch it, or crop it to its central square."
-        ),
-    ] = "stretch"
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Pixels of the largest picture that is decoded; a larger JPEG is read at a reduced size. Default: 67 "
-            "million.",
-        ),
-    ] = None
-
-
 @flags.grouped
 def classify(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE...", readable=False, help="Picture files, or folders of them, searched at every depth."
+            metavar="IMAGE...",
+            readable=False,
+            help="Picture files, folders of them, searched at every depth, or tables (CSV, Parquet) that name them.",
         ),
     ],
     *,
     checkpoint: flags.Checkpoint = None,
     referral: Referral,
-    reading: Reading,
+    reading: ReadingFlags,
     csv_file: Annotated[
         Path | None,
         typer.Option("--csv", metavar="FILE", help="Write one row per picture."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the rows that an interrupted run left beside --csv or --json.")
+    ] = False,
     fields: flags.ClassifyFields,
     run: flags.Run,
 ) -> None:
@@ -86,35 +76,72 @@ def classify(
     Pictures may have any size and mode. One that cannot be read or classified is named, and the others are classified;
     the exit code is then 1. Not for clinical use.
     """
-    from msf.data import search_images
-    from msf.data.picture_files import described
+    from msf.data.picture_files import ImageSearch, described
     from msf.judge.uncertainty import UNCERTAINTY_SCORES
+    from msf.provenance import provenance
 
     if referral.score not in UNCERTAINTY_SCORES:
         raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {referral.score!r}")
-    found = search_images(images)
-    check_apart({"--csv": csv_file, "--json": run.json_file}, [*found.files, *files_of(checkpoint)])
-    rows = PictureRows(found.files, found.failures, score=referral.score)
-    if found.skipped:
-        console.err.print(f"skipped: {console.printable(described(found.skipped))}")
-    if not rows.unread:
-        rows.tell_none()
+    place = journal_beside(csv_file, run.json_file)
+    if resume and place is None:
+        raise ValueError("resume needs the --csv or --json that the interrupted run had: its rows lie beside it")
+    how = reading.reading
+    search = ImageSearch()
+    files: list[str] = []
+    failures: dict[int, str] = {}
+    for file, failure in search.found(_named(images)):
+        if failure is not None:
+            failures[len(files)] = failure
+        files.append(file)
+    results = {"--csv": csv_file, "--json": run.json_file, "the finished rows": place}
+    check_apart(results, itertools.chain(map(Path, files), files_of(checkpoint)))
+    if search.skipped:
+        console.err.print(f"skipped: {console.printable(described(search.skipped))}")
+    if not files:
+        raise ValueError(f"{', '.join(repr(str(path)) for path in images)} names no picture")
+    if len(failures) == len(files):
+        tell_none(list(failures.values()))
     network = load_flow(checkpoint, run.device)
+    settings = settings_for("classify", network.config.inference.classify, None, fields)
+    made_with = provenance(network, settings, seed=run.seed, micro_batch=settings.micro_batch)
+    journal = Journal(place, {"format": FORMAT, **made_with, "reading": dataclasses.asdict(how)}, resume=resume)
+    rows = PictureRows(files, score=referral.score, journal=journal)
+    are_written = False
     try:
-        with console.progress_bar("classifying", lines=True) as advance:
-            _Classification(network, rows, reading, run.seed, fields).run(advance)
-    except BaseException as error:
-        rows.keep(error, csv_file, run.json_file)
-        raise
-    if not rows.n_classified:
-        rows.tell_none()
-    rows.refer(referral.refer)
-    try:
-        rows.write(csv_file, run.json_file)
+        if rows.n_resumed:
+            console.err.print(f"{rows.n_resumed} of {len(files)} pictures are finished")
+        try:
+            for number, reason in failures.items():
+                rows.fail(number, reason)
+            with console.progress_bar("classifying", lines=True) as advance:
+                _Classification(network, rows, how, run.seed, fields).run(advance)
+        except BaseException as error:
+            if rows.keep(error):
+                console.note_command(error)
+            raise
+        if not rows.n_classified:
+            rows.tell_none()
+        rows.refer(referral.refer)
+        try:
+            rows.write(csv_file, run.json_file, {**made_with, "micro_batch": rows.micro_batch})
+            are_written = True
+        finally:
+            rows.show()
+        if not rows.tell_failures():
+            raise typer.Exit(1)
     finally:
-        rows.show()
-    if not rows.tell_failures():
-        raise typer.Exit(1)
+        rows.close(are_written=are_written)
+
+
+def _named(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield files and folders, with the files that a table names in its place."""
+    from msf.data.sources import TABLE_SUFFIXES, table_files
+
+    for path in paths:
+        if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
+            yield from table_files(path)
+        else:
+            yield path
 
 
 class _Classification:
@@ -127,9 +154,9 @@ class _Classification:
         self._rows = rows
         self._seed = seed
         self._fields = dict(fields)
-        self._reading: dict[str, Any] = {"fit": reading.fit}
-        if reading.max_pixels is not None:
-            self._reading["max_pixels"] = reading.max_pixels
+        self._reading = reading
+        if rows.micro_batch is not None:  # that of the rows that are finished: equal bits need an equal one
+            self._fields["micro_batch"] = rows.micro_batch
 
     def run(self, advance: console.Advance) -> None:
         """Classify all files, and show how far that is."""
@@ -149,13 +176,14 @@ class _Classification:
         from msf.data import load_pictures
 
         channels, size = self._network.task.image_channels, self._network.config.data.image_size
-        loaded = load_pictures([self._rows.files[number] for number in part], size, channels, **self._reading)
+        loaded = load_pictures([Path(self._rows.files[number]) for number in part], size, channels, self._reading)
         for row, reason in loaded.failures.items():
             self._rows.fail(part[row], reason)
         if loaded.rows:
             error = self._classify(loaded.images, [part[row] for row in loaded.rows], show)
             if error is not None and not self._rows.n_classified:  # the settings, and not the pictures
                 raise error
+        self._rows.sync()
         show(len(part))
 
     def _classify(self, images: Tensor, numbers: Sequence[int], show: Callable[[int], None]) -> Exception | None:
@@ -173,7 +201,7 @@ class _Classification:
             prediction = error.prediction
         except (ValueError, FloatingPointError) as error:
             if len(numbers) == 1:
-                file = str(self._rows.files[numbers[0]])
+                file = self._rows.files[numbers[0]]
                 self._rows.fail(numbers[0], f"{file!r} could not be classified: {error}")
                 return error
             half = len(numbers) // 2

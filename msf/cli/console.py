@@ -98,11 +98,16 @@ def resumable(command: str | None = None) -> Iterator[Kept]:
         if is_signal or has_failed:
             if not getattr(error, "__notes__", None):
                 error.add_note(kept.what)
-            arguments = ["msf", *sys.argv[1:]]
-            if command is None and "--resume" not in arguments:
-                arguments.append("--resume")
-            error.add_note(f"go on with: {command or shlex.join(arguments)}")
+            note_command(error, command)
         raise
+
+
+def note_command(error: BaseException, command: str | None = None) -> None:
+    """Tell with an error which command goes on: by default what was called, with `--resume`."""
+    arguments = ["msf", *sys.argv[1:]]
+    if "--resume" not in arguments:
+        arguments.append("--resume")
+    error.add_note(f"go on with: {command or shlex.join(arguments)}")
 
 
 @contextmanager

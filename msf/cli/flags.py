@@ -41,7 +41,7 @@ Checkpoint = Annotated[
     ),
 ]
 
-_RESULTS = {"json_file", "csv_file"}
+_RESULTS = {"json_file", "csv_file", "per_image"}
 
 PANELS = {
     "data": "Data",

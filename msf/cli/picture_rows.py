@@ -1,57 +1,71 @@
-"""What `msf classify` says of each picture: printed, written, and kept where the work ends early."""
+"""What `msf classify` says of each picture: printed, written, and kept on the way."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from msf.cli import console
-from msf.cli.targets import beside, write_result
+from msf.cli.journal import Journal
+from msf.cli.per_image import csv_lines
+from msf.cli.targets import write_result
 from msf.interruption import undisturbed
 
 if TYPE_CHECKING:
     from msf.judge.uncertainty import Prediction
 
+FORMAT = "msf-classify/1"
 SHOWN = 30  # rows printed; files hold all
 FAILURES_SHOWN = 20
+_UNREAD = -1
+_STAMP = "stamp"  # size and time of a file, by which a row is known to be still its own
 
 
 class PictureRows:
     """One row per file: what the network says of it, or what is wrong with it.
 
+    Rows lie in a journal on the disk; what is kept in memory is a few numbers per file.
+
     Args:
         files: The files, in the order of the rows.
-        failures: For each file that cannot be read, its number and what is wrong with it.
         score: Name of the uncertainty score that ranks pictures.
+        journal: Where the rows lie; those that are there are taken for files that have not changed since.
     """
 
-    def __init__(self, files: Sequence[Path], failures: Mapping[int, str], *, score: str) -> None:
-        """Start with what is known before anything is read."""
+    def __init__(self, files: Sequence[str], *, score: str, journal: Journal) -> None:
+        """Take the rows that the journal holds."""
         self.files = files
-        self._failures = dict(failures)
+        self.n_resumed = 0
+        self.micro_batch: int | None = None
         self._score = score
-        self._rows: dict[int, dict[str, Any]] = {}
-        self._uncertainty: dict[int, float] = {}
-        self._probability: dict[int, float] = {}  # of the label
+        self._journal = journal
+        self._places = array("q", [_UNREAD]) * len(files)
+        self._uncertainty = array("d", [np.nan]) * len(files)
+        self._referred: set[int] | None = None
+        self._take_finished()
 
     @property
     def unread(self) -> list[int]:
         """Numbers of the files of which nothing is known yet."""
-        return [n for n in range(len(self.files)) if n not in self._failures and n not in self._rows]
+        return [number for number, place in enumerate(self._places) if place == _UNREAD]
 
     @property
     def n_classified(self) -> int:
         """Number of pictures that have a label."""
-        return len(self._rows)
+        return int((~np.isnan(np.array(self._uncertainty))).sum())
 
     def fail(self, number: int, reason: str) -> None:
         """Keep what is wrong with a file."""
-        self._failures[number] = reason
+        self._uncertainty[number] = np.nan
+        self._places[number] = self._journal.append(
+            {"file": self.files[number], "error": reason, _STAMP: _stamp(self.files[number])}
+        )
 
     def add(self, prediction: Prediction, numbers: Sequence[int], class_names: tuple[str, ...]) -> None:
         """Keep a prediction; a picture without finite distances and probabilities counts as failed.
@@ -63,103 +77,108 @@ class PictureRows:
         """
         from msf.judge.metrics import is_sound
 
-        scores = prediction.scores()[self._score].tolist()
-        probability = prediction.probability.tolist()
-        sound_rows = is_sound(prediction).tolist()
-        for number, row, score, of_classes, sound in zip(
-            numbers, prediction.to_rows(class_names), scores, probability, sound_rows, strict=True
-        ):
-            if sound:
-                self._rows[number] = {"file": str(self.files[number]), "error": None, **row, "index": number}
-                self._uncertainty[number] = score
-                self._probability[number] = of_classes[row["label"]]
-            else:
-                file = str(self.files[number])
+        self.micro_batch = prediction.micro_batch
+        scores = {name: values.tolist() for name, values in prediction.scores().items()}
+        records, sound = prediction.to_records(class_names), is_sound(prediction).tolist()
+        for position, (number, record) in enumerate(zip(numbers, records, strict=True)):
+            file = self.files[number]
+            if not sound[position]:
                 self.fail(number, f"{file!r} could not be classified: the network's outputs for it are not finite")
+                continue
+            own = {name: values[position] for name, values in scores.items()}
+            row = {"file": file, "error": None, **record, "scores": own, _STAMP: _stamp(file)}
+            self._places[number] = self._journal.append(row)
+            self._uncertainty[number] = own[self._score]
+
+    def sync(self) -> None:
+        """See to it that the rows so far survive whatever comes."""
+        with undisturbed():
+            self._journal.sync()
 
     def refer(self, share: float | None) -> None:
         """Mark that share of the classified pictures, the most uncertain ones; None: nothing is said of it."""
         if share is None:
             return
-        ranked = sorted(self._uncertainty, key=lambda number: -self._uncertainty[number])  # stable
-        referred = set(ranked[: round(share * len(ranked))])
-        for number, row in self._rows.items():
-            row["is_referred"] = number in referred
+        uncertainty = np.array(self._uncertainty)
+        known = np.flatnonzero(~np.isnan(uncertainty))
+        ranked = known[np.argsort(-uncertainty[known], kind="stable")]
+        self._referred = set(ranked[: round(share * len(ranked))].tolist())
 
     def show(self) -> None:
         """Print the first rows as a table."""
-        numbers = sorted(self._rows)
-        names = distinct_names([self.files[number] for number in numbers])
-        has_referral = any("is_referred" in row for row in self._rows.values())
+        numbers = np.flatnonzero(~np.isnan(np.array(self._uncertainty))).tolist()
+        names = distinct_names([self.files[number] for number in numbers[:SHOWN]])
+        has_referral = self._referred is not None
         lines = [["picture", "label", "probability", self._score] + ["referral"] * has_referral]
-        for number, name in list(zip(numbers, names, strict=True))[:SHOWN]:
-            row = self._rows[number]
-            line = [
-                name,
-                row["label_name"],
-                console.shown(self._probability[number], 3),
-                console.shown(self._uncertainty[number]),
-            ]
+        for number, name in zip(numbers[:SHOWN], names, strict=True):
+            row = self._row(number)
+            of_label = list(row["probability"].values())[row["label"]]
+            line = [name, row["label_name"], console.shown(of_label, 3), console.shown(self._uncertainty[number])]
             if has_referral:
                 line.append("refer to a person" if row["is_referred"] else "keep")
             lines.append(line)
         console.print_table(lines)
         if len(numbers) > SHOWN:
             console.out.print(f"... and {len(numbers) - SHOWN} more (all of them with --csv or --json)")
-        if has_referral:
-            n_referred = sum(row["is_referred"] for row in self._rows.values())
-            console.out.print(f"{n_referred} of {len(numbers)} pictures to refer to a person")
+        if self._referred is not None:
+            console.out.print(f"{len(self._referred)} of {len(numbers)} pictures to refer to a person")
 
-    def write(self, csv_file: Path | None, json_file: Path | None) -> None:
-        """Write what is known of every file; what cannot be written is kept elsewhere.
+    def write(self, csv_file: Path | None, json_file: Path | None, made_with: Mapping[str, Any]) -> None:
+        """Write what is known of every file; what cannot be written is kept elsewhere, and the journal stays then.
+
+        Args:
+            csv_file: Table to write, if any.
+            json_file: JSON to write, if any.
+            made_with: What `msf.provenance.provenance` returns.
 
         Raises:
             OSError: A file could not be written. The text says where its content is; the other file is written.
         """
         error: OSError | None = None
+        contents: tuple[tuple[Path | None, Callable[[], Iterator[str]]], ...] = (
+            (csv_file, lambda: self._csv(made_with)),
+            (json_file, lambda: self._json(made_with)),
+        )
         with undisturbed():
-            for path, text in ((csv_file, self._csv), (json_file, self._json)):
+            for path, content in contents:
                 try:
                     if path is not None:
-                        write_result(path, text())
+                        write_result(path, content)
                 except OSError as caught:
                     error = caught
         if error is not None:
             raise error
 
-    def keep(self, error: BaseException, csv_file: Path | None, json_file: Path | None) -> None:
-        """Write the rows that are there beside the files that were to hold all, and tell that with the error."""
-        if not self._rows:
-            return
-        n = f"{self.n_classified} of {len(self.files)} pictures are classified"
-        files = [None if path is None else beside(path) for path in (csv_file, json_file)]
+    def close(self, *, are_written: bool) -> None:
+        """End the work with the journal; it goes if its rows are written elsewhere, or there are none."""
         with undisturbed(is_last=True):
-            if any(files):
-                try:
-                    self.write(*files)
-                    kept = " and ".join(repr(str(path)) for path in files if path)
-                    error.add_note(f"{n}: their rows are in {kept}")
-                except OSError as failed:
-                    error.add_note(f"{n}; {failed}")
-            else:
+            self._journal.close(remove=are_written or not self.n_classified)
+
+    def keep(self, error: BaseException) -> bool:
+        """Keep the finished rows where the work ends early, and tell where with the error; return if they go on."""
+        n = self.n_classified
+        told = f"{n} of {len(self.files)} pictures are classified"
+        with undisturbed(is_last=True):
+            if n and self._journal.path is not None:
+                self._journal.sync()
+                error.add_note(f"{told}: their rows are in {str(self._journal.path)!r}")
+            elif n:
                 self.show()
-                error.add_note(f"{n}: the table above")
-            error.add_note("the same command classifies all of them anew")
+                error.add_note(f"{told}: the table above")
+                error.add_note("the same command classifies all of them anew")
+        return bool(n and self._journal.path is not None)
 
     def tell_failures(self) -> bool:
         """Name the files without a label on standard error; return whether there are none."""
-        reasons = [self._failures[number] for number in sorted(self._failures)]
-        for reason in reasons[1:FAILURES_SHOWN]:
-            console.err.print(f"not classified: {console.printable(reason)}")
-        if len(reasons) > FAILURES_SHOWN:
-            console.err.print(
-                f"not classified: {len(reasons) - FAILURES_SHOWN} more (field 'error' of --csv or --json)"
-            )
-        if reasons:
-            console.err.print(
-                f"msf: not classified: {len(reasons)} of {len(self.files)} pictures; {console.printable(reasons[0])}"
-            )
-        return not reasons
+        failed = np.flatnonzero(np.isnan(np.array(self._uncertainty)) & (np.array(self._places) != _UNREAD)).tolist()
+        for number in failed[1:FAILURES_SHOWN]:
+            console.err.print(f"not classified: {console.printable(self._row(number)['error'])}")
+        if len(failed) > FAILURES_SHOWN:
+            console.err.print(f"not classified: {len(failed) - FAILURES_SHOWN} more (field 'error' of --csv or --json)")
+        if failed:
+            first = console.printable(self._row(failed[0])["error"])
+            console.err.print(f"msf: not classified: {len(failed)} of {len(self.files)} pictures; {first}")
+        return not failed
 
     def tell_none(self) -> NoReturn:
         """Say that no picture could be classified.
@@ -167,35 +186,81 @@ class PictureRows:
         Raises:
             ValueError: Always.
         """
-        reason = self._failures[min(self._failures)]
-        if len(self.files) == 1:
-            raise ValueError(reason)
-        raise ValueError(f"none of {len(self.files)} pictures could be classified; {reason}")
+        tell_none([self._row(number)["error"] for number, place in enumerate(self._places) if place != _UNREAD])
 
-    def _all(self) -> list[dict[str, Any]]:
-        """Return the rows in the order of the files; of those not reached yet there are none."""
-        failed = {
-            number: {"file": str(self.files[number]), "error": reason} for number, reason in self._failures.items()
-        }
-        known = self._rows | failed
-        return [known[number] for number in sorted(known)]
+    def _take_finished(self) -> None:
+        numbers: dict[str, int] | None = None
+        for place, row in self._journal.rows():
+            numbers = {file: n for n, file in enumerate(self.files)} if numbers is None else numbers
+            number = numbers.get(row.get("file", ""))
+            if number is None or row.get(_STAMP) != _stamp(self.files[number]):
+                continue
+            self._places[number] = place
+            self._uncertainty[number] = row["scores"][self._score] if row["error"] is None else np.nan
+            if row["error"] is None:
+                self.micro_batch = row["micro_batch"]
+        self.n_resumed = len(self.files) - len(self.unread)
 
-    def _csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(next(iter(self._rows.values()))))
-        writer.writeheader()
-        writer.writerows(self._all())
-        return text.getvalue()
+    def _row(self, number: int) -> dict[str, Any]:
+        row = self._journal.read(self._places[number])
+        del row[_STAMP]
+        if row["error"] is None:
+            row["index"] = number
+            if self._referred is not None:
+                row["is_referred"] = number in self._referred
+        return row
 
-    def _json(self) -> str:
-        return json.dumps(self._all(), indent=2, allow_nan=False) + "\n"
+    def _all(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows in the order of the files; of those not reached yet there are none."""
+        return (self._row(number) for number, place in enumerate(self._places) if place != _UNREAD)
+
+    def _csv(self, made_with: Mapping[str, Any]) -> Iterator[str]:
+        from msf.judge.uncertainty import flat_row
+        from msf.provenance import flat_provenance
+
+        first = self._row(int(np.flatnonzero(~np.isnan(np.array(self._uncertainty)))[0]))
+        columns = flat_row(_without_scores(first))
+        constant = {name: value for name, value in flat_provenance(dict(made_with)).items() if name not in columns}
+        rows = ({**flat_row(_without_scores(row)), **constant} for row in self._all())
+        return csv_lines([*columns, *constant], rows)
+
+    def _json(self, made_with: Mapping[str, Any]) -> Iterator[str]:
+        head = json.dumps({"format": FORMAT, "provenance": made_with}, indent=2, allow_nan=False)
+        yield head.removesuffix("\n}") + ',\n  "rows": ['
+        for number, row in enumerate(self._all()):
+            lines = json.dumps(row, indent=2, allow_nan=False).replace("\n", "\n    ")
+            yield f"{',' if number else ''}\n    {lines}"
+        yield "\n  ]\n}\n"
 
 
-def distinct_names(files: Sequence[Path]) -> list[str]:
+def tell_none(reasons: Sequence[str]) -> NoReturn:
+    """Say that no picture could be classified, and why the first could not.
+
+    Raises:
+        ValueError: Always.
+    """
+    if len(reasons) == 1:
+        raise ValueError(reasons[0])
+    raise ValueError(f"none of {len(reasons)} pictures could be classified; {reasons[0]}")
+
+
+def distinct_names(files: Sequence[str]) -> list[str]:
     """Return names that tell files apart: their own, or their paths below the folder that holds them all."""
-    names = [file.name for file in files]
+    names = [os.path.basename(file) for file in files]
     if len(set(names)) == len(names):
         return names
     places = [os.path.abspath(file) for file in files]
     common = os.path.commonpath(places)
     return [os.path.relpath(place, common) for place in places]
+
+
+def _without_scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "scores"}
+
+
+def _stamp(file: str) -> list[int] | None:
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):  # the second: a name with a NUL, which a table may hold
+        return None
+    return [found.st_size, found.st_mtime_ns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from msf.files.atomic import write_atomically
@@ -88,10 +88,14 @@ def check_apart(targets: Mapping[str, Path | None], inputs: Iterable[Path]) -> N
             )
 
 
-def write_result(path: Path, text: str) -> None:
+def write_result(path: Path, text: str | Callable[[], Iterable[str]]) -> None:
     """Write a result, as a whole or not at all; where that fails it is kept elsewhere, and the error says where.
 
     A link stays a link. Devices and pipes, such as /dev/stdout, are written to.
+
+    Args:
+        path: Where to.
+        text: The content, or what makes its parts, one after another.
 
     Args:
         path: As `check_target` returned it.
@@ -100,31 +104,54 @@ def write_result(path: Path, text: str) -> None:
     Raises:
         OSError: It could not be written.
     """
-    content = text.encode("utf-8", "backslashreplace")
+    parts = (lambda: [text]) if isinstance(text, str) else text
+
+    def fill(place: Path) -> None:
+        with place.open("wb") as file:
+            for part in parts():
+                file.write(part.encode("utf-8", "backslashreplace"))
+
+    write_result_file(path, fill, lambda: "".join(parts()))
+
+
+def write_result_file(path: Path, writer: Callable[[Path], object], text: Callable[[], str] | None = None) -> None:
+    """Do the same for a result that `writer` writes to the path that it is given.
+
+    Args:
+        path: Where to.
+        writer: Fills a file.
+        text: Returns what it writes, to be printed where nothing can be written at all; None: it is no text.
+
+    Raises:
+        OSError: It could not be written.
+    """
     try:
         if _is_stream(path):
-            path.write_bytes(content)
+            writer(path)
         else:
-            write_atomically(os.path.realpath(path), lambda temporary: temporary.write_bytes(content))
+            write_atomically(os.path.realpath(path), writer)
     except OSError as error:
         reason = error.strerror or str(error)
-        told = OSError(f"{str(path)!r} could not be written ({reason}): {_keep(path, content)}")
+        told = OSError(f"{str(path)!r} could not be written ({reason}): {_keep(path, writer, text)}")
         told.errno = error.errno
         raise told from error
 
 
-def beside(path: Path) -> Path:
-    """Return the file for a part of the results that belong into a file."""
-    return path.with_name(f"{path.stem}.partial{path.suffix}")
+def journal_beside(*targets: Path | None) -> Path | None:
+    """Return the file for the rows that are finished, beside the first result that is a file; None: there is none."""
+    files = [path for path in targets if path is not None and not _is_stream(path)]
+    return files[0].with_name(f"{files[0].stem}.partial.jsonl") if files else None
 
 
-def _keep(path: Path, content: bytes) -> str:
+def _keep(path: Path, writer: Callable[[Path], object], text: Callable[[], str] | None) -> str:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=path.suffix)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        os.close(descriptor)
+        writer(Path(name))
     except OSError:
-        print(content.decode(), flush=True)
+        if text is None:
+            return "there is no place for what it should hold; the same command makes it again"
+        print(text(), flush=True)
         return "what it should hold is printed above"
     return f"what it should hold is in {name!r}"
 

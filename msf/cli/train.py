@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msf.cli import console, flags
+from msf.cli.sources import DatasetFlags, is_packed, open_dataset
 
 if TYPE_CHECKING:
     from msf.training.train import TrainingProgress
@@ -31,9 +33,9 @@ def train(
             "instead of every batch at every step."
         ),
     ] = True,
-    data_root: flags.DataRoot = None,
     device: flags.Device = None,
     json_file: flags.JsonFile = None,
+    packing: DatasetFlags,
     config: flags.ConfigFields,
 ) -> None:
     """Train a network and keep the epoch that is best on the validation split.
@@ -45,10 +47,13 @@ def train(
 
     with console.resumable() as kept:
         with console.progress_bar(f"reading {experiment.data.dataset}", lines=True) as advance:
-            from msf.data import load_dataset
             from msf.training.train import train as run_training
 
-            dataset = load_dataset(experiment.data.dataset, data_root)
+            name, size = experiment.data.dataset, experiment.data.image_size
+            dataset = open_dataset(name, packing, advance, size=size)
+            if is_packed(dataset):  # an evaluation shall find the very splits
+                named = dataclasses.replace(experiment.data, dataset=str(dataset.path))
+                experiment = dataclasses.replace(experiment, data=named)
             folder = out if out is not None else Path("runs") / f"{dataset.name}-{recipe}"
             selection = experiment.train.selection
             is_idle = True

@@ -21,7 +21,7 @@ QkvOrder = Literal["legacy", "new"]
 Precision = Literal["fp32", "bf16"]
 Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
 PosteriorUse = Literal["mode", "sample"]
-FitName = Literal["stretch", "crop"]
+FitName = Literal["stretch", "crop", "pad"]
 
 # No network or picture is larger; what is would be built, or filled, for minutes before memory ends.
 _MOST_CHANNELS = 2**14

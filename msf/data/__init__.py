@@ -11,9 +11,11 @@ from msf.data.images import (
     resize_images,
     settle_value_range,
 )
+from msf.data.packing import PackSettings, pack_pictures
 from msf.data.phantoms import make_phantoms, phantom_bayes_accuracy
 from msf.data.picture_files import FoundImages, find_images, search_images
-from msf.data.pictures import MAX_PIXELS, LoadedPictures, load_pictures, read_image
+from msf.data.pictures import MAX_PIXELS, LoadedPictures, Reading, load_pictures, read_image
+from msf.data.sources import is_source
 from msf.data.table import MEDMNIST, DatasetInfo
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "FoundImages",
     "ImageDataset",
     "LoadedPictures",
+    "PackSettings",
+    "Reading",
     "Split",
     "ValueRangeWarning",
     "apply_flips",
@@ -31,10 +35,12 @@ __all__ = [
     "epoch_batches",
     "epoch_order",
     "find_images",
+    "is_source",
     "known_datasets",
     "load_dataset",
     "load_pictures",
     "make_phantoms",
+    "pack_pictures",
     "phantom_bayes_accuracy",
     "prepare_images",
     "read_image",

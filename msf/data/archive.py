@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,49 +14,64 @@ from torch import Tensor
 
 from msf.files.damage import DAMAGE, first_line
 from msf.files.npy import NpyHeader, read_npy_header
-from msf.plain_values import shown_names
+from msf.plain_values import MOST_ENTRIES, shown_names
 
 SPLITS = ("train", "val", "test")
+CLASS_NAMES = "class_names"
 KEYS = tuple(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))
 # Pictures shrink to a half or a tenth when they are compressed, zeros to a thousandth: arrays may need this many bytes,
 # and this many for every byte of the file.
 FREE_BYTES = 2**31
 BYTES_PER_BYTE = 20
+_READ = (*KEYS, CLASS_NAMES)
 _N_LISTED = 12
 _CHUNK_BYTES = 2**20
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def read_archive(path: Path) -> dict[str, Tensor]:
-    """Return the six arrays of an archive.
+class Archive(NamedTuple):
+    """What an archive holds.
+
+    Args:
+        tensors: `<split>_images` uint8 [N, H, W, C] and `<split>_labels` int64 [N] of all three splits; one that was
+            not required may have N = 0.
+        class_names: One per class; empty where the archive names none.
+    """
+
+    tensors: dict[str, Tensor]
+    class_names: tuple[str, ...]
+
+
+def read_archive(path: Path, required: Sequence[str] = SPLITS) -> Archive:
+    """Return the arrays of an archive.
 
     What the headers claim is compared with the file, the machine's memory and a budget (2 GiB, and twenty times the
     file's size) before anything is allocated.
 
     Args:
-        path: An .npz with `train|val|test_images` (uint8 [N, H, W] or [N, H, W, 3]) and `train|val|test_labels`
-            (whole numbers, [N] or [N, 1]).
-
-    Returns:
-        `<split>_images` uint8 [N, H, W, C] and `<split>_labels` int64 [N].
+        path: An .npz with `train|val|test_images` (uint8 [N, H, W] or [N, H, W, 3]), `train|val|test_labels`
+            (whole numbers, [N] or [N, 1]) and, where the classes have names, `class_names` (text [n_classes]).
+        required: Splits that must be there, with at least one picture.
 
     Raises:
         TypeError: Arrays of another type.
         ValueError: File missing or unreadable, keys missing, shapes that do not fit, an empty split, NaN; or arrays
-            larger than the budget or the machine's memory.
+            larger than the budget or the machine's memory; names that are not different texts.
     """
     arrays, where = _load(path), repr(str(path))
-    missing = [key for key in KEYS if key not in arrays]
-    if missing:
+    found_splits = [split for split in SPLITS if f"{split}_images" in arrays or f"{split}_labels" in arrays]
+    wanted = [key for key in KEYS if key.split("_")[0] in {*required, *found_splits}]
+    missing = [key for key in wanted if key not in arrays]
+    if missing or not wanted:
         raise ValueError(
-            f"{where} lacks {', '.join(missing)}: a data set must have the arrays {', '.join(KEYS)}; "
+            f"{where} lacks {', '.join(missing or KEYS)}: a data set must have the arrays {', '.join(wanted or KEYS)}; "
             f"found {shown_names(sorted(arrays), _N_LISTED) or 'none'}"
         )
     tensors = {}
-    for split in SPLITS:
+    for split in found_splits:
         images = _images(arrays[f"{split}_images"], f"{split}_images of {where}")
         labels = _labels(arrays[f"{split}_labels"], f"{split}_labels of {where}")
-        if len(images) == 0:
+        if len(images) == 0 and split in required:
             raise ValueError(f"{split}_images of {where} must hold at least one picture; it is empty")
         if len(images) != len(labels):
             raise ValueError(
@@ -63,10 +79,13 @@ def read_archive(path: Path) -> dict[str, Tensor]:
                 f"{len(labels)}"
             )
         tensors[f"{split}_images"], tensors[f"{split}_labels"] = images, labels
-    shapes = {split: list(tensors[f"{split}_images"].shape[1:]) for split in SPLITS}
+    shapes = {split: list(tensors[f"{split}_images"].shape[1:]) for split in found_splits}
     if len({tuple(shape) for shape in shapes.values()}) > 1:
         raise ValueError(f"the splits of {where} must have one picture shape [H, W, C]; got {shapes}")
-    return tensors
+    for split in SPLITS:
+        tensors.setdefault(f"{split}_images", torch.empty(0, *shapes[found_splits[0]], dtype=torch.uint8))
+        tensors.setdefault(f"{split}_labels", torch.empty(0, dtype=torch.int64))
+    return Archive(tensors, _class_names(arrays.get(CLASS_NAMES), f"{CLASS_NAMES} of {where}"))
 
 
 class _Member(NamedTuple):
@@ -85,7 +104,7 @@ def _load(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(members) != len(archive.infolist()):
                 raise ValueError("several arrays of one name")
-            found = {name: _look_at(archive, info, name) for name, info in members.items() if name in KEYS}
+            found = {name: _look_at(archive, info, name) for name, info in members.items() if name in _READ}
             _check_budget(sum(member.header.n_bytes for member in found.values()), path.stat().st_size)
             # Only what is wanted is read, but a message about missing keys names all that there is.
             return {name: _read(archive, found[name], name) if name in found else np.empty(0) for name in members}
@@ -98,7 +117,7 @@ def _look_at(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> _Mem
         raise ValueError(f"{name} is encrypted, or compressed in another way than NumPy does")
     with archive.open(info) as file:
         try:
-            return _Member(info, read_npy_header(cast(Any, file), info.file_size))
+            return _Member(info, read_npy_header(cast(Any, file), info.file_size, is_text=name == CLASS_NAMES))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -161,3 +180,18 @@ def _labels(array: np.ndarray[Any, Any], name: str) -> Tensor:
     if array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name} must fit 64 bits with a sign; got values up to {array.max()}")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _class_names(array: np.ndarray[Any, Any] | None, name: str) -> tuple[str, ...]:
+    if array is None:
+        return ()
+    if array.ndim != 1 or len(array) > MOST_ENTRIES:
+        raise ValueError(f"{name} must be [n_classes], at most {MOST_ENTRIES}; got {list(array.shape)}")
+    try:
+        names = tuple(text.strip() for text in array.tolist())
+        " ".join(names).encode()
+    except (ValueError, UnicodeError):  # characters that Unicode does not have
+        raise ValueError(f"{name} must be text") from None
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"{name} must be different names; got {shown_names(names, _N_LISTED)}")
+    return names

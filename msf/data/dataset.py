@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from msf.data.archive import SPLITS, read_archive
 from msf.data.download import download_medmnist
 from msf.data.phantoms import PHANTOM_CLASSES, make_phantoms
 from msf.data.table import MEDMNIST, MEDMNIST_SIZES, NOT_TAKEN, DatasetInfo, split_size
+from msf.plain_values import shown_names
 from msf_kernels.shapes import Labels
 
 DATA_ENV = "MSF_DATA"
@@ -103,6 +106,8 @@ def load_dataset(
     data_root: str | os.PathLike[str] | None = None,
     *,
     size: int | None = None,
+    required: Sequence[str] = SPLITS,
+    class_names: Sequence[str] | None = None,
 ) -> ImageDataset:
     """Load a data set in MedMNIST layout.
 
@@ -116,10 +121,13 @@ def load_dataset(
             folders, or a path.
         data_root: Folder to look in first.
         size: Picture size of a MedMNIST name without suffix: 28, 64, 128 or 224.
+        required: Splits that must hold pictures; the others may be absent from an archive, and are then empty.
+        class_names: What the classes are called instead, in the order of their numbers.
 
     Returns:
         The data set. What the table knows of a name (classes, flips, grades, licence) goes with a file of that name;
-        any other file has as many classes as its labels say, with numbers for names.
+        any other file has the classes that it names (`class_names`), or as many as its labels say, with numbers for
+        names.
 
     Raises:
         TypeError: Arrays of another type than pictures and labels have.
@@ -137,15 +145,17 @@ def load_dataset(
             raise ValueError(f"size goes with a plain name such as 'bloodmnist'; got size={size} with {text!r}")
         text = text if size == MEDMNIST_SIZES[0] else f"{text}_{size}"
     if text == PHANTOMS:
-        return _make_phantom_dataset()
+        return _renamed(_make_phantom_dataset(), class_names)
     path = Path(text).expanduser() if is_path else _find(text, data_root)
-    tensors = read_archive(path)
-    info = MEDMNIST.get(split_size(path.stem)[0])
-    n_classes = _check_labels(tensors, path, info)
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder: 'msf pack' makes a data set of its pictures")
+    tensors, own_names = read_archive(path, required)
+    info = None if own_names else MEDMNIST.get(split_size(path.stem)[0])
+    known = own_names or (None if info is None else info.class_names)
+    n_classes = _check_labels(tensors, path, known, required)
     if info is None:
-        info = DatasetInfo(
-            tuple(str(k) for k in range(n_classes)), tensors["train_images"].shape[3], licence="", citation=""
-        )
+        names = own_names or tuple(str(k) for k in range(n_classes))
+        info = DatasetInfo(names, tensors["train_images"].shape[3], licence="", citation="")
     elif tensors["train_images"].shape[3] != info.channels:
         raise ValueError(
             f"{str(path)!r} must have {info.channels} image channel(s) as {split_size(path.stem)[0]} has; "
@@ -153,7 +163,7 @@ def load_dataset(
         )
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return _assemble(path.stem, tensors, info, fingerprint, path)
+    return _renamed(_assemble(path.stem, tensors, info, fingerprint, path), class_names)
 
 
 def known_datasets() -> tuple[str, ...]:
@@ -188,6 +198,18 @@ def _assemble(
     )
 
 
+def _renamed(dataset: ImageDataset, class_names: Sequence[str] | None) -> ImageDataset:
+    if class_names is None:
+        return dataset
+    names = tuple(class_names)
+    if len(names) != dataset.n_classes or len(set(names)) < len(names):
+        raise ValueError(
+            f"class-names must be {dataset.n_classes} different names, one per class of {dataset.name!r}; got "
+            f"{shown_names(names, _N_LISTED)}"
+        )
+    return dataclasses.replace(dataset, class_names=names)
+
+
 def _find(name: str, data_root: str | os.PathLike[str] | None) -> Path:
     named = [data_root, os.environ.get(DATA_ENV)]
     folders = [Path(folder).expanduser() for folder in named if folder] + [Path.home() / ".medmnist"]
@@ -207,20 +229,22 @@ def _find(name: str, data_root: str | os.PathLike[str] | None) -> Path:
     return download_medmnist(base, size, folders[0])
 
 
-def _check_labels(tensors: dict[str, Tensor], path: Path, info: DatasetInfo | None) -> int:
-    """Return the number of classes: the table's, or what the labels say."""
-    labels = {split: tensors[f"{split}_labels"] for split in SPLITS}
+def _check_labels(
+    tensors: dict[str, Tensor], path: Path, known: tuple[str, ...] | None, required: Sequence[str]
+) -> int:
+    """Return the number of classes: of those that are known, or what the labels say."""
+    labels = {split: values for split in SPLITS if len(values := tensors[f"{split}_labels"])}
     # A class needs a training picture, so that more classes than pictures are none: a bound before they are counted.
     found = 1 + max(int(values.max()) for values in labels.values())
-    n_classes = min(found, len(labels["train"])) if info is None else len(info.class_names)
+    n_classes = min(found, max(map(len, labels.values()))) if known is None else len(known)
     for split, values in labels.items():
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= n_classes:
-            why = _WHY_BELOW if info is None and high >= n_classes else ""
+            why = _WHY_BELOW if known is None and high >= n_classes else ""
             raise ValueError(
                 f"{split}_labels of {str(path)!r} must be in [0, {n_classes}){why}; got values from {low} to {high}"
             )
-    if info is None:
+    if known is None and "train" in required:
         absent = (labels["train"].bincount(minlength=n_classes) == 0).nonzero().flatten().tolist()
         if absent or n_classes < 2:
             listed = ", ".join(map(str, absent[:_N_LISTED])) + (", ..." if len(absent) > _N_LISTED else "")

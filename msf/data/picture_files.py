@@ -7,18 +7,22 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
+
+from msf.data.dicom import DICOM_SUFFIXES, is_dicom
+from msf.data.pictures import NIFTI_SUFFIXES
 
 FIGURE_MARK = "MedSymmFlow figure"
 """What the PNG field `Software` of a drawn figure says, so that a figure is not taken for a picture."""
 
 # Pillow knows them by name and does not decode them, or only with another program; or the reader refuses them.
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "ICNS", "ICO", "MPEG", "WMF")
-_MEDICAL = (".dcm", ".dicom", ".ima", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
+_VOLUMES = (*NIFTI_SUFFIXES, ".mha", ".mhd", ".nrrd")
+_DICOM_INDEX = "DICOMDIR"
 _HEAD_BYTES = 1024
 _FIGURE = b"tEXtSoftware\0" + FIGURE_MARK.encode()
 _UNMARKED_FIGURE = b"tEXtSoftware\0Matplotlib"
@@ -46,17 +50,21 @@ def search_images(paths: Sequence[Path]) -> FoundImages:
     """Return the picture files among files and folders.
 
     A file that is named is taken whatever its name. Folders are searched at every depth, in the order of names; a file
-    is taken from them if its suffix is that of a format that Pillow decodes. Links to files are followed; links to
-    folders are not, so that a search ends. Hidden files and folders, and figures that `msf` drew, are skipped. A
-    picture that is reached in two ways is taken once.
+    is taken from them if its suffix is that of a format that Pillow decodes or of DICOM, or if it has none and DICOM's
+    mark. Links to files are followed; links to folders are not, so that a search ends. Hidden files and folders, and
+    figures that `msf` drew, are skipped. A picture that is reached in two ways is taken once.
 
     Args:
         paths: Files and folders. Those that do not exist, or cannot be read, are told in `failures`.
     """
-    search = _Search()
-    for path in paths:
-        search.add_named(path)
-    return FoundImages(search.files, search.failures, search.skipped)
+    search = ImageSearch()
+    files: list[Path] = []
+    failures: dict[int, str] = {}
+    for name, failure in search.found(paths):
+        if failure is not None:
+            failures[len(files)] = failure
+        files.append(Path(name))
+    return FoundImages(files, failures, search.skipped)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -79,94 +87,118 @@ def readable_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
-class _Search:
+class ImageSearch:
+    """The search of `search_images`, file by file: a million of them are never a list here.
+
+    Attributes:
+        skipped: What was no picture so far: kind and number.
+    """
+
     def __init__(self) -> None:
-        self.files: list[Path] = []
-        self.failures: dict[int, str] = {}
+        """Start with nothing found."""
         self.skipped: Counter[str] = Counter()
         self._seen: set[str] = set()
 
-    def add_named(self, path: Path) -> None:
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            self._fail(path, f"picture {str(path)!r} does not exist")
-        except OSError as error:
-            self._fail(path, f"picture {str(path)!r} cannot be read: {error.strerror or error}")
-        else:
-            if stat.S_ISDIR(mode):
-                self._add_folder(path)
-            else:
-                self._add_file(path, mode)
-
-    def _add_folder(self, root: Path) -> None:
-        n_before, skipped_before = len(self.files), self.skipped.copy()
-        n_twice = self.skipped[_TWICE]
-        for path in self._below(root):
-            self._add_found(path)
-        if len(self.files) == n_before and self.skipped[_TWICE] == n_twice:
-            inside = described(self.skipped - skipped_before)
-            self._fail(root, f"folder {str(root)!r} holds no pictures{f', but {inside}' if inside else ''}")
-
-    def _below(self, root: Path) -> Iterator[Path]:
-        """Yield what is no folder, at every depth, in the order of names."""
-        waiting = [root]
-        while waiting:
-            path = waiting.pop()
-            if path is not root and not _is_own_folder(path):
-                yield path
-                continue
+    def found(self, paths: Iterable[Path]) -> Iterator[tuple[str, str | None]]:
+        """Yield paths of pictures, each once, with what is wrong with those that cannot be read."""
+        for path in paths:
             try:
-                names = sorted(os.listdir(path), reverse=True)
+                mode = path.stat().st_mode
+            except FileNotFoundError:
+                yield from self._failed(str(path), f"picture {str(path)!r} does not exist")
             except OSError as error:
-                self._fail(path, f"folder {str(path)!r} cannot be searched: {error.strerror or error}")
-                continue
-            shown = [name for name in names if not name.startswith(".")]
-            self._skip("hidden", len(names) - len(shown))
-            waiting += [path / name for name in shown]
+                yield from self._failed(str(path), f"picture {str(path)!r} cannot be read: {error.strerror or error}")
+            else:
+                if stat.S_ISDIR(mode):
+                    yield from self._in_folder(path)
+                else:
+                    yield from self._taken(str(path), os.path.realpath(path), mode)
 
-    def _add_found(self, path: Path) -> None:
-        suffix = _suffix(path)
+    def _in_folder(self, root: Path) -> Iterator[tuple[str, str | None]]:
+        skipped_before, n_found = self.skipped.copy(), 0
+        n_twice = self.skipped[_TWICE]
+        for found in self._below(root):
+            n_found += 1
+            yield found
+        if not n_found and self.skipped[_TWICE] == n_twice:
+            inside = described(self.skipped - skipped_before)
+            yield from self._failed(
+                str(root), f"folder {str(root)!r} holds no pictures{f', but {inside}' if inside else ''}"
+            )
+
+    def _below(self, root: Path) -> Iterator[tuple[str, str | None]]:
+        """Yield what there is at every depth, in the order of names."""
+        # Real places are put together from the root's: none of these folders is a link.
+        waiting = [self._entries(root, os.path.realpath(root))]
+        while waiting:
+            entry, place = next(waiting[-1], (None, ""))
+            if entry is None:
+                waiting.pop()
+            elif isinstance(entry, str):
+                yield from self._failed(place, entry)
+            elif _is_own_folder(entry):
+                waiting.append(self._entries(Path(entry.path), place))
+            else:
+                yield from self._found(entry, place)
+
+    def _entries(self, folder: Path, place: str) -> Iterator[tuple[os.DirEntry[str] | str, str]]:
+        """Yield a folder's entries with their real places; or what is wrong, with the folder's path."""
         try:
-            mode = path.stat().st_mode
+            with os.scandir(folder) as listed:
+                entries = list(listed)
         except OSError as error:
-            if suffix in readable_suffixes():
+            yield f"folder {str(folder)!r} cannot be searched: {error.strerror or error}", str(folder)
+            return
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        self._skip("hidden", len(entries) - len(shown))
+        shown.sort(key=lambda entry: entry.name)
+        for entry in shown:
+            yield entry, os.path.join(place, entry.name)
+
+    def _found(self, entry: os.DirEntry[str], place: str) -> Iterator[tuple[str, str | None]]:
+        # `folder / name`, so that a search in "." finds "a.png" and not "./a.png".
+        path = Path(entry.path)
+        suffix, is_known = _suffix(path), _suffix(path) in (*readable_suffixes(), *DICOM_SUFFIXES)
+        try:
+            if entry.is_symlink():
+                mode, place = path.stat().st_mode, os.path.realpath(path)
+            else:
+                mode = stat.S_IFREG if entry.is_file(follow_symlinks=False) else path.stat().st_mode
+        except OSError as error:
+            if is_known:
                 what = "is a link to nothing" if path.is_symlink() else f"cannot be read: {error.strerror or error}"
-                self._fail(path, f"picture {str(path)!r} {what}")
+                yield from self._failed(str(path), f"picture {str(path)!r} {what}")
             else:
                 self._skip(suffix or "without suffix")
             return
         if stat.S_ISDIR(mode):
             self._skip("links to folders (name them to have them searched)")
-        elif suffix in _MEDICAL or (not suffix and stat.S_ISREG(mode) and _head(path)[128:132] == b"DICM"):
-            self._skip("DICOM, NIfTI and the like (convert them to PNG with the window that the reader needs)")
-        elif suffix not in readable_suffixes():
+        elif suffix in _VOLUMES:
+            self._skip("NIfTI and the like (name one to see the command that makes slices of it)")
+        elif not is_known and (suffix or not stat.S_ISREG(mode) or not is_dicom(path) or path.name == _DICOM_INDEX):
             self._skip(suffix or "without suffix")
         elif suffix == ".png" and stat.S_ISREG(mode) and _is_figure(path):
             self._skip("figures drawn by msf")
         else:
-            self._add_file(path, mode)
+            yield from self._taken(str(path), place, mode)
 
-    def _add_file(self, path: Path, mode: int) -> None:
+    def _taken(self, path: str, place: str, mode: int) -> Iterator[tuple[str, str | None]]:
         if not stat.S_ISREG(mode):
             kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "no file")
-            self._fail(path, f"picture {str(path)!r} must be a regular file; it is {kind}")
-            return
-        place = os.path.realpath(path)
-        if place in self._seen:
+            yield from self._failed(path, f"picture {path!r} must be a regular file; it is {kind}")
+        elif place in self._seen:
             self._skip(_TWICE)
-            return
-        self._seen.add(place)
-        self.files.append(path)
+        else:
+            self._seen.add(place)
+            yield path, None
 
-    def _fail(self, path: Path, reason: str) -> None:
+    def _failed(self, path: str, reason: str) -> Iterator[tuple[str, str | None]]:
         place = os.path.abspath(path)
         if place in self._seen:
             self._skip(_TWICE)
             return
         self._seen.add(place)
-        self.failures[len(self.files)] = reason
-        self.files.append(path)
+        yield path, reason
 
     def _skip(self, kind: str, n: int = 1) -> None:
         if n:
@@ -181,9 +213,9 @@ def described(skipped: Mapping[str, int]) -> str:
     return ", ".join([f"{n} {kind}" for kind, n in kinds[:_SHOWN_KINDS]] + others)
 
 
-def _is_own_folder(path: Path) -> bool:
+def _is_own_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return stat.S_ISDIR(path.lstat().st_mode)
+        return entry.is_dir(follow_symlinks=False)
     except OSError:
         return False
 

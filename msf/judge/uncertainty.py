@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -88,14 +88,14 @@ class Prediction:
         """Return all fields as plain numbers, strings and nested lists (JSON-ready; NaN becomes None)."""
         return {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
 
-    def to_rows(self, class_names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return one flat row per picture, as a table needs it.
+    def to_records(self, class_names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """Return one record per picture, JSON-ready; NaN becomes None.
 
-        Fields with a class axis become one column per class, `probability_<class>`, with the class's number behind a
-        name that two classes have; the draws are left out. A picture without a label has no `label_name`.
+        Fields with a class axis become `{class: value}`, with the class's number behind a name that two classes have;
+        the draws are left out. A picture without a label has no `label_name`.
 
         Args:
-            class_names: Names of the classes, for the columns and the label; default: their numbers.
+            class_names: Names of the classes; default: their numbers.
 
         Raises:
             ValueError: The number of names is neither zero nor the number of classes.
@@ -110,21 +110,44 @@ class Prediction:
             if entry.name != "sample_distance"
         }
         plain = {name: _plain(value) for name, value in columns.items()}
-        classes = told_apart(names, ("source",))  # `probability_source` is a column of its own
-        rows = []
+        classes = told_apart(names)
+        records = []
         for position in range(len(self)):
-            row: dict[str, Any] = {"index": position}
+            record: dict[str, Any] = {"index": position}
             for name, value in columns.items():
                 if not isinstance(value, Tensor):
-                    row[name] = value
+                    record[name] = value
                 elif value.ndim == 1:
-                    row[name] = plain[name][position]
+                    record[name] = plain[name][position]
                 else:
-                    row.update({f"{name}_{c}": v for c, v in zip(classes, plain[name][position], strict=True)})
+                    record[name] = dict(zip(classes, plain[name][position], strict=True))
                 if name == "label":
-                    row["label_name"] = names[row["label"]] if row["label"] >= 0 else None
-            rows.append(row)
-        return rows
+                    record["label_name"] = names[record["label"]] if record["label"] >= 0 else None
+            records.append(record)
+        return records
+
+    def to_rows(self, class_names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """Return the records of `to_records` as flat rows, as a table needs them: columns `probability_<class>`.
+
+        Args:
+            class_names: As for `to_records`.
+
+        Raises:
+            ValueError: Likewise.
+        """
+        return [flat_row(record) for record in self.to_records(class_names)]
+
+
+def flat_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of `Prediction.to_records` with one column per field and class."""
+    row: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            classes = told_apart(list(value), ("source",))  # `probability_source` is a column of its own
+            row.update({f"{name}_{c}": v for c, v in zip(classes, value.values(), strict=True)})
+        else:
+            row[name] = value
+    return row
 
 
 class InvalidPredictionError(ValueError):

@@ -177,7 +177,7 @@ def test_every_door_gives_the_same_numbers(folder, dataset, tmp_path):
     expected = flow.classify(dataset.test.images[:1])
     Image.fromarray(dataset.test.images[0].numpy().reshape(8, 8)).save(tmp_path / "first.png")
     run("classify", tmp_path / "first.png", "--checkpoint", folder, "--json", tmp_path / "rows.json")
-    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert row["label"] == int(expected.label)
     assert row["nearest_distance"] == float(expected.nearest_distance)
 

@@ -183,7 +183,7 @@ bad("folder that is empty", lambda p: p.classify(_folder(p, "nothing")), "nothin
 bad("folder of other files", lambda p: p.classify(p.file("notes/a.txt").parent), "notes")
 bad("folder of hidden pictures", lambda p: p.classify(p.picture("hid/.a.png").parent), "hid")
 bad("folder of figures", lambda p: p.classify(_figure(p).parent), "figures")
-bad("folder of DICOM files", lambda p: p.classify(p.file("scans/a.dcm").parent), "PNG")
+bad("folder of DICOM files", lambda p: p.classify(p.file("scans/a.dcm").parent), "DICM")
 bad("folder of broken pictures", lambda p: p.classify(p.file("broken/a.png").parent), "a.png")
 bad("no picture at all", lambda p: p.classify(), "IMAGE")
 bad("an empty name", lambda p: p.classify(p.folder / "nothing", ""), "nothing")
@@ -473,6 +473,73 @@ bad("recipe that does not exist", lambda p: p.train("--recipe", "huge"), "huge")
 bad("no run to go on with", lambda p: p.evaluate("--split", "holdout"), "--split")
 
 _WRONG = {int: ("x", "", "1.5", "0x10", "1e3"), float: ("x", "", "1,5"), Literal: ("no such choice", "", "JOINT ")}
+
+
+def _class_folders(place, *names):
+    """Return a folder with a picture in each of some places."""
+    for number, name in enumerate(names):
+        place.picture(f"own/{name}/{number}.png")
+    return place.folder / "own"
+
+
+def _table(place, text, encoding="utf-8"):
+    return place.file("own.csv", text.encode(encoding))
+
+
+def _pack(name, make, word, *flags):
+    bad(f"pack {name}", lambda p: ["pack", make(p), "--out", p.folder / "out.npz", *flags], word)
+
+
+def _sized(place, *sizes):
+    for number, size in enumerate(sizes):
+        place.file(f"own/{'ab'[number % 2]}/{number}.png", _png(size=size))
+    return place.folder / "own"
+
+
+_AB = ("a", "b") * 10
+_REPORT = ("--json", "out.json", "--out", "out.npz")
+_TORN = "file,label,patient,split\na,x,1,train\nb,y,2,train\nc,x,1,test\n"
+_pack("nothing", lambda p: p.folder / "none", "none")
+_pack("a name", lambda _: "bloodmnist", "bloodmnist")
+_pack("an empty folder", lambda p: _folder(p, "own"), "own")
+_pack("a folder of pictures without labels", lambda p: p.picture("own/1.png").parent, "own")
+_pack("one class", lambda p: _class_folders(p, "a", "a"), "two classes")
+_pack("two names for one class, by case", lambda p: _class_folders(p, "Cyst", "cyst"), "'cyst'")
+_pack("two names for one class, by spaces", lambda p: _class_folders(p, "a b", "a  b"), "'a  b'")
+_pack("grey and colour", lambda p: (_class_folders(p, *_AB), p.file("own/b/z.png", _png("RGB")))[0], "mode must be")
+_pack("several sizes", lambda p: _sized(p, (8, 8), (9, 9)), "size must be given")
+_pack("pictures that are not square", lambda p: _sized(p, (8, 9), (8, 9)), "size must be given")
+_pack("too few pictures", lambda p: _class_folders(p, "a", "b"), "test = 0.15")
+_pack(
+    "only broken pictures", lambda p: (p.file("own/a/1.png"), p.file("own/b/2.png"), p.folder / "own")[2], "none of 2"
+)
+_pack(
+    "a broken picture, strictly",
+    lambda p: _class_folders(p, *_AB) and p.file("own/a/9.png").parents[1],
+    "9.png",
+    "--strict",
+)
+_pack("shares above one", lambda p: _class_folders(p, *_AB), "sum below 1", "--val", "0.6", "--test", "0.6")
+_pack("names that do not fit", lambda p: _class_folders(p, *_AB), "class-names", "--class-names", "a,c")
+_pack("columns of a folder", lambda p: _class_folders(p, *_AB), "columns", "--file-column", "x")
+_pack("a window that is none", lambda p: _class_folders(p, *_AB), "window", "--window", "bone")
+_pack("a class missing from training", lambda p: _class_folders(p, "train/a", "train/b", "test/c"), "'c' is missing")
+_pack("an output that is no archive", lambda p: _class_folders(p, *_AB), ".npz", "--out", "x.zip")
+_pack("an output without its folder", lambda p: _class_folders(p, *_AB), "does not exist", "--out", "no/x.npz")
+_pack("an output in the report's place", lambda p: _class_folders(p, *_AB), "different files", *_REPORT)
+_pack("a table of another encoding", lambda p: _table(p, "file,label\né.png,x\n", "latin1"), "UTF-8")
+_pack("a table in UTF-16", lambda p: _table(p, "file,label\na.png,x\n", "utf-16"), "UTF-8")
+_pack("a table without a label", lambda p: _table(p, "file;labels\na.png;x\n"), "label-column")
+_pack("a table of missing files", lambda p: _table(p, "file;label\na.png;x\nb.png;y\n"), "no such file")
+_pack("a patient in two splits", lambda p: _table(p, _TORN), "in several")
+_pack("a table that is Parquet by name", lambda p: p.file("own.parquet", b"file,label"), "Parquet")
+_pack("a volume", lambda p: (p.file("own/a/1.nii.gz"), p.file("own/b/2.nii"), p.folder / "own")[2], "NIfTI")
+for _name in ("a.nii", "a.nii.gz"):
+    bad(f"volume {_name}", lambda p, n=_name: p.classify(p.file(n, b"x")), "nibabel")
+bad("table of nothing", lambda p: p.classify(p.file("a.csv", b"file\n")), "a.csv")
+bad("resuming nothing", lambda p: p.classify(p.picture(), "--resume"), "resume needs")
+bad("rows of pictures in a text file", lambda p: p.evaluate("--per-image", p.folder / "a.txt"), "per-image")
+_data("that is a folder without classes", lambda p: p.picture("own/1.png").parent, "own")
 
 
 def flag_cases():

@@ -30,7 +30,7 @@ def run(msf, tiny_run, tmp_path, monkeypatch):
 
 
 def rows_of(path):
-    return json.loads(path.read_text())
+    return json.loads(path.read_text())["rows"]
 
 
 def test_a_missing_path_among_many_costs_nothing_but_its_own_row(run, tmp_path):
@@ -222,9 +222,10 @@ def test_a_signal_keeps_the_finished_rows(run, tmp_path, monkeypatch, number, co
     assert calls == [2, 4]
     line = err.splitlines()[-1]
     assert line.startswith(f"msf: interrupted by {number.name}; 2 of 6 pictures are classified: their rows are in ")
-    assert "'r.partial.csv' and 'r.partial.json'" in line
-    assert [row["file"] for row in rows_of(tmp_path / "r.partial.json")] == ["d/0.png", "d/1.png"]
-    assert len((tmp_path / "r.partial.csv").read_text().splitlines()) == 3
+    assert "'r.partial.jsonl'; go on with: msf classify d --csv r.csv" in line
+    assert line.endswith("--resume")
+    finished = [json.loads(row) for row in (tmp_path / "r.partial.jsonl").read_text().splitlines()[1:]]
+    assert [row["file"] for row in finished] == ["d/0.png", "d/1.png"]
     assert not (tmp_path / "r.csv").exists()
 
 

@@ -62,7 +62,7 @@ def test_classification_writes_one_row_per_picture_and_refers_the_least_certain(
     code, out, _ = msf("classify", pictures, "--checkpoint", tiny_run, "--refer", 0.4, "--csv", table, "--json", rows)
     assert code == 0
     assert "refer to a person" in out
-    written = json.loads(rows.read_text())
+    written = json.loads(rows.read_text())["rows"]
     assert [row["file"] for row in written] == [str(pictures / f"{number}.png") for number in range(5)]
     referred = [row["nearest_distance"] for row in written if row["is_referred"]]
     accepted = [row["nearest_distance"] for row in written if not row["is_referred"]]
@@ -77,7 +77,7 @@ def test_a_prediction_does_not_depend_on_the_other_pictures_of_the_call(msf, tin
     for number, paths in enumerate(([pictures], [pictures / "3.png"])):
         files.append(tmp_path / f"{number}.json")
         msf("classify", *paths, "--checkpoint", tiny_run, "--micro-batch", 4, "--json", files[-1])
-    together, alone = (json.loads(file.read_text()) for file in files)
+    together, alone = (json.loads(file.read_text())["rows"] for file in files)
     assert {**together[3], "index": 0} == alone[0]
 
 
@@ -89,7 +89,7 @@ def test_broken_pictures_are_named_and_the_others_classified(msf, tiny_run, pict
     assert "not classified" in err
     assert "1.png" in err
     assert "4.png" in out
-    written = json.loads(rows.read_text())
+    written = json.loads(rows.read_text())["rows"]
     assert [row.get("label") is None for row in written] == [False, True, False, False, False]
     assert [row["error"] is None for row in written] == [True, False, True, True, True]
     with table.open() as lines:

@@ -70,7 +70,7 @@ def test_figures_that_are_undefined_are_a_dash(msf, tiny_run, tiny_npz, tmp_path
     np.savez(tmp_path / "one.npz", **content)
     code, out, _ = msf("evaluate", "--checkpoint", tiny_run, "--dataset", tmp_path / "one.npz", "--device", "cpu")
     assert code == 0
-    values = dict(line.split()[:2] for line in out.splitlines()[1:])
+    values = dict(line.split()[:2] for line in out.partition("\n\n")[0].splitlines()[1:])
     assert values["auc_macro_ovr"] == values["auc_medmnist_of_probability"] == "-"
 
 

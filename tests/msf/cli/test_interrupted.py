@@ -80,7 +80,8 @@ def test_a_signal_says_what_is_saved_and_the_command_that_goes_on(tiny_npz, tmp_
 
 def test_a_signal_while_data_are_read(tiny_npz, tmp_path):
     script = (
-        "import sys, time, msf.data\ndef load(*_):\n print('loading', file=sys.stderr, flush=True); time.sleep(60)\n"
+        "import sys, time, msf.data\n"
+        "def load(*_, **__):\n print('loading', file=sys.stderr, flush=True); time.sleep(60)\n"
         "msf.data.load_dataset = load\nfrom msf.cli import main; main()"
     )
     process = start(command("train", tiny_npz, tmp_path / "a", 1), [sys.executable, "-c", script])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from msf.data import MEDMNIST, ImageDataset, known_datasets, load_dataset
+from msf.data.table import NOT_TAKEN
 
 
 def test_an_archive_becomes_one_uint8_tensor_and_int64_labels_per_split(archive):
@@ -66,6 +67,24 @@ def test_the_table_describes_a_known_name_at_every_size(archive, tmp_path):
         assert dataset.licence == "CC BY 4.0"
     assert dataset.name == "retinamnist_64"
     assert load_dataset(tmp_path / "retinamnist.npz").is_ordinal
+
+
+@pytest.mark.parametrize("size", [28, 64, 128, 224])
+@pytest.mark.parametrize("name", MEDMNIST)
+def test_every_data_set_of_two_dimensions_is_known_at_every_size(archive, tmp_path, name, size):
+    info = MEDMNIST[name]
+    file = name if size == 28 else f"{name}_{size}"
+    archive(file, n_classes=len(info.class_names), channels=info.channels)
+    for dataset in (load_dataset(file, tmp_path), load_dataset(name, tmp_path, size=None if size == 28 else size)):
+        assert (dataset.name, dataset.class_names) == (file, info.class_names)
+
+
+def test_no_data_set_of_the_package_is_left_out():
+    medmnist = pytest.importorskip("medmnist")
+    assert set(medmnist.INFO) == {*MEDMNIST, *NOT_TAKEN}
+    for name, info in MEDMNIST.items():
+        assert len(medmnist.INFO[name]["label"]) == len(info.class_names)
+        assert medmnist.INFO[name]["n_channels"] == info.channels
 
 
 def test_flips_are_those_of_the_published_recipes():
@@ -180,8 +199,8 @@ def test_random_damage_is_either_harmless_or_a_value_error(archive, seed):
 def test_a_missing_file_is_a_value_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match="must be an existing .npz file; there is none at .*absent.npz"):
         load_dataset(tmp_path / "absent.npz")
-    with pytest.raises(ValueError, match="there is none at"):
-        load_dataset(str(tmp_path))  # a folder
+    with pytest.raises(ValueError, match="is a folder: .msf pack. makes a data set of its pictures"):
+        load_dataset(str(tmp_path))
 
 
 def test_an_unknown_name_lists_the_known_ones_and_what_lies_in_the_folders(archive, tmp_path):

@@ -101,8 +101,11 @@ def test_a_picture_that_is_not_square_is_stretched_or_cropped(tmp_path):
     assert (stretched[..., [0, 7]] == -1).all()
     tall = saved(tmp_path / "tall.png", Image.fromarray(pixels.T.copy()))
     assert torch.equal(load_pictures([tall], 8, 1, fit="crop").images, cropped)
-    with pytest.raises(ValueError, match="fit must be one of stretch, crop; got 'pad'"):
-        load_pictures([path], 8, 1, fit="pad")
+    padded = load_pictures([path], 16, 1, fit="pad").images[0, 0]
+    assert (padded[4:12, 4:12] == 1).all()
+    assert (padded[[0, 3, 12, 15]] == -1).all()
+    with pytest.raises(ValueError, match="fit must be one of stretch, crop, pad; got 'squash'"):
+        load_pictures([path], 8, 1, fit="squash")
 
 
 def test_grey_is_repeated_and_colour_becomes_luminance_as_the_network_wants(tmp_path):
