@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "msf": (
         "interruption", "plain_values", "config", "device", "files", "data", "autoencoder", "codes", "network", "judge",
-        "flow", "checkpoints", "medsymmflow", "evaluate", "training", "report", "_moved", "__init__", "cli",
+        "flow", "checkpoints", "medsymmflow", "evaluate", "training", "report", "pools", "_moved", "__init__", "cli",
         "__main__",
     ),
     "msf_kernels": (

@@ -1,5 +1,7 @@
 """Headers of NumPy's array format, checked before anything is allocated; no code and no Python literal is evaluated.
 
+Archives of such arrays are written here too, a part at a time.
+
 Source:
     numpy.lib.format, versions 1.0 to 3.0 of the format.
 """
@@ -8,8 +10,10 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -83,6 +87,50 @@ def map_npy(path: Path) -> np.memmap[Any, Any]:
     if header.is_fortran or not header.n_bytes:
         raise ValueError("its array is empty or in Fortran's order")
     return np.memmap(path, mode="r", dtype=header.dtype, shape=header.shape, offset=header.offset)
+
+
+class NewArray(NamedTuple):
+    """An array to write.
+
+    Args:
+        shape: Of the whole.
+        dtype: Of its values.
+        parts: Arrays that make it up along the first axis.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    parts: Iterable[np.ndarray[Any, Any]]
+
+
+def write_npz(path: Path, arrays: Mapping[str, NewArray]) -> None:
+    """Write an archive as `numpy.savez` does, uncompressed; the same arrays give the same bytes.
+
+    Args:
+        path: File to create.
+        arrays: By name. Parts are asked for one after another, so that an array need not fit the memory.
+
+    Raises:
+        ValueError: Parts that are not the array that was announced.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(info, "w", force_zip64=True) as file:
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape,
+                }  # fmt: skip
+                np.lib.format.write_array_header_1_0(cast(Any, file), header)
+                n_rows = 0
+                for part in array.parts:
+                    if part.shape[1:] != array.shape[1:] or part.dtype != array.dtype:
+                        raise ValueError(
+                            f"{name} must be {array.dtype} {list(array.shape)}; got a part of another kind"
+                        )
+                    file.write(np.ascontiguousarray(part).tobytes())
+                    n_rows += len(part)
+                if n_rows != array.shape[0]:
+                    raise ValueError(f"{name} must have {array.shape[0]} rows; its parts have {n_rows}")
 
 
 def _parse(text: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
