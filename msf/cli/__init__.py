@@ -7,7 +7,18 @@ from typing import Any, TextIO, cast
 
 import typer
 
-from msf.cli import classify, console, demo, evaluate, generate, import_official, info, train, train_autoencoder
+from msf.cli import (
+    augment_study,
+    classify,
+    console,
+    demo,
+    evaluate,
+    generate,
+    import_official,
+    info,
+    train,
+    train_autoencoder,
+)
 from msf.interruption import end_in_peace, interruptible, raise_if_requested
 
 app = typer.Typer(
@@ -23,6 +34,7 @@ app.command("train-autoencoder")(train_autoencoder.train_autoencoder)
 app.command("evaluate")(evaluate.evaluate)
 app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
+app.command("augment-study")(augment_study.augment_study)
 app.command("import-official")(import_official.import_official)
 app.command("info")(info.info)
 
