@@ -1,4 +1,4 @@
-"""Command line: `msf demo | train | train-autoencoder | evaluate | classify | generate | import-official | info`."""
+"""Command line: `msf COMMAND`, a module for each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from msf.cli import (
     console,
     demo,
     evaluate,
+    filter_pool,
     generate,
     import_official,
     info,
+    pool_report,
     train,
     train_autoencoder,
 )
@@ -34,6 +36,8 @@ app.command("train-autoencoder")(train_autoencoder.train_autoencoder)
 app.command("evaluate")(evaluate.evaluate)
 app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
+app.command("pool-report")(pool_report.pool_report)
+app.command("filter")(filter_pool.filter_pool)
 app.command("augment-study")(augment_study.augment_study)
 app.command("import-official")(import_official.import_official)
 app.command("info")(info.info)

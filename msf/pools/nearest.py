@@ -100,7 +100,7 @@ def mirrored(images: Tensor, flips: bool) -> list[Tensor]:
 def as_points(images: Tensor) -> Tensor:
     """Return pictures, uint8 [N, H, W, C], as points whose distance is the root mean square difference of levels."""
     values = images.flatten(1).float() / 255
-    return values / values.shape[1] ** 0.5
+    return values.div(values.shape[1] ** 0.5)
 
 
 def is_memorised(in_features: Nearest, in_pixels: Nearest, level: float = LEVEL) -> tuple[Tensor, Tensor]:
@@ -112,5 +112,6 @@ def is_memorised(in_features: Nearest, in_pixels: Nearest, level: float = LEVEL)
     Returns:
         Two bool [N].
     """
-    is_copy = in_pixels.distance <= COPY_DISTANCE
-    return is_copy, is_copy | ((in_features.p <= level) & (in_pixels.p <= level))
+    is_copy: Tensor = in_pixels.distance <= COPY_DISTANCE
+    is_near = (in_features.p <= level) & (in_pixels.p <= level)
+    return is_copy, is_copy | is_near
