@@ -13,7 +13,6 @@ from torch import Tensor
 from msf.data import prepare_images
 from msf.files.damage import DAMAGE, first_line
 from msf.medsymmflow import MedSymmFlow
-from msf.pools.classifier import Classifier
 
 CLASSIFIER, ENCODER = "classifier", "encoder"
 _PART = 128
@@ -33,15 +32,14 @@ class FeatureNetwork:
     of: Callable[[Tensor], Tensor]
 
 
-def feature_network(wanted: str, classifier: Classifier, trained_on: str, flow: MedSymmFlow) -> FeatureNetwork:
-    """Return the features that a name asks for.
+def feature_network(wanted: str, flow: MedSymmFlow) -> FeatureNetwork | None:
+    """Return the features that a name asks for, None where they are the reference classifier's.
 
     Args:
-        wanted: `classifier`: the last features of the reference classifier. `encoder`: the latents of the flow's
-            autoencoder, averaged to 4 x 4 places. Else a file with a TorchScript network, such as Inception's: it gets
-            uint8 [N, 3, H, W] and returns [N, F].
-        classifier: The reference classifier.
-        trained_on: What it was trained on, for the name.
+        wanted: `classifier`: the last features of the reference classifier, which is trained later. `encoder`: the
+            latents of the flow's autoencoder, averaged to 4 x 4 places. Else a file with a TorchScript network, such as
+            Inception's: it gets uint8 [N, 3, H, W] and returns [N, F]. TorchScript is a program: load only what you
+            trust.
         flow: Has the autoencoder.
 
     Raises:
@@ -49,7 +47,7 @@ def feature_network(wanted: str, classifier: Classifier, trained_on: str, flow: 
         ValueError: `encoder` of a flow on pixels, or a file that is no such network.
     """
     if wanted == CLASSIFIER:
-        return FeatureNetwork(f"reference classifier trained on {trained_on}", classifier.features)
+        return None
     if wanted == ENCODER:
         if not flow.space.is_latent:
             raise ValueError("features 'encoder' are those of an autoencoder, which this flow on pixels has not")

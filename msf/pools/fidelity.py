@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,9 @@ def frechet_and_kernel(real: Tensor, generated: Tensor, *, seed: int = 0) -> dic
     n_subsets = 1 if size == len(real) == len(generated) else KID_SUBSETS
     network = _AsGiven(real.shape[1])
     fid = FrechetInceptionDistance(network)
-    kid = KernelInceptionDistance(network, subsets=n_subsets, subset_size=size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps the features, which are here already
+        kid = KernelInceptionDistance(network, subsets=n_subsets, subset_size=size)
     for metric in (fid, kid):
         metric.update(real.double(), real=True)
         metric.update(generated.double(), real=False)

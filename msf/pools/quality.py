@@ -15,7 +15,7 @@ from msf.files.tensors import digest_of
 from msf.judge.uncertainty import Prediction
 from msf.medsymmflow import MedSymmFlow
 from msf.pools.classifier import ClassifierSettings, train_classifier
-from msf.pools.features import CLASSIFIER, feature_network
+from msf.pools.features import CLASSIFIER, FeatureNetwork, feature_network
 from msf.pools.fidelity import frechet_and_kernel, manifold_figures
 from msf.pools.nearest import LEVEL, Nearest, Neighbours, as_points, is_memorised, mirrored
 from msf.pools.pool import Pool
@@ -82,6 +82,7 @@ def judge_pool(
         ValueError: Other classes or channels than the data set or the flow has, or fewer than two pictures.
     """
     _require_comparable(pool, dataset, flow)
+    chosen = feature_network(settings.features, flow)
     report = progress or (lambda *_, **__: None)
     size, channels = pool.images.shape[1], dataset.n_channels
     train, test = (_resized(split, size, channels) for split in (dataset.train, dataset.test))
@@ -90,7 +91,7 @@ def judge_pool(
         [train], dataset.n_classes, dataclasses.replace(settings.classifier, flips=flips), seed=settings.seed,
         progress=lambda done, total: report(done, total, stage="training the reference classifier"),
     )  # fmt: skip
-    network = feature_network(settings.features, classifier, f"{dataset.name}, train", flow)
+    network = chosen or FeatureNetwork(f"reference classifier trained on {dataset.name}, train", classifier.features)
     report(0, 4, stage="comparing with the training pictures")
     orientations = mirrored(train.images, flips)
     features = [network.of(images) for images in orientations]
