@@ -135,7 +135,8 @@ def test_agreement_keeps_exactly_those_that_are_given_their_label(msf, made, tmp
 
 
 def test_pools_reports_and_places_that_are_none_are_one_line(msf, made, tiny_run, tiny_npz, tmp_path):
-    fixed, new = ("--checkpoint", tiny_run, "--device", "cpu"), ("--out", tmp_path / "new")
+    fixed = ("--checkpoint", tiny_run, "--device", "cpu")
+    judged = (*fixed, "--real", tiny_npz, "--out", tmp_path / "new")
     (tmp_path / "empty").mkdir()
     other = tmp_path / "other.npz"
     with np.load(made / "pool.npz") as archive:
@@ -143,8 +144,8 @@ def test_pools_reports_and_places_that_are_none_are_one_line(msf, made, tiny_run
     for arguments, words in (
         (("pool-report", tmp_path / "nowhere", *fixed), "there is none at"),
         (("pool-report", tmp_path / "empty", *fixed), "has no metadata.csv"),
-        (("pool-report", made / "pool", *fixed, "--real", tiny_npz, "--features", "x.pt", *new), "there is none at 'x.pt'"),
-        (("pool-report", made / "pool.npz", *fixed, "--features", "encoder", "--real", tiny_npz, *new), "flow on pixels has not"),
+        (("pool-report", made / "pool", *judged, "--features", "x.pt"), "there is none at 'x.pt'"),
+        (("pool-report", made / "pool", *judged, "--features", "encoder"), "flow on pixels has not"),
         (("pool-report", made / "pool.npz", *fixed, "--level", 1), "level must be in (0, 1)"),
         (("pool-report", made / "pool.npz", *fixed, "--out", made / "pool.npz-report"), "is there already"),
         (("filter", made / "pool.npz", "--report", tmp_path / "empty"), "holds no report"),
