@@ -243,6 +243,11 @@ class ExperimentConfig(Checked):
             raise ValueError(
                 f"image_size must be a multiple of {multiple} for {levels} network levels; got {self.data.image_size}"
             )
+        if self.inference.generate.guidance and not self.train.label_drop:
+            raise ValueError(
+                "guidance needs a network trained with label_drop > 0; got label_drop 0 and guidance "
+                f"{self.inference.generate.guidance}"
+            )
         flows = (self.inference.classify.flow, self.inference.generate.flow)
         if "conditional" in flows and self.path.time_coupling == "shared":
             raise ValueError(

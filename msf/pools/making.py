@@ -31,7 +31,7 @@ def make_pool(
     store.open()
     missing = store.missing()
     n_before = n_done = len(plan) - len(missing)
-    for part in parts_of(plan, missing, flow.config.data.image_size):
+    for part in parts_of(plan, missing):
         if progress is not None:
             progress(n_done, len(plan))
         pictures = make_part(flow, plan, part)

@@ -24,7 +24,6 @@ COLUMNS = (
 # Pictures evaluated at once, the same in every part of a pool, since bits of a network depend on it.
 _MICRO_BATCH = {"cpu": 64}
 _MICRO_BATCH_ELSEWHERE = 256
-_PART_BYTES = 2**26  # of pictures as numbers, which exist at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +118,10 @@ def plan_pool(
     )
 
 
-def parts_of(plan: PoolPlan, numbers: Sequence[int], working_size: int) -> list[Sequence[int]]:
-    """Return the pictures in parts that are made at once: whole micro-batches, as many as memory is meant for."""
-    assert plan.settings.micro_batch is not None
-    assert plan.settings.size is not None
-    n_bytes = 4 * plan.channels * max(working_size, plan.settings.size) ** 2
-    n = max(1, _PART_BYTES // (n_bytes * plan.settings.micro_batch)) * plan.settings.micro_batch
+def parts_of(plan: PoolPlan, numbers: Sequence[int]) -> list[Sequence[int]]:
+    """Return pictures in the parts that are made and kept at once, of one micro-batch each: all that a kill costs."""
+    n = plan.settings.micro_batch
+    assert n is not None
     return [numbers[first : first + n] for first in range(0, len(numbers), n)]
 
 

@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from msf.config import GenerateSettings
@@ -13,7 +14,7 @@ from msf.data import load_dataset
 from msf.interruption import Interrupted
 from msf.medsymmflow import MedSymmFlow
 from msf.pools import making
-from msf.pools.plan import plan_pool
+from msf.pools.plan import parts_of, plan_pool
 from msf.pools.stores import class_folders, store_for
 
 
@@ -93,7 +94,7 @@ def test_an_interrupted_pool_is_completed_with_the_same_bits(tiny_run, tmp_path,
     making.make_pool(flow, plan, store_for(tmp_path / "whole" / place, plan))
     (tmp_path / "broken").mkdir()
 
-    monkeypatch.setattr(making, "parts_of", lambda _plan, numbers, _size: [numbers[:7], numbers[7:]])
+    monkeypatch.setattr(making, "parts_of", lambda _plan, numbers: [numbers[:7], numbers[7:]])
     made = []
 
     def make(flow, plan, part, real=making.make_part):
@@ -177,12 +178,19 @@ def test_class_folders_are_names_that_file_systems_take():
     assert not any(name in ("", ".", "..") or "/" in name or name.strip() != name for name in class_folders(names))
 
 
-def test_a_large_pool_is_made_in_parts_of_whole_micro_batches(make_flow):
-    from msf.pools.plan import parts_of
-
+def test_a_pool_is_made_a_micro_batch_at_a_time(make_flow):
     flow = make_flow(n_classes=2)
     plan = plan_pool(flow, [0, 1], 300_000, GenerateSettings(micro_batch=48), seed=0)
-    parts = parts_of(plan, range(len(plan)), 8)
-    assert sum(map(len, parts)) == len(plan)
-    assert {len(part) % 48 for part in parts[:-1]} == {0}
-    assert max(len(part) * 8 * 8 * 4 for part in parts) <= 2**26
+    parts = parts_of(plan, range(7, len(plan)))
+    assert [number for part in parts for number in part] == list(range(7, 600_000))
+    assert {len(part) for part in parts[:-1]} == {48}
+
+
+def test_a_part_that_is_not_full_has_the_bits_of_a_full_one(tiny_run):
+    flow = MedSymmFlow.from_pretrained(tiny_run)
+    plan = plan_pool(flow, range(5), 3, GenerateSettings(n_steps=2, micro_batch=8), seed=0)
+    whole = torch.cat([making.make_part(flow, plan, part) for part in parts_of(plan, range(15))])
+    assert torch.equal(making.make_part(flow, plan, [14, 3]), whole[[14, 3]])
+    assert torch.equal(making.make_part(flow, plan, list(range(15))[::-1]), whole.flip(0))
+    larger = plan_pool(flow, [3], 9, GenerateSettings(n_steps=2, micro_batch=8), seed=0)
+    assert torch.equal(making.make_part(flow, larger, [0, 1, 2]), whole[9:12])

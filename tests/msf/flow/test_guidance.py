@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from msf.codes.label_codes import make_code
-from msf.config import CodeConfig
+from msf.config import CodeConfig, ExperimentConfig, GenerateSettings, InferenceConfig, TrainConfig
 from msf.flow.guidance import Guidance, GuidedVelocity
 from msf.network.velocity import PlainVelocity
 from msf.training.dropping import LabelDrop
@@ -97,3 +97,10 @@ def test_hidden_labels_count_in_the_image_part_of_the_loss_only():
     torch.testing.assert_close(loss.semantic, seen.semantic)
     torch.testing.assert_close(loss.total, 0.7 * loss.image + 0.3 * seen.semantic)
     assert symmetric_loss(v, target, 1, 0.7, torch.zeros(4, dtype=torch.bool)).semantic == 0
+
+
+def test_a_configuration_cannot_ask_for_guidance_without_label_dropping():
+    guided = InferenceConfig(generate=GenerateSettings(guidance=1.0))
+    with pytest.raises(ValueError, match="guidance needs a network trained with label_drop > 0"):
+        ExperimentConfig(inference=guided)
+    assert ExperimentConfig(inference=guided, train=TrainConfig(label_drop=0.1)).inference == guided
