@@ -15,7 +15,7 @@ from torch import Tensor
 from msf.config import ExperimentConfig, GenerateSettings
 from msf.data import ImageDataset, Split, load_dataset, seeded_generator
 from msf.medsymmflow import MedSymmFlow
-from msf.pools.classifier import Classifier, ClassifierSettings, train_classifier
+from msf.pools.classifier import ClassifierSettings, train_classifier
 from msf.pools.ledger import Ledger
 from msf.pools.making import make_pool
 from msf.pools.plan import plan_pool
@@ -61,6 +61,11 @@ class StudySettings:
         if not self.budgets or self.budgets[0] < 1 or sorted(set(self.budgets)) != list(self.budgets):
             raise ValueError(f"budgets must be whole numbers >= 1 in ascending order; got {self.budgets}")
 
+    @property
+    def seeds(self) -> range:
+        """The seeds."""
+        return range(self.seed, self.seed + self.n_seeds)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         values = dataclasses.asdict(self)
@@ -99,45 +104,44 @@ def run_study(
         ValueError: The folder holds another study; or a class has fewer than two training pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made_with = {
-        "data": dataset.fingerprint, "experiment": experiment.to_dict(), "settings": settings.to_dict(),
-    }  # fmt: skip
-    ledger = Ledger(folder / LEDGER, made_with)
+    ledger = Ledger(folder / LEDGER, _made_with(dataset, experiment, settings))
     report = progress or (lambda *_, **__: None)
-    rows = []
     cells: list[tuple[int | None, str]] = [(None, SYNTHETIC)]
     cells += [(budget, arm) for budget in settings.budgets for arm in ARMS if arm != SYNTHETIC]
-    n_total = settings.n_seeds * len(cells)
-    for seed in range(settings.seed, settings.seed + settings.n_seeds):
-        keys = {cell: f"seed {seed}, {cell[1]}, {cell[0]}" for cell in cells}
-        left = [cell for cell in cells if keys[cell] not in ledger.pieces]
+    keys = {(seed, cell): f"seed {seed}, {cell[1]}, {cell[0]}" for seed in settings.seeds for cell in cells}
+
+    def show() -> None:
+        n_done = sum(key in ledger.pieces for key in keys.values())
+        report(n_done, len(keys), stage="training reference classifiers", is_milestone=n_done == len(keys))
+
+    for seed in settings.seeds:
+        left = [cell for cell in cells if keys[seed, cell] not in ledger.pieces]
         if left:
             for_flow, for_classifier = halves(dataset.train.labels, seed)
             pool = _pool(dataset, for_flow, experiment, settings, folder / f"seed-{seed}", seed, device, report)
         for budget, arm in left:
-            report(len(ledger.pieces), n_total, stage="training reference classifiers", is_milestone=True)
+            show()
             real = None if budget is None else part_of(dataset.train, first_of_each(dataset, for_classifier, budget))
-            sources = [split for split in (real, pool if arm in (MIXED, SYNTHETIC) else None) if split is not None]
+            made = pool if arm in (MIXED, SYNTHETIC) else None
+            sources = [split for split in (real, made) if split is not None]
             flips = arm == CLASSICAL and dataset.flips
             chosen = dataclasses.replace(settings.classifier, augment=arm == CLASSICAL, flips=flips)
             classifier = train_classifier(
-                sources, dataset.n_classes, chosen, seed=seed, size=dataset.image_size,
-                progress=lambda *_: report(len(ledger.pieces), n_total, stage="training reference classifiers"),
-            )  # fmt: skip
-            correct = _correct(classifier, dataset.test)
+                sources, dataset.n_classes, chosen, seed=seed, size=dataset.image_size, progress=lambda *_: show()
+            )
+            correct = classifier.probability(dataset.test.images).argmax(1) == dataset.test.labels
             piece = {
                 "seed": seed,
                 "arm": arm,
                 "budget": budget,
                 "n_real": 0 if real is None else len(real),
-                "n_synthetic": len(pool) if arm in (MIXED, SYNTHETIC) else 0,
+                "n_synthetic": 0 if made is None else len(made),
                 "accuracy": float(correct.double().mean()),
                 "correct": "".join(map(str, correct.int().tolist())),
             }
-            ledger.add(keys[budget, arm], piece)
-        rows += [ledger.pieces[keys[cell]] for cell in cells]
-    report(n_total, n_total, stage="training reference classifiers", is_milestone=True)
-    return rows
+            ledger.add(keys[seed, (budget, arm)], piece)
+    show()
+    return [ledger.pieces[key] for key in keys.values()]
 
 
 def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -203,5 +207,8 @@ def _pool(
     return Split(torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits]))
 
 
-def _correct(classifier: Classifier, split: Split) -> Tensor:
-    return classifier.probability(split.images).argmax(1) == split.labels
+def _made_with(dataset: ImageDataset, experiment: ExperimentConfig, settings: StudySettings) -> dict[str, Any]:
+    """Return what every piece depends on. Seeds and budgets are not among it: more of them go on with a study."""
+    first = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=0))
+    sizes = {name: value for name, value in settings.to_dict().items() if name not in ("seed", "n_seeds", "budgets")}
+    return {"data": dataset.fingerprint, "experiment": first.to_dict(), **sizes}

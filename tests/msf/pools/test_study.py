@@ -84,8 +84,13 @@ def test_a_study_that_ends_early_goes_on_and_finds_the_same(experiment, tmp_path
     monkeypatch.setattr(study, "train", lambda *_, **__: pytest.fail("a finished flow was trained again"))
     assert run_study(tiny_dataset(), experiment, SETTINGS, tmp_path / "broken", device="cpu") == whole
     assert len(trained) == 14 + 1
-    with pytest.raises(ValueError, match="another study .another settings"):
+    with pytest.raises(ValueError, match="another study .another per_class"):
         run_study(tiny_dataset(), experiment, dataclasses.replace(SETTINGS, per_class=5), tmp_path / "whole")
+    # Fewer seeds and other budgets are parts of the same study.
+    fewer = dataclasses.replace(SETTINGS, n_seeds=1, budgets=(3,))
+    monkeypatch.setattr(study, "train_classifier", lambda *_, **__: pytest.fail("a finished piece was made again"))
+    rows = run_study(tiny_dataset(), experiment, fewer, tmp_path / "whole", device="cpu")
+    assert rows == [row for row in whole if row["seed"] == 0 and row["budget"] in (None, 3)]
 
 
 def test_the_flow_sees_no_picture_of_the_classifiers(experiment, tmp_path, monkeypatch):
