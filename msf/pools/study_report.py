@@ -81,7 +81,7 @@ def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
     for row in against:
         is_clear = row["p_holm"] <= ALPHA
         kind = "no different" if not is_clear else "better" if row["difference"] > 0 else "worse"
-        kinds[kind].append(f"{row['budget']} ({100 * row['difference']:+.1f} points, p {row['p_holm']:.3f})")
+        kinds[kind].append(f"{row['budget']} ({100 * row['difference']:+.1f} points, p {row['p_holm']:.4f})")
     start = "The synthetic pictures were worth it" if kinds["better"] else "The synthetic pictures were not worth it"
     parts = {
         "better": "better than classical augmentation at {}",
@@ -96,7 +96,7 @@ def as_markdown(figures: dict[str, Any], title: str) -> str:
     """Return the figures as a page: the sentence, a table of arms and one of comparisons."""
     lines = [
         f"# {title}", "", figures["verdict"], "",
-        f"Balanced accuracy on {figures['n_test']} test pictures, mean of {figures['n_seeds']} seeds, with 95 % "
+        f"Balanced accuracy on {figures['n_test']} test pictures, mean over seeds ({figures['n_seeds']}), with 95 % "
         "intervals over test pictures.", "",
         "| arm | real per class | real | synthetic | balanced accuracy | by seed |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
