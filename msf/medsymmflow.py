@@ -25,14 +25,15 @@ from msf.config import (
     TaskConfig,
     settings_for,
 )
-from msf.data import resize_images, seeded_generator
+from msf.data import resize_images
 from msf.data.arrays import as_labels
 from msf.files.tensors import require_matching_tensors
 from msf.flow.classify import ClassifyRequest, classify
-from msf.flow.generate import GenerateRequest, generate
+from msf.flow.generate import GenerateRequest, generate, noisy_maps, picture_keys
+from msf.flow.guidance import Guidance, GuidedVelocity
 from msf.flow.joint_space import JointSpace
 from msf.flow.kept import KeptTrajectories
-from msf.flow.solver import FlowSolver, tableau_of
+from msf.flow.solver import FlowSolver, require_trained_for, tableau_of
 from msf.judge.uncertainty import Prediction
 from msf.network.inference import KeptForm
 from msf.network.mode import evaluating
@@ -346,6 +347,7 @@ class MedSymmFlow:
         *,
         seed: int = 0,
         noise: Tensor | None = None,
+        key: Tensor | None = None,
         progress: Progress | None = None,
         **fields: Any,
     ) -> ImageBatch:
@@ -358,6 +360,7 @@ class MedSymmFlow:
             settings: How they are made; None: as the checkpoint says, `config.inference.generate`.
             seed: Seed of the noise, in [0, 2^63).
             noise: Noise to use instead of the seed's; [N, C, h, w] (see `image_shape`), float.
+            key: Numbers of the pictures, in [0, 2^31), int64 [N]; default: their places. Noise follows them.
             progress: Called as `progress(n_done, n_total)`, in pictures.
             **fields: Single fields of `msf.config.GenerateSettings` in place of those of `settings`, such as
                 `n_steps=50, method="heun", size=28`.
@@ -370,8 +373,7 @@ class MedSymmFlow:
             ValueError: A shape, range or name; or a conditional flow of a network with a shared time.
 
         Numerics:
-            No gradients. Picture i depends on the seed, its label and i alone (with `dequantise`: on all labels'
-            number too).
+            No gradients. A picture depends on the seed, its label and its key alone.
 
         Source:
             MedSymmFlow, arXiv 2507.19098.
@@ -381,9 +383,12 @@ class MedSymmFlow:
         labels = as_labels(labels)
         if labels.numel() == 0:
             raise ValueError("labels must hold at least one label; got none")
-        generator = seeded_generator(seed, device=labels.device) if chosen.dequantise else None
-        semantic = self.semantic_maps(labels, generator)
-        request = GenerateRequest(semantic=semantic, settings=chosen, seed=seed, noise=noise, progress=progress)
+        maps = self.semantic_maps(labels)
+        key = picture_keys(key, len(maps))
+        semantic = noisy_maps(self.semantic_maps, labels, key, seed) if chosen.dequantise else maps
+        request = GenerateRequest(
+            semantic=semantic, settings=chosen, seed=seed, noise=noise, key=key, progress=progress
+        )
         with evaluating(self.network):
             pictures = generate(request, solver, self.space, self.device, self._trajectories)
         return pictures if chosen.size is None else resize_images(pictures, chosen.size)
@@ -393,10 +398,9 @@ class MedSymmFlow:
         return self._fast_network.of(self.network, precision)
 
     def _solver(self, settings: ClassifySettings | GenerateSettings) -> FlowSolver:
-        if settings.flow == "conditional" and not self.has_independent_times:
-            raise ValueError(
-                "flow 'conditional' needs a network with one time per stream, trained with "
-                "time_coupling='independent'; this one was trained with 'shared'"
-            )
+        require_trained_for(settings, self.config)
         network = self.velocity(settings.precision)
+        if isinstance(settings, GenerateSettings) and settings.guidance:
+            null = self.semantic_code.null_map(*self.semantic_shape[1:]).to(self.device)
+            network = GuidedVelocity(network, Guidance(settings.guidance, null))
         return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow)

@@ -7,6 +7,7 @@ from typing import Any
 from msf.config import ClassifySettings
 from msf.files.tensors import digest_of
 from msf.medsymmflow import MedSymmFlow
+from msf.network.inference import precision_of
 from msf.versions import versions
 
 
@@ -21,14 +22,14 @@ def provenance(flow: MedSymmFlow, settings: ClassifySettings, *, seed: int, micr
 
     Returns:
         `checkpoint_sha256`, `autoencoder_sha256` (None for a flow on pixels), `seed`, the stored fields of
-        `ClassifySettings`, `micro_batch`, `device`, and `versions` by name.
+        `ClassifySettings` (with the precision that `auto` came to), `micro_batch`, `device`, and `versions` by name.
     """
     return {
         "checkpoint_sha256": digest_of(flow.network.state_dict()),
         "autoencoder_sha256": flow.autoencoder.fingerprint if flow.space.is_latent else None,
         "seed": seed,
-        # What the evaluation of the network adds to the settings, such as precision and convolution, belongs here.
         **settings.to_dict(),
+        "precision": precision_of(flow.velocity(settings.precision).dtype),
         "micro_batch": micro_batch,
         "device": str(flow.device),
         "versions": versions(),

@@ -13,7 +13,7 @@ ORDER = {
     "msf": (
         "interruption", "plain_values", "versions", "config", "device", "files", "precision", "data", "autoencoder",
         "codes", "network", "judge", "flow", "checkpoints", "medsymmflow", "provenance", "evaluate", "training",
-        "report", "_moved", "__init__", "cli", "__main__",
+        "report", "pools", "_moved", "__init__", "cli", "__main__",
     ),
     "msf_kernels": (
         "errors", "shapes", "distinct", "fixed_order", "_schemas", "_tracing", "_derivatives", "_overlap",

@@ -8,14 +8,17 @@ from typing import Any, TextIO, cast
 import typer
 
 from msf.cli import (
+    augment_study,
     classify,
     console,
     demo,
     evaluate,
+    filter_pool,
     generate,
     import_official,
     info,
     pack,
+    pool_report,
     train,
     train_autoencoder,
     tune,
@@ -36,6 +39,9 @@ app.command("train-autoencoder")(train_autoencoder.train_autoencoder)
 app.command("evaluate")(evaluate.evaluate)
 app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
+app.command("pool-report")(pool_report.pool_report)
+app.command("filter")(filter_pool.filter_pool)
+app.command("augment-study")(augment_study.augment_study)
 app.command("import-official")(import_official.import_official)
 app.command("info")(info.info)
 app.command("tune")(tune.tune)

@@ -10,6 +10,7 @@ import typer
 
 from msf.cli import console, flags
 from msf.cli.checkpoints import files_of, load_flow
+from msf.cli.generate_pool import generate_pool
 from msf.cli.generated_folder import GRID_FILE, GeneratedFolder
 from msf.cli.targets import check_apart, check_folder
 from msf.files.claim import claimed_folder
@@ -33,7 +34,18 @@ class Wanted:
             metavar="LABEL,...", help="Classes by name (in any case) or number, each once. Default: every class."
         ),
     ] = None
-    n: Annotated[int, typer.Option("--n", min=1, help="Pictures per class.")] = 8
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Pictures per class, all in one folder. Default: 8.")] = (
+        None
+    )
+    per_class: Annotated[
+        int | None,
+        typer.Option(
+            "--per-class",
+            min=1,
+            help="Make a pool: so many pictures of every class, in a folder per class, or in an archive where --out "
+            "ends in .npz; both can be trained on.",
+        ),
+    ] = None
     size: Annotated[
         str | None,
         typer.Option(
@@ -44,14 +56,27 @@ class Wanted:
     ] = None
 
 
+def check_out(path: Path) -> Path:
+    """Return a folder to write, or an archive, or refuse what cannot be made before any work is done for it."""
+    if path.suffix.lower() == ".npz":
+        check_folder(path.parent)
+        return path
+    return check_folder(path)
+
+
 @flags.grouped
 def generate(
     *,
     checkpoint: flags.Checkpoint = None,
     wanted: Wanted,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", callback=check_folder, help="Folder for the pictures.")] = Path(
-        "generated"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER|POOL.npz",
+            callback=check_out,
+            help="Folder for the pictures; with --per-class also an archive.",
+        ),
+    ] = Path("generated"),
     fields: flags.GenerateFields,
     run: flags.Run,
 ) -> None:
@@ -59,22 +84,33 @@ def generate(
 
     The folder may hold other files, but no pictures of another run: those are neither mixed with new ones nor
     replaced. The same command again makes the same pictures, and completes a folder that was left unfinished.
+
+    With --per-class the pictures become a pool of any size, with a table of what each was made with.
     """
     import torch
 
     from msf import report
     from msf.config import settings_for
     from msf.network.inference import precision_of
+    from msf.pools.plan import plan_pool
 
     network = load_flow(checkpoint, run.device)
     names = network.task.class_names or tuple(str(label) for label in range(network.task.n_classes))
     labels = label_numbers(wanted.labels, names)
     pixels = _pixels(wanted.size, network.task.original_size) or network.config.data.image_size
-    _check_amount(len(labels) * wanted.n, network.task.image_channels, pixels)
     settings = settings_for("generate", network.config.inference.generate, None, {**fields, "size": pixels})
+    if wanted.per_class is not None:
+        if wanted.n is not None:
+            raise ValueError("n and per_class exclude each other: give --per-class for a pool, --n for single pictures")
+        pool = plan_pool(network, labels, wanted.per_class, settings, seed=run.seed)
+        return generate_pool(network, pool, out, run.json_file, files_of(checkpoint))
+    if out.suffix.lower() == ".npz":
+        raise ValueError(f"an archive is made with --per-class; without, --out must name a folder: got {str(out)!r}")
+    n = 8 if wanted.n is None else wanted.n
+    _check_amount(len(labels) * n, network.task.image_channels, pixels)
     velocity = network.velocity(settings.precision)
     precision = precision_of(velocity.dtype)
-    folder = GeneratedFolder(out, labels, wanted.n)
+    folder = GeneratedFolder(out, labels, n)
     check_apart({"--json": run.json_file}, [*folder.files, folder.run_file, folder.grid, *files_of(checkpoint)])
     try:
         with claimed_folder(out, "generation"):
@@ -82,12 +118,12 @@ def generate(
             folder.claim(made_with, network.network.state_dict())
             with console.progress_bar("generating", lines=True) as advance:
                 pictures = network.generate(
-                    torch.tensor(labels).repeat_interleave(wanted.n), settings, seed=run.seed, progress=advance
+                    torch.tensor(labels).repeat_interleave(n), settings, seed=run.seed, progress=advance
                 ).cpu()
-            _require_finite(pictures, labels, names, wanted.n)
+            _require_finite(pictures, labels, names, n)
             files = report.write_pictures(pictures, folder.files)
             shown = told_apart(names)
-            rows = {shown[label]: pictures[i * wanted.n : (i + 1) * wanted.n] for i, label in enumerate(labels)}
+            rows = {shown[label]: pictures[i * n : (i + 1) * n] for i, label in enumerate(labels)}
             report.write_figure(folder.grid, report.class_grid(rows))
     except (Interrupted, KeyboardInterrupt, OSError) as error:
         error.add_note(f"{folder.n_written} of {len(folder.files)} pictures are in {str(out)!r}")
@@ -96,7 +132,7 @@ def generate(
     console.out.print(
         f"{len(files)} pictures ({precision}) in {console.printable(str(out))}, an overview in {GRID_FILE} there"
     )
-    listed = [(file, labels[i // wanted.n]) for i, file in enumerate(files)]
+    listed = [(file, labels[i // n]) for i, file in enumerate(files)]
     console.write_json(
         run.json_file,
         [

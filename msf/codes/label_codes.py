@@ -22,6 +22,7 @@ from msf_kernels.shapes import ClassDistances, Codes, Labels, SemanticBatch
 
 PALETTE_LEVELS = (0, 75, 150, 225)
 _FAR = 2.0**10
+_SAME_POINT = 1e-3  # of the largest distance between a class and the mean of all
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,31 @@ class LabelCode:
             return maps.contiguous()
         noise = torch.rand(maps.shape, generator=generator, device=labels.device)
         return maps + self.dequantisation_width * (noise - 0.5)
+
+    def null_map(self, height: int, width: int) -> Tensor:
+        """Return the semantic map that stands for no label: the mean of the classes' maps.
+
+        It is what the code's expectation is while nothing is known, and for `simplex` the origin.
+
+        Args:
+            height: Pixels, > 0.
+            width: Pixels, > 0.
+
+        Returns:
+            float32 [K, height, width], on the CPU.
+
+        Raises:
+            ValueError: The mean is the point of a class, as with an odd number of grey levels.
+        """
+        maps = self.encode(torch.arange(self.n_classes), height, width)
+        null = maps.mean(dim=0)
+        distance = (maps - null).square().mean(dim=(1, 2, 3)).sqrt()
+        if distance.min() < _SAME_POINT * distance.max():
+            raise ValueError(
+                f"label_drop needs a code whose classes differ from their mean, which stands for no label; with code "
+                f"{self.name!r} the mean of {self.n_classes} classes is class {int(distance.argmin())}: use simplex"
+            )
+        return null
 
     def distance(self, semantic: SemanticBatch) -> tuple[ClassDistances, ClassDistances]:
         """Return the distance of each map to each class, and each class's share of the pixels.

@@ -154,6 +154,9 @@ class TrainConfig(Checked):
     weight_decay: float = described(0.0, "decoupled weight decay of AdamW")
     gradient_clip: float = described(1.0, "largest gradient norm; 0 switches clipping off")
     ema_decay: float = described(0.7, "decay of the exponential moving average, per step")
+    label_drop: float = described(
+        0.0, "share of the training items whose label is hidden, which --guidance of generation needs; 0.1 is usual"
+    )
     precision: Precision = described("bf16", "arithmetic of the network in training")
     selection: Selection = described("auc_macro_ovr", "validation figure that chooses the kept checkpoint")
     validation_samples: int = described(2, "noise draws per picture in validation")
@@ -172,6 +175,7 @@ class TrainConfig(Checked):
         require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
         require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
         require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        require(0 <= self.label_drop < 1, "label_drop", "in [0, 1)", self.label_drop)
         samples = self.validation_samples
         require(1 <= samples < 2**32, "validation_samples", "in [1, 2^32)", samples)
         require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
@@ -238,6 +242,11 @@ class ExperimentConfig(Checked):
             levels = len(self.network.channel_multipliers)
             raise ValueError(
                 f"image_size must be a multiple of {multiple} for {levels} network levels; got {self.data.image_size}"
+            )
+        if self.inference.generate.guidance and not self.train.label_drop:
+            raise ValueError(
+                "guidance needs a network trained with label_drop > 0; got label_drop 0 and guidance "
+                f"{self.inference.generate.guidance}"
             )
         flows = (self.inference.classify.flow, self.inference.generate.flow)
         if "conditional" in flows and self.path.time_coupling == "shared":

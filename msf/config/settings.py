@@ -101,6 +101,8 @@ class GenerateSettings(Checked):
         dequantise: Start from the code with the noise that training added to it, instead of the clean code.
         precision: Arithmetic of the network; as for `ClassifySettings`.
         micro_batch: Pictures made at once; None: chosen for the machine. Not stored with a checkpoint.
+        guidance: Weight w >= 0 of classifier-free guidance, see `msf.flow.guidance`; 0: none. Needs a network that was
+            trained with `label_drop`.
         size: Height and width of the result, >= 1, resized from the working size (bilinear, antialiased); such as
             `task.original_size`, that of the pictures trained on. None: the working size. Not stored.
         memory_bytes: What the decoder's maps may need, estimated; a picture that does not fit is decoded in overlapping
@@ -116,6 +118,9 @@ class GenerateSettings(Checked):
     flow: FlowName = described("joint", "joint (published) or conditional (independent times)")
     dequantise: bool = described(False, "start from codes with the noise of the training")
     precision: PrecisionName = described("auto", _PRECISION_HELP)
+    guidance: float = described(
+        0.0, "weight of classifier-free guidance; 0: none. Needs a network trained with --label-drop"
+    )
     micro_batch: int | None = described(
         None, "pictures per network evaluation; default: chosen for the machine", is_stored=False
     )
@@ -124,6 +129,7 @@ class GenerateSettings(Checked):
 
     def _check(self) -> None:
         _require_positive(self, "n_steps", "micro_batch", "size", "memory_bytes")
+        require(self.guidance >= 0, "guidance", ">= 0", self.guidance)
         require(self.size is None or self.size <= MOST_PIXELS, "size", f"<= {MOST_PIXELS}", self.size)
         require(self.n_steps <= MOST_STEPS, "n_steps", f"<= {MOST_STEPS}", self.n_steps)
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from msf.config import GenerateSettings
+from msf.data import seeded_generator
 from msf.data.arrays import as_tensor
 from msf.flow.joint_space import JointSpace
 from msf.flow.kept import KeptTrajectories
 from msf.flow.solver import FlowSolver, check_noise
 from msf_kernels.philox_normal import IMAGE_STREAM
 from msf_kernels.sampling import InvalidSamplesError, draw
-from msf_kernels.shapes import ImageBatch, SemanticBatch
+from msf_kernels.shapes import ImageBatch, Labels, SemanticBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class GenerateRequest:
         settings: How the pictures are made; `size` is the caller's own.
         seed: Seed of the noise.
         noise: Noise to use instead; [N, C, H, W], float.
+        key: Numbers of the pictures, which their noise follows; int64 [N]. None: their places.
         progress: Called as `progress(n_done, n_total)`, in pictures.
     """
 
@@ -34,6 +36,7 @@ class GenerateRequest:
     settings: GenerateSettings
     seed: int = 0
     noise: Tensor | None = None
+    key: Tensor | None = None
     progress: Callable[[int, int], None] | None = None
 
 
@@ -79,8 +82,8 @@ def generate(
         ValueError: No semantic map, a shape or a number out of range, or a picture that is not finite.
 
     Numerics:
-        The noise of a picture is keyed by its position, so equal labels give different pictures and the first
-        pictures are the same whatever follows.
+        The noise of a picture is keyed by its number, so equal labels give different pictures and the first pictures
+        are the same whatever follows.
     """
     semantic, settings = request.semantic, request.settings
     noise = None if request.noise is None else as_tensor("noise", request.noise)
@@ -95,6 +98,7 @@ def generate(
             seed=request.seed,
             stream=IMAGE_STREAM,
             noise=None if noise is None else noise[:, None],
+            input_key=request.key if noise is None else None,
             statistics={},
             keep_samples=True,
             micro_batch=settings.micro_batch,
@@ -109,3 +113,37 @@ def generate(
     (image,) = result.samples.values()
     pictures = space.decode(image[:, 0], device, memory_bytes=settings.memory_bytes)
     return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def picture_keys(key: Tensor | None, n: int) -> Tensor:
+    """Return the numbers of n pictures as int64 [n] on the CPU: those given, else their places.
+
+    Raises:
+        TypeError: Not int64.
+        ValueError: Not one per picture, or outside [0, 2^31).
+    """
+    if key is None:
+        return torch.arange(n)
+    key = as_tensor("key", key)
+    if key.dtype != torch.int64:
+        raise TypeError(f"key must be int64; got {key.dtype}")
+    if tuple(key.shape) != (n,):
+        raise ValueError(f"key must be [N] = [{n}], one per label; got {list(key.shape)}")
+    if n and not 0 <= int(key.min()) <= int(key.max()) < 2**31:
+        raise ValueError(f"key must be in [0, 2^31); got values from {int(key.min())} to {int(key.max())}")
+    return key.cpu()
+
+
+def noisy_maps(
+    maps: Callable[[Labels, torch.Generator], SemanticBatch], labels: Labels, key: Tensor, seed: int
+) -> SemanticBatch:
+    """Return the semantic maps of labels, each with noise that follows from the seed and its picture's number.
+
+    Args:
+        maps: Makes maps of labels with the noise of a generator.
+        labels: int64 [N], N >= 1.
+        key: Numbers of the pictures, [N].
+        seed: Seed of the noise.
+    """
+    numbers = zip(labels[:, None], key.tolist(), strict=True)
+    return torch.cat([maps(label, seeded_generator(seed, number, device=labels.device)) for label, number in numbers])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from msf.config import FlowName
+from msf.config import ClassifySettings, ExperimentConfig, FlowName, GenerateSettings
 from msf.network.velocity import Time, Velocity, as_velocity
 from msf_kernels import rk_combine
 from msf_kernels.shapes import ImageBatch, SemanticBatch
@@ -120,6 +120,24 @@ def tableau_of(method: str) -> Tableau:
         return get_tableau(method)
     except ValueError as error:
         raise ValueError(str(error).replace("tableau must be", "method must be", 1)) from None
+
+
+def require_trained_for(settings: ClassifySettings | GenerateSettings, experiment: ExperimentConfig) -> None:
+    """Refuse settings that a network of this training cannot serve.
+
+    Raises:
+        ValueError: A conditional flow without one time per stream, or guidance without label dropping.
+    """
+    if settings.flow == "conditional" and experiment.path.time_coupling != "independent":
+        raise ValueError(
+            "flow 'conditional' needs a network with one time per stream, trained with "
+            "time_coupling='independent'; this one was trained with 'shared'"
+        )
+    if isinstance(settings, GenerateSettings) and settings.guidance and not experiment.train.label_drop:
+        raise ValueError(
+            f"guidance needs a network that was trained with label dropping, as by 'msf train --label-drop 0.1'; this "
+            f"one was not: leave guidance at 0, got {settings.guidance}"
+        )
 
 
 def semantic_field(network: Network, image: ImageBatch) -> VelocityField:

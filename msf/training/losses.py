@@ -25,7 +25,9 @@ class SymmetricLoss:
     semantic: Tensor
 
 
-def symmetric_loss(v: JointState, dz_t: JointState, image_channels: int, image_weight: float) -> SymmetricLoss:
+def symmetric_loss(
+    v: JointState, dz_t: JointState, image_channels: int, image_weight: float, is_labelled: Tensor | None = None
+) -> SymmetricLoss:
     """Return the weighted squared error between a velocity and its target.
 
     `lambda mean((v - dz_t)[:, :C]^2) + (1 - lambda) mean((v - dz_t)[:, C:]^2)`, C = `image_channels`,
@@ -36,6 +38,7 @@ def symmetric_loss(v: JointState, dz_t: JointState, image_channels: int, image_w
         dz_t: Target velocity, like `v`.
         image_channels: C, in [1, C + K).
         image_weight: lambda, in [0, 1].
+        is_labelled: Items whose semantic part counts, bool [N]; None: all. Without any the semantic term is 0.
 
     Returns:
         Total and unweighted terms.
@@ -59,4 +62,7 @@ def symmetric_loss(v: JointState, dz_t: JointState, image_channels: int, image_w
     squared = (v.to(dtype) - dz_t.to(dtype)).square()
     image = squared[:, :image_channels].mean()
     semantic = squared[:, image_channels:].mean()
+    if is_labelled is not None:
+        per_item = squared[:, image_channels:].mean(dim=(1, 2, 3))
+        semantic = (per_item * is_labelled).sum() / is_labelled.sum().clamp(min=1)
     return SymmetricLoss(image_weight * image + (1 - image_weight) * semantic, image, semantic)

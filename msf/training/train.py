@@ -29,6 +29,7 @@ from msf.flow.path import sample_times
 from msf.interruption import Interrupted, disturbed, save_at_last, undisturbed
 from msf.judge.uncertainty import InvalidPredictionError
 from msf.medsymmflow import MedSymmFlow
+from msf.training.dropping import LabelDrop
 from msf.training.ema import weight_average
 from msf.training.folder import HISTORY_FILE, RunFolder
 from msf.training.images import TrainingImages, validation_latents
@@ -182,6 +183,7 @@ class TrainingRun:
         self.flow = flow = MedSymmFlow(self.task, experiment).to(self.device)
         # The layout in which convolutions are fastest, forward and backward.
         flow.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._drop = LabelDrop(flow, self.settings.label_drop)
         # Averaged before `prepare`, which may wrap the network.
         self.average = weight_average(flow.network, self.settings.ema_decay)
         self.averaged_flow = MedSymmFlow(
@@ -272,12 +274,15 @@ class TrainingRun:
         generator = seeded_generator(settings.seed, STEP_STREAM, step)
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         image = self.images.batch(rows, generator, mine)
-        semantic = self.flow.semantic_maps(self.dataset.train.labels[rows], generator)[mine]
+        maps = self.flow.semantic_maps(self.dataset.train.labels[rows], generator)
         t = sample_times(len(rows), self.experiment.path, generator)[mine]
+        semantic, is_labelled = self._drop(maps, generator)
         sample_index = step * settings.batch_size + torch.arange(len(rows))[mine]
         image, semantic, t, sample_index = (
-            part.to(self.device, non_blocking=True) for part in (image, semantic, t, sample_index)
+            part.to(self.device, non_blocking=True) for part in (image, semantic[mine], t, sample_index)
         )
+        if is_labelled is not None:
+            is_labelled = is_labelled[mine].to(self.device, non_blocking=True)
         z_t, dz_t = symmetric_path(
             image,
             semantic,
@@ -288,7 +293,7 @@ class TrainingRun:
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             velocity = self.network(z_t, t)
-        loss = symmetric_loss(velocity, dz_t, image.shape[1], self.experiment.path.image_weight).total
+        loss = symmetric_loss(velocity, dz_t, image.shape[1], self.experiment.path.image_weight, is_labelled).total
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         if settings.gradient_clip:

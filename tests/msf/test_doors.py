@@ -20,6 +20,7 @@ from msf.config import (
     InferenceConfig,
     PathConfig,
     TaskConfig,
+    TrainConfig,
     UNetConfig,
     settings_for,
 )
@@ -39,11 +40,14 @@ CLASSIFY = ClassifySettings(
     antithetic=True,
     precision="bf16",
 )
-GENERATE = GenerateSettings(n_steps=3, method="heun", flow="conditional", dequantise=True, precision="bf16")
+GENERATE = GenerateSettings(
+    n_steps=3, method="heun", flow="conditional", dequantise=True, precision="bf16", guidance=0.5
+)
 EXPERIMENT = ExperimentConfig(
     data=DataConfig(image_size=8),
     code=CodeConfig(name="simplex"),
     path=PathConfig(time_coupling="independent"),
+    train=TrainConfig(label_drop=0.1),
     network=UNetConfig(
         base_channels=8, n_groups=4, channel_multipliers=(1,), n_res_blocks=1, attention_down_rates=(), head_channels=8
     ),
@@ -148,7 +152,8 @@ def test_every_door_classifies_with_the_settings_of_the_checkpoint(door, folder,
 def test_every_door_generates_with_the_settings_of_the_checkpoint(folder, tmp_path, seen):
     MedSymmFlow.from_pretrained(folder).generate([0, 1])
     run("generate", "--checkpoint", folder, "--n", 1, "--out", tmp_path / "made")
-    assert seen == [stored(GENERATE), stored(GENERATE)]
+    run("generate", "--checkpoint", folder, "--per-class", 1, "--out", tmp_path / "pool")
+    assert seen == [stored(GENERATE), stored(GENERATE), {**stored(GENERATE), "micro_batch": 64}]
 
 
 def test_the_demo_reports_with_the_settings_of_the_checkpoint(folder, dataset, seen):

@@ -119,3 +119,28 @@ def test_exact_conditional_generation_has_the_means_and_variance_of_the_classes_
     # Both flows start from the same noise, so pictures are compared in pairs.
     excess = (residual("joint").square() - conditional.square()).flatten(1).mean(1)
     assert excess.mean() > 4 * excess.std() / len(labels) ** 0.5
+
+
+@pytest.mark.parametrize("dequantise", [False, True])
+def test_a_picture_follows_its_key_and_not_its_place(make_flow, dequantise):
+    flow = make_flow()
+    settings = {"n_steps": 2, "dequantise": dequantise, "micro_batch": 4}
+    pictures = flow.generate([0, 1, 2], key=torch.tensor([7, 2**31 - 1, 9]), **settings)
+    others = flow.generate([2, 0], key=torch.tensor([9, 7]), **settings)
+    assert torch.equal(others, pictures[[2, 0]])
+    assert not torch.equal(flow.generate([0, 0], key=torch.tensor([7, 8]), **settings)[1], pictures[0])
+    assert torch.equal(flow.generate([0, 1], **settings), flow.generate([0, 1], key=torch.arange(2), **settings))
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        (torch.tensor([1.0]), TypeError, "key must be int64; got torch.float32"),
+        (torch.tensor([1, 2]), ValueError, r"key must be \[N\] = \[1\], one per label; got \[2\]"),
+        (torch.tensor([2**31]), ValueError, "key must be in .*; got values from 2147483648"),
+        ([1], TypeError, "key must be a torch tensor"),
+    ],
+)
+def test_keys_that_are_none_are_refused(make_flow, key, error, message):
+    with pytest.raises(error, match=message):
+        make_flow().generate([0], key=key)

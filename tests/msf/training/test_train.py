@@ -99,6 +99,16 @@ def test_a_run_that_was_interrupted_and_resumed_gives_the_same_bits(uninterrupte
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected_weights.items())
 
 
+def test_hidden_labels_are_the_same_after_a_resume_and_another_training(uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "REPORT_EVERY", 1)
+    experiment = tiny_experiment(checkpoint_seconds=0.0, label_drop=0.4)
+    whole = train(experiment, tiny_dataset(), tmp_path / "whole", device="cpu")
+    assert whole.history != uninterrupted[0].history
+    with pytest.raises(Interrupted):
+        train(experiment, tiny_dataset(), tmp_path / "broken", device="cpu", progress=interrupt_at(2))
+    assert train(experiment, tiny_dataset(), tmp_path / "broken", device="cpu", resume=True).history == whole.history
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     first = train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
     before = (tmp_path / "model.safetensors").read_bytes()
