@@ -170,6 +170,32 @@ def test_single_flags_replace_single_fields(folder, picture, tmp_path, seen):
     ]
 
 
+def test_every_command_takes_a_precision(folder, dataset, picture, tmp_path, seen):
+    run("classify", picture, "--checkpoint", folder, "--precision", "fp32")
+    run("evaluate", "--checkpoint", folder, "--dataset", dataset.path, "--precision", "fp32")
+    run("generate", "--checkpoint", folder, "--n", 1, "--out", tmp_path / "made", "--precision", "fp32")
+    _write_report(folder.parent, dataset, Run(), 0.0, "fp32")
+    classify, generate = (stored(dataclasses.replace(record, precision="fp32")) for record in (CLASSIFY, GENERATE))
+    assert seen == [classify, classify, generate, classify, generate]
+
+
+def test_results_say_what_auto_came_to(folder, dataset, picture, tmp_path, monkeypatch):
+    monkeypatch.setenv("MSF_PRECISION", "fp32")
+    auto = ("--checkpoint", folder, "--precision", "auto")
+    run("classify", picture, *auto, "--json", tmp_path / "c.json")
+    run("evaluate", *auto, "--dataset", dataset.path, "--json", tmp_path / "e.json")
+    run("generate", *auto, "--n", 1, "--out", tmp_path / "made", "--json", tmp_path / "g.json")
+    classified, evaluated, generated, note = (
+        json.loads((tmp_path / name).read_text()) for name in ("c.json", "e.json", "g.json", "made/generated.json")
+    )
+    for result in (classified[0], evaluated, generated[0], note):
+        assert result["precision"] == "fp32"
+    for result in (classified[0], evaluated, generated[0]):
+        assert result["convolution"]
+    for result in (classified[0], evaluated):
+        assert result["micro_batch"] >= 1
+
+
 def test_keywords_replace_fields_of_given_settings_too(folder, dataset, seen):
     flow = MedSymmFlow.from_pretrained(folder)
     given = ClassifySettings(n_samples=3)
