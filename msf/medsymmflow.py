@@ -30,7 +30,7 @@ from msf.data.arrays import as_labels
 from msf.files.tensors import require_matching_tensors
 from msf.flow.classify import ClassifyRequest, classify
 from msf.flow.generate import GenerateRequest, generate, noisy_maps, picture_keys
-from msf.flow.guidance import Guidance, GuidedVelocity
+from msf.flow.guidance import guided
 from msf.flow.joint_space import JointSpace
 from msf.flow.kept import KeptTrajectories
 from msf.flow.solver import FlowSolver, require_trained_for, tableau_of
@@ -336,9 +336,8 @@ class MedSymmFlow:
         request = ClassifyRequest(
             images=images, settings=chosen, seed=seed, noise=noise, latents=latents, progress=progress
         )
-        solver = self._solver(chosen)
         with evaluating(self.network):
-            return classify(request, solver, self.space, self.device, self._trajectories)
+            return classify(request, self._solver(chosen), self.space, self.device, self._trajectories)
 
     def generate(
         self,
@@ -381,8 +380,6 @@ class MedSymmFlow:
         chosen = settings_for("generate", self.config.inference.generate, settings, fields)
         solver = self._solver(chosen)
         labels = as_labels(labels)
-        if labels.numel() == 0:
-            raise ValueError("labels must hold at least one label; got none")
         maps = self.semantic_maps(labels)
         key = picture_keys(key, len(maps))
         semantic = noisy_maps(self.semantic_maps, labels, key, seed) if chosen.dequantise else maps
@@ -399,8 +396,5 @@ class MedSymmFlow:
 
     def _solver(self, settings: ClassifySettings | GenerateSettings) -> FlowSolver:
         require_trained_for(settings, self.config)
-        network = self.velocity(settings.precision)
-        if isinstance(settings, GenerateSettings) and settings.guidance:
-            null = self.semantic_code.null_map(*self.semantic_shape[1:]).to(self.device)
-            network = GuidedVelocity(network, Guidance(settings.guidance, null))
+        network = guided(self.velocity(settings.precision), settings, self.space, self.device)
         return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow)

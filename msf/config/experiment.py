@@ -18,7 +18,7 @@ CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
 TimeCoupling = Literal["shared", "independent"]
 TimeSampling = Literal["uniform", "logit_normal"]
 QkvOrder = Literal["legacy", "new"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
 Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
 PosteriorUse = Literal["mode", "sample"]
 FitName = Literal["stretch", "crop", "pad"]
@@ -157,7 +157,9 @@ class TrainConfig(Checked):
     label_drop: float = described(
         0.0, "share of the training items whose label is hidden, which --guidance of generation needs; 0.1 is usual"
     )
-    precision: Precision = described("bf16", "arithmetic of the network in training")
+    precision: Precision = described(
+        "bf16", "arithmetic of the network in training; auto: bf16 where its products are fast, else fp32"
+    )
     selection: Selection = described("auc_macro_ovr", "validation figure that chooses the kept checkpoint")
     validation_samples: int = described(2, "noise draws per picture in validation")
     checkpoint_seconds: float = described(60.0, "longest time between two saved training states")

@@ -26,7 +26,7 @@ RECIPES: dict[str, ExperimentConfig] = {
         data=DataConfig(dataset="phantoms", image_size=32),
         path=PathConfig(end_share=0.5),
         network=UNetConfig(base_channels=32, n_groups=8, n_res_blocks=1, head_channels=32),
-        train=TrainConfig(epochs=12, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
+        train=TrainConfig(epochs=12, batch_size=32, learning_rate=1e-3, ema_decay=0.99, precision="auto"),
     ),
     # Synthetic cells, a few minutes on two cores. The simplex code makes one evaluation return class probabilities.
     "demo": ExperimentConfig(
@@ -36,7 +36,7 @@ RECIPES: dict[str, ExperimentConfig] = {
         network=UNetConfig(
             base_channels=32, n_groups=8, channel_multipliers=(1, 2, 2), n_res_blocks=1, head_channels=32
         ),
-        train=TrainConfig(epochs=10, batch_size=32, learning_rate=1e-3, ema_decay=0.99),
+        train=TrainConfig(epochs=10, batch_size=32, learning_rate=1e-3, ema_decay=0.99, precision="auto"),
     ),
     # A few hundred pictures on two cores, with an autoencoder of `msf train-autoencoder` (32x32 latents). A narrow
     # network, so that every picture can be seen hundreds of times. Selected by accuracy: the order of the distances
@@ -48,7 +48,9 @@ RECIPES: dict[str, ExperimentConfig] = {
             base_channels=32, n_groups=8, channel_multipliers=(1, 2, 4), n_res_blocks=1, head_channels=32
         ),
         autoencoder=AutoencoderConfig(name="kl"),
-        train=TrainConfig(epochs=260, batch_size=16, learning_rate=1.5e-3, ema_decay=0.99, selection="accuracy"),
+        train=TrainConfig(
+            epochs=260, batch_size=16, learning_rate=1.5e-3, ema_decay=0.99, precision="auto", selection="accuracy"
+        ),
     ),
     "published-28": _PUBLISHED_28,
     "published-224": dataclasses.replace(

@@ -120,8 +120,10 @@ def picture_keys(key: Tensor | None, n: int) -> Tensor:
 
     Raises:
         TypeError: Not int64.
-        ValueError: Not one per picture, or outside [0, 2^31).
+        ValueError: No picture; not one per picture, or outside [0, 2^31).
     """
+    if n == 0:
+        raise ValueError("labels must hold at least one label; got none")
     if key is None:
         return torch.arange(n)
     key = as_tensor("key", key)
@@ -129,7 +131,7 @@ def picture_keys(key: Tensor | None, n: int) -> Tensor:
         raise TypeError(f"key must be int64; got {key.dtype}")
     if tuple(key.shape) != (n,):
         raise ValueError(f"key must be [N] = [{n}], one per label; got {list(key.shape)}")
-    if n and not 0 <= int(key.min()) <= int(key.max()) < 2**31:
+    if not 0 <= int(key.min()) <= int(key.max()) < 2**31:
         raise ValueError(f"key must be in [0, 2^31); got values from {int(key.min())} to {int(key.max())}")
     return key.cpu()
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from msf.config import ClassifySettings, GenerateSettings
+from msf.flow.joint_space import JointSpace
 from msf.network.velocity import Times, Velocity, as_velocity
 from msf_kernels.shapes import JointState
 
@@ -72,3 +74,13 @@ class GuidedVelocity(Velocity):
             return guided
         velocity = torch.cat([guided, labelled[:, n_image:]], dim=1)
         return velocity if channels is None else velocity[:, channels]
+
+
+def guided(
+    network: Velocity, settings: ClassifySettings | GenerateSettings, space: JointSpace, device: torch.device
+) -> Velocity:
+    """Return the network as the settings want it: guided, or as it is."""
+    if not isinstance(settings, GenerateSettings) or not settings.guidance:
+        return network
+    null_map = space.semantic_code(device).null_map(*space.semantic_shape[1:]).to(device)
+    return GuidedVelocity(network, Guidance(settings.guidance, null_map))

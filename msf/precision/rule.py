@@ -66,6 +66,23 @@ def auto_precision(device: torch.device, base_channels: int) -> AutoPrecision:
     return on_processor(this_processor(), base_channels)
 
 
+def training_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """Return the arithmetic that a network is trained in.
+
+    `auto`: bfloat16 on CUDA as for `auto_precision`, and on a CPU with fast products of it (`Processor.has_fast_bf16`):
+    gradients have no native form that would make up for them.
+
+    Args:
+        precision: The setting.
+        device: Where the network is trained.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= _FIRST_CUDA_WITH_BF16 else "fp32"
+    return "bf16" if device.type == "cpu" and this_processor().has_fast_bf16 else "fp32"
+
+
 def on_processor(processor: Processor, base_channels: int) -> AutoPrecision:
     """Return what `auto` stands for on the CPU of a kind; see `auto_precision`."""
     if not processor.multiplies_bf16:

@@ -29,6 +29,7 @@ from msf.flow.path import sample_times
 from msf.interruption import Interrupted, disturbed, save_at_last, undisturbed
 from msf.judge.uncertainty import InvalidPredictionError
 from msf.medsymmflow import MedSymmFlow
+from msf.precision import training_precision
 from msf.training.dropping import LabelDrop
 from msf.training.ema import weight_average
 from msf.training.folder import HISTORY_FILE, RunFolder
@@ -155,6 +156,7 @@ class TrainingRun:
         self.dataset = dataset
         self.accelerator = accelerator
         self.device = accelerator.device
+        self.precision = training_precision(experiment.train.precision, self.device)
         self.task = TaskConfig(
             n_classes=dataset.n_classes,
             image_channels=dataset.n_channels,
@@ -291,7 +293,7 @@ class TrainingRun:
             seed=settings.seed,
             sigma_min=self.experiment.path.sigma_min,
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             velocity = self.network(z_t, t)
         loss = symmetric_loss(velocity, dz_t, image.shape[1], self.experiment.path.image_weight, is_labelled).total
         self.optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,16 @@ import torch
 from msf import precision
 from msf.config import ClassifySettings
 from msf.network.inference import InferenceForm
-from msf.precision import Measured, auto_precision, micro_batch_of_bf16, rule, table, user_table_path, write_user_rows
+from msf.precision import (
+    Measured,
+    auto_precision,
+    micro_batch_of_bf16,
+    rule,
+    table,
+    training_precision,
+    user_table_path,
+    write_user_rows,
+)
 from msf.precision.processor import parse_cpuinfo
 
 CPU = torch.device("cpu")
@@ -54,6 +63,14 @@ def machine(monkeypatch, tmp_path):
 def test_without_a_measurement_the_processors_products_decide(machine, kind, expected):
     machine(kind)
     assert auto_precision(CPU, 64).precision == expected
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(ZEN_3, "fp32"), (ZEN_4, "bf16"), (COOPER_LAKE, "fp32")])
+def test_training_follows_the_processors_products(machine, kind, expected):
+    machine(kind)
+    assert training_precision("auto", CPU) == expected
+    assert [training_precision(name, CPU) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert training_precision("auto", torch.device("meta")) == "fp32"
 
 
 def test_what_the_system_tells_is_read():
