@@ -102,12 +102,8 @@ for title, wanted, make in [
     ("numbers that are NaN", "floating-point values, whose range", tiff_of(np.full((4, 4), np.nan, np.float32))),
     ("a series", "3 pictures in one file", picture(series, "picture.tif")),
     ("an animation", "3 pictures in one file", picture(series, "picture.gif")),
-    (
-        "a DICOM file",
-        "DICOM and NIfTI files are not read",
-        picture_bytes(lambda data: bytes(128) + b"DICM", "picture.dcm"),
-    ),
-    ("a NIfTI file", "DICOM and NIfTI files are not read", picture_bytes(lambda data: bytes(400), "picture.nii.gz")),
+    ("a DICOM file", "DICOM file", picture_bytes(lambda data: bytes(128) + b"DICM", "picture.dcm")),
+    ("a NIfTI file", "NIfTI, a volume, which is not read", picture_bytes(lambda data: bytes(400), "picture.nii.gz")),
     ("EPS", "EPS files and icons are not read", picture(lambda path: Image.new("L", (4, 4)).save(path), "picture.eps")),
     (
         "an icon that hides a larger picture",
