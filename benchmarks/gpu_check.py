@@ -72,9 +72,9 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def carried_arch(device: torch.device) -> str | None:
+def carried_library(device: torch.device) -> str | None:
     """Return why nothing has to be built: a library with kernels for this GPU was brought along."""
-    if device.type != "cuda" or backends()["rk_combine"]["native"]:
+    if device.type != "cuda" or not torch.cuda.is_available() or backends()["rk_combine"]["native"]:
         return None
     x = torch.ones(8, device=device)
     try:
@@ -86,7 +86,7 @@ def carried_arch(device: torch.device) -> str | None:
 
 
 def build_job(device: torch.device) -> Job:
-    carried = carried_arch(device)
+    carried = carried_library(device)
     if carried is not None:
         return Job("build", "native", note=carried)
     if device.type == "cuda" and shutil.which("nvcc") is None:

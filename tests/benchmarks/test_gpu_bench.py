@@ -64,7 +64,7 @@ def test_a_job_that_fails_is_a_row_and_the_others_go_on(context, monkeypatch):
         raise RuntimeError("no kernel")
 
     broken = dataclasses.replace(job, name="broken", variants={OURS: fails})
-    monkeypatch.setattr(gpu_bench, "part_jobs", lambda _part, _is_dry: [broken, job])
+    monkeypatch.setattr(gpu_bench, "part_jobs", lambda *_: [broken, job])
     assert gpu_bench.measure_part("sweep", context, lambda: None) == 1
     notes = [row.note for row in context.writer.rows if row.job == "broken"]
     assert any("not timed, because it failed: RuntimeError: no kernel" in note for note in notes)
