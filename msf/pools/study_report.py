@@ -82,7 +82,9 @@ def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
         is_clear = row["p_holm"] <= ALPHA
         kind = "no different" if not is_clear else "better" if row["difference"] > 0 else "worse"
         kinds[kind].append(f"{row['budget']} ({100 * row['difference']:+.1f} points, p {row['p_holm']:.4f})")
-    start = "The synthetic pictures were worth it" if kinds["better"] else "The synthetic pictures were not worth it"
+    is_mixed = bool(kinds["better"]) and len(kinds["better"]) < len(against)
+    worth = "worth it at some budgets only" if is_mixed else "worth it" if kinds["better"] else "not worth it"
+    start = f"The synthetic pictures were {worth}"
     parts = {
         "better": "better than classical augmentation at {}",
         "worse": "worse at {}",

@@ -198,6 +198,17 @@ def test_the_sentence_follows_from_the_comparisons(mixed, start):
     assert len(study_figure(figures).axes[0].get_legend().get_texts()) == 4
 
 
+def test_the_sentence_says_where_budgets_differ():
+    rows = [
+        {"against": CLASSICAL, "budget": budget, "difference": difference, "p_holm": 0.01}
+        for budget, difference in ((5, 0.04), (40, -0.02))
+    ]
+    assert verdict(rows) == (
+        "The synthetic pictures were worth it at some budgets only: better than classical augmentation at 5 (+4.0 "
+        "points, p 0.0100); worse at 40 (-2.0 points, p 0.0100) real pictures per class."
+    )
+
+
 def test_a_reference_classifier_learns_phantoms_and_follows_its_seed():
     arrays = make_phantoms(0, {"train": 300, "test": 200})
     train, test = (Split(arrays[f"{s}_images"], arrays[f"{s}_labels"][:, 0].long()) for s in ("train", "test"))
