@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from msf.cli.flags import PANELS, configured
+from msf.cli.sources import DatasetFlags
 from msf.cli.train import train
 from msf.config import (
     RECIPES,
@@ -85,6 +86,7 @@ def test_a_value_of_another_type_is_refused(make):
 def test_every_field_of_the_configuration_is_a_flag_of_its_own():
     parameters = inspect.signature(train).parameters
     own = {"recipe", "out", "resume", "latent_cache", "data_root", "device", "json_file"}
+    own |= {entry.name for entry in dataclasses.fields(DatasetFlags)}
     arguments = [name for name in parameters if name not in own]
     expected = {
         (entry.metadata["flag"] or entry.name).replace("-", "_")
