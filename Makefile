@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n 2
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup test test-fast demo lint format bench gpu-check gpu-bench clean
+.PHONY: setup test test-fast compatibility demo lint format bench gpu-check gpu-bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -31,6 +31,10 @@ test: setup
 # Without those that take more than ten seconds each: `make test` and continuous integration run all.
 test-fast: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+# Sources of the native extension against the oldest torch that is promised; downloads its wheel, or says that it cannot.
+compatibility: setup
+	$(BIN)/python tests/compatibility.py headers
 
 demo: setup
 	$(BIN)/msf demo --out demo-out

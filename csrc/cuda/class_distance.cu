@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(kThreads) distance_kernel(ClassDistanceArgs ar
     for (int j = 0; j < kPixelsPerThread; ++j) {
       if (chunk.begin + threadIdx.x + j * kThreads < chunk.end) atomicAdd(votes + nearest[j], 1);
     }
-    __syncthreads();
   }
 }
 
@@ -149,19 +148,17 @@ unsigned one_block_each(int64_t tasks) { return static_cast<unsigned>(tasks < kM
 }  // namespace
 
 const char* class_distance(const ClassDistanceArgs& args, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int64_t tasks = args.n_items * pixel_chunks(args.n_pixels);
   dispatch(args.semantic_type, [&](auto types) {
     using Type = decltype(types);
     using C = typename Type::Compute;
-    distance_kernel<C, typename Type::Element><<<one_block_each(tasks), kThreads, 0, cuda_stream>>>(args);
-    merge_kernel<C><<<blocks_for(args.n_items * args.n_classes), kThreads, 0, cuda_stream>>>(args);
+    launch(distance_kernel<C, typename Type::Element>, one_block_each(tasks), stream, args);
+    launch(merge_kernel<C>, blocks_for(args.n_items * args.n_classes), stream, args);
   });
   return last_error();
 }
 
 const char* class_distance_bwd(const ClassDistanceBwdArgs& args, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int64_t tasks = args.n_items * pixel_chunks(args.n_pixels);
   const int64_t entries = args.n_classes * args.n_channels;
   dispatch(args.semantic_type, [&](auto types) {
@@ -169,13 +166,13 @@ const char* class_distance_bwd(const ClassDistanceBwdArgs& args, void* stream) {
     using C = typename Type::Compute;
     using T = typename Type::Element;
     if (args.n_items > 0 && args.n_channels > 0) {
-      grad_semantic_kernel<C, T><<<blocks_for(args.n_items * args.n_pixels), kThreads, 0, cuda_stream>>>(args);
+      launch(grad_semantic_kernel<C, T>, blocks_for(args.n_items * args.n_pixels), stream, args);
     }
     if (args.grad_codes != nullptr && entries > 0) {
       if (tasks > 0) {
-        grad_codes_kernel<C, T><<<one_block_each(tasks * args.n_classes), kThreads, 0, cuda_stream>>>(args);
+        launch(grad_codes_kernel<C, T>, one_block_each(tasks * args.n_classes), stream, args);
       }
-      merge_grad_codes_kernel<C><<<blocks_for(entries), kThreads, 0, cuda_stream>>>(args);
+      launch(merge_grad_codes_kernel<C>, blocks_for(entries), stream, args);
     }
   });
   return last_error();

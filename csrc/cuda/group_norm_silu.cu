@@ -95,7 +95,6 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(GroupNormArgs args, i
       moments[0] = mean;
       moments[args.n_channels] = squares;
     }
-    __syncthreads();
   }
 }
 
@@ -198,7 +197,6 @@ __global__ void __launch_bounds__(kThreads) gradient_sums_kernel(GroupNormBwdArg
       out[args.n_channels] = sums.g_u;
       out[2 * args.n_channels] = sums.u;
     }
-    __syncthreads();
   }
 }
 
@@ -294,7 +292,6 @@ unsigned one_block_each(int64_t tasks) { return static_cast<unsigned>(tasks < kM
 }  // namespace
 
 const char* group_norm_silu(const GroupNormArgs& args, bool interleaved, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int64_t blocks = lane_blocks(interleaved, args.n_items, args.n_channels);
   const int64_t elements = args.n_items * args.n_channels * args.n_pixels;
   if (args.n_items * args.n_groups == 0) return nullptr;
@@ -302,16 +299,15 @@ const char* group_norm_silu(const GroupNormArgs& args, bool interleaved, void* s
     using T = typename decltype(types)::Element;
     constexpr bool kInterleaved = decltype(layout)::value;
     constexpr int n = decltype(width)::value;
-    if (blocks > 0) moments_kernel<T, kInterleaved><<<one_block_each(blocks), kThreads, 0, cuda_stream>>>(args, blocks);
-    statistics_kernel<<<blocks_for(args.n_items * args.n_groups), kThreads, 0, cuda_stream>>>(args);
-    if (elements > 0) forward_kernel<T, kInterleaved, n><<<blocks_for(elements / n), kThreads, 0, cuda_stream>>>(args);
+    if (blocks > 0) launch(moments_kernel<T, kInterleaved>, one_block_each(blocks), stream, args, blocks);
+    launch(statistics_kernel, blocks_for(args.n_items * args.n_groups), stream, args);
+    if (elements > 0) launch(forward_kernel<T, kInterleaved, n>, blocks_for(elements / n), stream, args);
   });
   return last_error();
 }
 
 const char* group_norm_silu_bwd(const GroupNormBwdArgs& args, const GroupNormParameterArgs& parameters,
                                 bool interleaved, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int64_t blocks = lane_blocks(interleaved, args.n_items, args.n_channels);
   const int64_t elements = args.n_items * args.n_channels * args.n_pixels;
   if (blocks == 0) return nullptr;
@@ -320,15 +316,13 @@ const char* group_norm_silu_bwd(const GroupNormBwdArgs& args, const GroupNormPar
                   using T = typename decltype(types)::Element;
                   constexpr bool kInterleaved = decltype(layout)::value;
                   constexpr int n = decltype(width)::value;
-                  gradient_sums_kernel<T, kInterleaved>
-                      <<<one_block_each(blocks), kThreads, 0, cuda_stream>>>(args, blocks);
-                  gradient_maps_kernel<<<blocks_for(args.n_items * args.n_groups), kThreads, 0, cuda_stream>>>(args);
+                  launch(gradient_sums_kernel<T, kInterleaved>, one_block_each(blocks), stream, args, blocks);
+                  launch(gradient_maps_kernel, blocks_for(args.n_items * args.n_groups), stream, args);
                   if (elements > 0) {
-                    backward_kernel<T, kInterleaved, n>
-                        <<<blocks_for(elements / n), kThreads, 0, cuda_stream>>>(args);
+                    launch(backward_kernel<T, kInterleaved, n>, blocks_for(elements / n), stream, args);
                   }
                 });
-  parameters_kernel<<<blocks_for(args.n_channels), kThreads, 0, cuda_stream>>>(parameters);
+  launch(parameters_kernel, blocks_for(args.n_channels), stream, parameters);
   return last_error();
 }
 

@@ -20,6 +20,17 @@ inline unsigned blocks_for(int64_t pieces) {
   return static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
 }
 
+// Blocks of kThreads threads on a stream. MSF_EMULATED: on the CPU, in tests, see docs/cuda-emulation.md.
+template <typename... Parameters, typename... Args>
+void launch(void (*kernel)(Parameters...), unsigned blocks, void* stream, const Args&... args) {
+#if defined(MSF_EMULATED)
+  emulation::launch(blocks, kThreads, [&] { kernel(args...); });
+  static_cast<void>(stream);
+#else
+  kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args...);
+#endif
+}
+
 // for (int64_t piece = first_piece(); piece < n; piece += piece_stride())
 static __device__ __forceinline__ int64_t first_piece() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;

@@ -58,13 +58,13 @@ const char* philox_normal(const PhiloxNormalArgs& args, void* stream) {
   dispatch(args.out_type, [&](auto types) {
     using T = typename decltype(types)::Element;
     auto* kernel = is_packed ? normal_kernel<T, true> : normal_kernel<T, false>;
-    kernel<<<blocks_for(pieces), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+    launch(kernel, blocks_for(pieces), stream, args);
   });
   return last_error();
 }
 
 const char* philox_words(const PhiloxWordsArgs& args, void* stream) {
-  words_kernel<<<blocks_for(args.n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+  launch(words_kernel, blocks_for(args.n), stream, args);
   return last_error();
 }
 

@@ -130,8 +130,8 @@ const char* rk_combine(const RkCombineArgs& args, void* stream) {
   dispatch(args.state_type, [&](auto types) {
     using Type = decltype(types);
     launch_packed(aligned, args.n_items, args.item_size, [&](auto width, int64_t begin, int64_t end) {
-      combine_kernel<decltype(width)::value, typename Type::Compute, typename Type::Element>
-          <<<blocks_for((end - begin) / width), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args, begin, end);
+      launch(combine_kernel<decltype(width)::value, typename Type::Compute, typename Type::Element>,
+             blocks_for((end - begin) / width), stream, args, begin, end);
     });
   });
   return last_error();
@@ -143,8 +143,8 @@ const char* rk_combine_bwd(const RkCombineBwdArgs& args, void* stream) {
   dispatch(args.grad_type, [&](auto types) {
     using Type = decltype(types);
     launch_packed(aligned, args.n_items, args.item_size, [&](auto width, int64_t begin, int64_t end) {
-      combine_bwd_kernel<decltype(width)::value, typename Type::Compute, typename Type::Element>
-          <<<blocks_for((end - begin) / width), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args, begin, end);
+      launch(combine_bwd_kernel<decltype(width)::value, typename Type::Compute, typename Type::Element>,
+             blocks_for((end - begin) / width), stream, args, begin, end);
     });
   });
   return last_error();
@@ -154,8 +154,7 @@ const char* rk_combine_bwd_dt(const RkCombineBwdDtArgs& args, void* stream) {
   const unsigned blocks = static_cast<unsigned>(args.n_items < kMaxBlocks ? args.n_items : kMaxBlocks);
   dispatch(args.grad_type, [&](auto types) {
     using Type = decltype(types);
-    combine_bwd_dt_kernel<typename Type::Compute, typename Type::Element>
-        <<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+    launch(combine_bwd_dt_kernel<typename Type::Compute, typename Type::Element>, blocks, stream, args);
   });
   return last_error();
 }

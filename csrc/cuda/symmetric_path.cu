@@ -106,7 +106,7 @@ const char* symmetric_path(const SymmetricPathArgs& args, void* stream) {
     using Type = decltype(types);
     auto* kernel = is_packed ? path_kernel<true, typename Type::Compute, typename Type::Element>
                              : path_kernel<false, typename Type::Compute, typename Type::Element>;
-    kernel<<<blocks_for(pieces), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+    launch(kernel, blocks_for(pieces), stream, args);
   });
   return last_error();
 }
@@ -115,8 +115,7 @@ const char* symmetric_path_bwd(const SymmetricPathBwdArgs& args, void* stream) {
   const int64_t pieces = args.n_items * (args.image_channels + args.semantic_channels) * args.n_pixels;
   dispatch(args.type, [&](auto types) {
     using Type = decltype(types);
-    path_bwd_kernel<typename Type::Compute, typename Type::Element>
-        <<<blocks_for(pieces), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+    launch(path_bwd_kernel<typename Type::Compute, typename Type::Element>, blocks_for(pieces), stream, args);
   });
   return last_error();
 }

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> class_distance_fwd(const Tensor& semantic, const Tens
   args.chunk_sums = chunk_sums.mutable_data_ptr<double>();
   args.chunk_votes = chunk_votes.mutable_data_ptr<int32_t>();
 #if defined(MSF_WITH_CUDA)
-  if (semantic.is_cuda()) {
+  if (runs_on_cuda(semantic)) {
     const CudaScope scope(semantic);
     check_launch("class_distance", cuda::class_distance(args, scope.stream()));
   } else
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> class_distance_bwd(const Tensor& grad_distance, const
     args.grad_codes = grad_codes.mutable_data_ptr();
   }
 #if defined(MSF_WITH_CUDA)
-  if (semantic.is_cuda()) {
+  if (runs_on_cuda(semantic)) {
     const CudaScope scope(semantic);
     check_launch("class_distance_bwd", cuda::class_distance_bwd(args, scope.stream()));
   } else

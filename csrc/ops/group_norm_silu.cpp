@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const Tensor& x, int64_t 
 
   const Tensor x_map = in_format(x, interleaved);
   const std::optional<Tensor> skip_map = skip.has_value() ? std::optional(in_format(*skip, interleaved)) : std::nullopt;
-  const int64_t scratch_items = interleaved || x.is_cuda() ? args.n_items : 0;
+  const int64_t scratch_items = interleaved || runs_on_cuda(x) ? args.n_items : 0;
   const Tensor moments = empty(x, {scratch_items, 2, args.n_channels}, ScalarType::Double);
   const Tensor scratch = empty(x, {scratch_items, 3, args.n_channels}, ScalarType::Float);
   Parameters parameters;
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const Tensor& x, int64_t 
   args.moments = moments.mutable_data_ptr<double>();
   args.scratch = scratch.mutable_data_ptr<float>();
 #if defined(MSF_WITH_CUDA)
-  if (x.is_cuda()) {
+  if (runs_on_cuda(x)) {
     const CudaScope scope(x);
     check_launch("group_norm_silu", cuda::group_norm_silu(args, interleaved, scope.stream()));
   } else
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
   const Tensor dense_mean = torch::stable::contiguous(mean);
   const Tensor dense_rstd = torch::stable::contiguous(rstd);
   const Tensor sums = empty(x, {args.n_items, 3, args.n_channels}, ScalarType::Double);
-  const int64_t scratch_items = interleaved || x.is_cuda() ? args.n_items : 0;
+  const int64_t scratch_items = interleaved || runs_on_cuda(x) ? args.n_items : 0;
   const Tensor scratch = empty(x, {scratch_items, 8, args.n_channels}, ScalarType::Float);
   Parameters parameters;
   args.x = view(x_map);
@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_si
   parameter_args.n_items = args.n_items;
   parameter_args.n_channels = args.n_channels;
 #if defined(MSF_WITH_CUDA)
-  if (x.is_cuda()) {
+  if (runs_on_cuda(x)) {
     const CudaScope scope(x);
     check_launch("group_norm_silu_bwd",
                  cuda::group_norm_silu_bwd(args, parameter_args, interleaved, scope.stream()));

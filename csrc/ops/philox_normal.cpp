@@ -22,7 +22,7 @@ Tensor philox_normal_fwd(const Tensor& sample_index, const std::vector<int64_t>&
   args.seed = seed;
   args.stream = stream;
 #if defined(MSF_WITH_CUDA)
-  if (out.is_cuda()) {
+  if (runs_on_cuda(out)) {
     const CudaScope scope(out);
     check_launch("philox_normal", cuda::philox_normal(args, scope.stream()));
   } else
@@ -42,7 +42,7 @@ Tensor philox_words_fwd(const Tensor& counter, const Tensor& key) {
   args.words = words.mutable_data_ptr<int64_t>();
   args.n = counter.size(0);
 #if defined(MSF_WITH_CUDA)
-  if (words.is_cuda()) {
+  if (runs_on_cuda(words)) {
     const CudaScope scope(words);
     check_launch("philox_words", cuda::philox_words(args, scope.stream()));
   } else

@@ -55,7 +55,7 @@ void rk_combine_out(const Tensor& state, const std::vector<Tensor>& slopes, cons
   }
   const std::optional<Tensor> dense_dt = set_step(args, state, dt, dt_items);
 #if defined(MSF_WITH_CUDA)
-  if (state.is_cuda()) {
+  if (runs_on_cuda(state)) {
     const CudaScope scope(state);
     check_launch("rk_combine", cuda::rk_combine(args, scope.stream()));
   } else
@@ -104,7 +104,7 @@ std::vector<Tensor> rk_combine_bwd(const Tensor& grad, const std::vector<double>
   }
   const std::optional<Tensor> dense_dt = set_step(args, grad, dt, dt_items);
 #if defined(MSF_WITH_CUDA)
-  if (grad.is_cuda()) {
+  if (runs_on_cuda(grad)) {
     const CudaScope scope(grad);
     check_launch("rk_combine_bwd", cuda::rk_combine_bwd(args, scope.stream()));
   } else
@@ -136,7 +136,7 @@ Tensor rk_combine_bwd_dt(const Tensor& grad, const std::vector<Tensor>& slopes, 
   args.n_items = grad.size(0);
   args.item_size = grad.numel() / args.n_items;
 #if defined(MSF_WITH_CUDA)
-  if (grad.is_cuda()) {
+  if (runs_on_cuda(grad)) {
     const CudaScope scope(grad);
     check_launch("rk_combine_bwd_dt", cuda::rk_combine_bwd_dt(args, scope.stream()));
   } else

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor> symmetric_path_fwd(const Tensor& image, const Tensor&
   args.seed = seed;
   args.keep = 1.0 - sigma_min;
 #if defined(MSF_WITH_CUDA)
-  if (image.is_cuda()) {
+  if (runs_on_cuda(image)) {
     const CudaScope scope(image);
     check_launch("symmetric_path", cuda::symmetric_path(args, scope.stream()));
   } else
@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor> symmetric_path_bwd(const Tensor& grad_z, const Tensor
   args.n_times = t.dim() == 2 ? 2 : 1;
   args.keep = 1.0 - sigma_min;
 #if defined(MSF_WITH_CUDA)
-  if (grad_z.is_cuda()) {
+  if (runs_on_cuda(grad_z)) {
     const CudaScope scope(grad_z);
     check_launch("symmetric_path_bwd", cuda::symmetric_path_bwd(args, scope.stream()));
   } else

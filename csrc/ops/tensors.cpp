@@ -62,7 +62,7 @@ Tensor empty_like(const Tensor& like, ScalarType dtype) {
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{from(like),         from(std::optional(dtype)), from(std::nullopt),
                                     from(std::nullopt), from(std::nullopt),         from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -115,9 +115,11 @@ int64_t grain(int64_t elements_per_piece) {
 }
 
 #if defined(MSF_WITH_CUDA)
+#if !defined(MSF_EMULATED)
 CudaScope::CudaScope(const Tensor& x) : guard_(x.get_device_index()) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
 }
+#endif
 
 void check_launch(const char* op, const char* error) {
   STD_TORCH_CHECK(error == nullptr, "msf_native::", op, ": CUDA error: ", error);

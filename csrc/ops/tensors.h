@@ -51,7 +51,21 @@ Tensor in_format(const Tensor& x, bool channels_last);
 // Pieces of work that a thread should get at least.
 int64_t grain(int64_t elements_per_piece);
 
-#if defined(MSF_WITH_CUDA)
+// Whether the CUDA kernels serve a tensor. MSF_EMULATED: in tests they run on the CPU, see docs/cuda-emulation.md.
+inline bool runs_on_cuda(const Tensor& x) {
+#if defined(MSF_EMULATED)
+  return !x.is_cuda();
+#else
+  return x.is_cuda();
+#endif
+}
+
+#if defined(MSF_EMULATED)
+struct CudaScope {
+  explicit CudaScope(const Tensor&) {}
+  void* stream() const { return nullptr; }
+};
+#elif defined(MSF_WITH_CUDA)
 // Makes the tensor's device current while it lives, and knows its stream.
 class CudaScope {
  public:
@@ -62,7 +76,9 @@ class CudaScope {
   torch::stable::accelerator::DeviceGuard guard_;
   void* stream_ = nullptr;
 };
+#endif
 
+#if defined(MSF_WITH_CUDA)
 // Raises if a launcher returned the text of an error.
 void check_launch(const char* op, const char* error);
 #endif

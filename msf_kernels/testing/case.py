@@ -78,9 +78,17 @@ class OperatorCase:
 
 
 def in_format(x: Tensor, layout: str) -> Tensor:
-    """Return the values in another layout: `contiguous`, `channels_last`, or `strided` (every other channel)."""
+    """Return the values in another layout.
+
+    Args:
+        x: Values, [N, C, H, W].
+        layout: `contiguous`, `channels_last`, `strided` (every other channel), or `unaligned`: contiguous, from one
+            element behind an address that is a multiple of 16 bytes.
+    """
     if layout == "channels_last":
         return x.to(memory_format=torch.channels_last)
     if layout == "strided":
         return torch.stack([x, torch.full_like(x, 7.0)], dim=2).flatten(1, 2)[:, ::2]
+    if layout == "unaligned":
+        return torch.cat([x.new_full((1,), 7.0), x.flatten()])[1:].view(x.shape)
     return x

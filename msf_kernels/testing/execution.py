@@ -58,7 +58,7 @@ def run_captured(
         return [(name, tensor.clone()) for name, tensor in results]
 
     plain = work()
-    _require_same_bits(plain, work(), "a second run")
+    require_same_bits(plain, work(), "a second run")
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -72,11 +72,21 @@ def run_captured(
         tensor.fill_(7)
     graph.replay()
     torch.cuda.synchronize()
-    _require_same_bits(plain, captured, "the replayed graph")
+    require_same_bits(plain, captured, "the replayed graph")
     return captured
 
 
-def _require_same_bits(wanted: Results, actual: Results, what: str) -> None:
+def require_same_bits(wanted: Results, actual: Results, what: str) -> None:
+    """Compare two runs bit for bit.
+
+    Args:
+        wanted: Results of the first run.
+        actual: Results of another one.
+        what: What the other one is, for the message.
+
+    Raises:
+        ArithmeticError: They differ.
+    """
     for (name, first), (_, second) in zip(wanted, actual, strict=True):
         n_wrong = int((_bits(first) != _bits(second)).sum())
         if n_wrong:

@@ -16,7 +16,7 @@ from msf_kernels.testing import conformance
 from msf_kernels.testing.case import InputDraw
 from msf_kernels.testing.cases import fixed_cases, random_case
 from msf_kernels.testing.conformance import check, expectations
-from msf_kernels.testing.execution import _require_same_bits, run_captured, run_compiled
+from msf_kernels.testing.execution import require_same_bits, run_captured, run_compiled
 
 CPU = torch.device("cpu")
 OPERATORS = sorted(backends())
@@ -264,10 +264,10 @@ def test_a_graph_break_fails(install):
 
 def test_one_different_bit_is_found():
     zeros = [("output 0", torch.zeros(3)), ("output 1", torch.zeros(()))]
-    _require_same_bits(zeros, [(name, x.clone()) for name, x in zeros], "a copy")
+    require_same_bits(zeros, [(name, x.clone()) for name, x in zeros], "a copy")
     negative = [("output 0", torch.tensor([0.0, -0.0, 0.0])), zeros[1]]
     with pytest.raises(ArithmeticError, match="output 0 of the replayed graph differs from the first run in 1 bytes"):
-        _require_same_bits(zeros, negative, "the replayed graph")
+        require_same_bits(zeros, negative, "the replayed graph")
 
 
 def test_a_graph_that_does_not_compute_again_is_found(monkeypatch):

@@ -86,6 +86,7 @@ def fixed() -> Iterator[OperatorCase]:
     yield case("channels-last", 2, 64, 16, 16, 32, rows="sh", layout="channels_last", parameters=torch.float32)
     yield case("channels-last skip", 2, 24, 9, 9, 8, skip_channels=8, rows="a", layout="channels_last")
     yield case("strided", 3, 12, 6, 5, 4, layout="strided", rows="s", is_shared=True)
+    yield case("unaligned", 2, 12, 8, 8, 4, skip_channels=4, layout="unaligned")
     yield case("large mean", 2, 16, 8, 8, 4, mean=100.0)
     yield case("no silu", 2, 16, 5, 5, 8, rows="sh", silu=False)
     yield case("many pixels", 1, 8, 128, 96, 2, layout="channels_last")

@@ -52,6 +52,7 @@ def fixed() -> Iterator[OperatorCase]:
     yield case("channels-last", (2, 6, 16, 16), (0.5, 0.5), 0.1, layouts=("channels_last", "channels_last"))
     yield case("mixed formats", (2, 6, 9, 8), (0.5, 0.5), None, layouts=("channels_last", "contiguous"))
     yield case("strided", (3, 4, 5, 7), (1.0, -0.5), 0.3, layouts=("strided", "strided"))
+    yield case("unaligned", (2, 3, 8, 8), (1.0, -0.5), 0.3, layouts=("contiguous", "unaligned"))
     yield case("fp32 state", (4, 6, 8, 8), (0.5, 0.5), -0.04, state_dtype=torch.float32, is_cast=True)
     yield case("fp32 state, steps", (4, 6, 8, 8), (1 / 6, 1 / 3, 1 / 3, 1 / 6), None, state_dtype=torch.float32)
     yield case("large", (2, 3, 64, 64), (1.0,), 0.04, is_cast=True)

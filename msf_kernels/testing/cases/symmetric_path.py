@@ -47,6 +47,7 @@ def fixed() -> Iterator[OperatorCase]:
     yield _path_case("channels-last", 2, 4, 4, 16, 16, layouts=("channels_last", "channels_last"))
     yield _path_case("mixed formats", 3, 3, 2, 9, 10, layouts=("contiguous", "channels_last"), n_times=2)
     yield _path_case("strided", 3, 4, 2, 5, 7, layouts=("strided", "strided"))
+    yield _path_case("unaligned", 2, 3, 2, 8, 8, layouts=("unaligned", "contiguous"))
     yield _path_case("no sigma", 2, 1, 1, 28, 28, sigma_min=0.0)
     yield _path_case("empty batch", 0, 3, 3, 4, 4)
     yield _path_case("empty map", 2, 3, 3, 0, 4, n_times=2)
