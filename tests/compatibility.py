@@ -1,7 +1,7 @@
 """Whether this checkout fits the oldest and other releases of torch and Triton, without installing any of them.
 
     python tests/compatibility.py headers [VERSION ...]   # sources of the native extension against torch's headers
-    python tests/compatibility.py triton [VERSION ...] [--arch NAME ...]   # every kernel compiled, then interpreted
+    python tests/compatibility.py triton [VERSION ...] [--arch NAME ...] [--op NAME ...]   # compiled, then interpreted
 
 Without a version, `headers` takes the oldest torch that pyproject.toml allows and the installed one, `triton` likewise.
 Wheels are downloaded once and unpacked into build/compatibility. Where that fails (no network), a line says what was
@@ -22,6 +22,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build" / "compatibility"
+# NumPy 2.4 refuses what the interpreter of Triton 3.6 and before does with arrays of one element; 2.3 warns of it.
+OLD_INTERPRETER = (3, 6)
+NUMPY_OF_OLD_INTERPRETER = "2.3.5"
+QUIET = ("-W", "ignore:Conversion of an array with ndim:DeprecationWarning")
 # Headers are the same on all platforms, and these wheels are the smallest.
 SMALLEST_TORCH = ("--platform", "manylinux_2_28_aarch64", "--python-version", "3.12")
 
@@ -88,17 +92,21 @@ def check_headers(version: str) -> bool:
     return fits
 
 
-def check_triton(version: str, archs: list[str]) -> bool:
-    """Compile every Triton kernel ahead of time with a release, and run the tests of the interpreted kernels."""
+def check_triton(version: str, archs: list[str], operators: list[str]) -> bool:
+    """Compile Triton kernels ahead of time with a release, and run tests of the interpreted ones."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if version != installed("triton"):
-        environment["PYTHONPATH"] = str(unpacked(download("triton", version), "triton"))
+    folders = [] if version == installed("triton") else [unpacked(download("triton", version), "triton")]
+    is_old = tuple(int(part) for part in version.split(".")[:2]) <= OLD_INTERPRETER
+    if is_old:
+        folders.append(unpacked(download("numpy", NUMPY_OF_OLD_INTERPRETER), "numpy"))
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     names = [name for arch in archs for name in ("--arch", arch)]
-    tests = [str(path) for path in sorted((ROOT / "tests").glob("msf_kernels/**/test_*.py"))]
+    operators = ["--op", *operators] if operators else []
+    tests = operators and ["-k", " or ".join(operators[1:])]
     commands = (
         ["-c", f"import triton; assert triton.__version__ == {version!r}, triton.__version__"],
-        ["-m", "msf_kernels.aot", *names],
-        ["-m", "pytest", "-q", "-m", "interpreter", *tests],
+        ["-m", "msf_kernels.aot", *names, *operators],
+        ["-m", "pytest", "-q", "-m", "interpreter", *(QUIET if is_old else ()), "tests/msf_kernels", *tests],
     )
     for command in commands:
         if subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode:
@@ -112,13 +120,14 @@ def main() -> int:
     parser.add_argument("what", choices=("headers", "triton"))
     parser.add_argument("versions", nargs="*", metavar="VERSION")
     parser.add_argument("--arch", nargs="+", default=["sm_90"], metavar="NAME", help="of Triton's kernels")
+    parser.add_argument("--op", nargs="+", default=[], metavar="NAME", help="operators of Triton's; default all")
     options = parser.parse_args()
     package = "torch" if options.what == "headers" else "triton"
     (CACHE / "wheels").mkdir(parents=True, exist_ok=True)
     fits = True
     for version in dict.fromkeys(options.versions or [oldest(package), installed(package)]):
         try:
-            passed = check_headers(version) if package == "torch" else check_triton(version, options.arch)
+            passed = check_headers(version) if package == "torch" else check_triton(version, options.arch, options.op)
         except CannotDownloadError as reason:
             print(f"{package} {version}: skipped, it cannot be downloaded: {reason}")
             continue
