@@ -333,11 +333,11 @@ class MedSymmFlow:
             MedSymmFlow, arXiv 2507.19098.
         """
         chosen = settings_for("classify", self.config.inference.classify, settings, fields)
-        request = ClassifyRequest(
+        asked = ClassifyRequest(
             images=images, settings=chosen, seed=seed, noise=noise, latents=latents, progress=progress
         )
         with evaluating(self.network):
-            return classify(request, self._solver(chosen), self.space, self.device, self._trajectories)
+            return classify(asked, self._solver(chosen), self.space, self.device, self._trajectories)
 
     def generate(
         self,
@@ -378,7 +378,6 @@ class MedSymmFlow:
             MedSymmFlow, arXiv 2507.19098.
         """
         chosen = settings_for("generate", self.config.inference.generate, settings, fields)
-        solver = self._solver(chosen)
         labels = as_labels(labels)
         maps = self.semantic_maps(labels)
         key = picture_keys(key, len(maps))
@@ -387,14 +386,15 @@ class MedSymmFlow:
             semantic=semantic, settings=chosen, seed=seed, noise=noise, key=key, progress=progress
         )
         with evaluating(self.network):
-            pictures = generate(request, solver, self.space, self.device, self._trajectories)
+            pictures = generate(request, self._solver(chosen), self.space, self.device, self._trajectories)
         return pictures if chosen.size is None else resize_images(pictures, chosen.size)
 
-    def velocity(self, precision: PrecisionName = "auto") -> Velocity:
-        """Return what predictions run on, which tells its `dtype` and `convolution`; ValueError where there is none."""
-        return self._fast_network.of(self.network, precision)
+    def velocity(self, precision: PrecisionName = "auto", n_draws: int | None = None) -> Velocity:
+        """Return what so many draws run on; it tells its `dtype` and `convolution`. ValueError where there is none."""
+        return self._fast_network.of(self.network, precision, n_draws)
 
     def _solver(self, settings: ClassifySettings | GenerateSettings) -> FlowSolver:
         require_trained_for(settings, self.config)
-        network = guided(self.velocity(settings.precision), settings, self.space, self.device)
+        network = self.velocity(settings.precision, getattr(settings, "n_samples", None))
+        network = guided(network, settings, self.space, self.device)
         return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow)

@@ -29,7 +29,7 @@ def provenance(flow: MedSymmFlow, settings: ClassifySettings, *, seed: int, micr
         "autoencoder_sha256": flow.autoencoder.fingerprint if flow.space.is_latent else None,
         "seed": seed,
         **settings.to_dict(),
-        "precision": precision_of(flow.velocity(settings.precision).dtype),
+        "precision": precision_of(flow.velocity(settings.precision, settings.n_samples).dtype),
         "micro_batch": micro_batch,
         "device": str(flow.device),
         "versions": versions(),

@@ -49,13 +49,14 @@ def info(
         from msf.network.inference import precision_of
 
         network = load_flow(checkpoint, run.device)
+        classify = network.config.inference.classify
         report["checkpoint"] = {
             "task": vars(network.task),
             "n_parameters": sum(p.numel() for p in network.network.parameters()),
             "experiment": network.config.to_dict(),
             "joint_state": {"image": network.image_shape, "semantic": network.semantic_shape},
             "autoencoder_fingerprint": network.autoencoder.fingerprint if network.space.is_latent else None,
-            "precision": precision_of(network.velocity(network.config.inference.classify.precision).dtype),
+            "precision": precision_of(network.velocity(classify.precision, classify.n_samples).dtype),
         }
         facts = ("n_parameters", "joint_state", "autoencoder_fingerprint", "precision")
         console.print_figures(f"\n{checkpoint}", {name: report["checkpoint"][name] for name in facts})

@@ -40,16 +40,19 @@ class AutoPrecision:
     why: str
 
 
-def auto_precision(device: torch.device, base_channels: int) -> AutoPrecision:
+def auto_precision(device: torch.device, base_channels: int, n_draws: int | None = None) -> AutoPrecision:
     """Return the arithmetic that `auto` stands for.
 
     On CUDA bfloat16 from compute capability 8.0 on. On a CPU what was measured: by this user (`msf tune`), else by us
     for this model of processor; else bfloat16 where the processor has fast products of it (`Processor.has_fast_bf16`).
-    Float32 everywhere else. The environment variable MSF_PRECISION (`fp32` or `bf16`) comes before all of it.
+    Float32 everywhere else, and on a CPU for fewer draws per picture than a bfloat16 network is filled up to: by the
+    draws that were asked for, not by the pictures that come together. The environment variable MSF_PRECISION (`fp32` or
+    `bf16`) comes before all of it.
 
     Args:
         device: Where the network is.
         base_channels: Width of the network; the measurement of the nearest width counts.
+        n_draws: Draws per picture; None: many.
 
     Raises:
         ValueError: MSF_PRECISION or the user's table holds something else.
@@ -63,7 +66,12 @@ def auto_precision(device: torch.device, base_channels: int) -> AutoPrecision:
         return _by(capability >= _FIRST_CUDA_WITH_BF16, f"compute capability {capability[0]}.{capability[1]}")
     if device.type != "cpu":
         return AutoPrecision("fp32", f"no rule for {device.type}")
-    return on_processor(this_processor(), base_channels)
+    found = on_processor(this_processor(), base_channels)
+    if found.precision == "bf16" and n_draws is not None and n_draws < micro_batch_of_bf16(base_channels):
+        return AutoPrecision(
+            "fp32", f"{n_draws} draws, of {micro_batch_of_bf16(base_channels)} that bf16 is filled up to"
+        )
+    return found
 
 
 def training_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:

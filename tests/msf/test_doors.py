@@ -188,11 +188,12 @@ def test_results_say_what_auto_came_to(folder, dataset, picture, tmp_path, monke
     classified, evaluated, generated, note = (
         json.loads((tmp_path / name).read_text()) for name in ("c.json", "e.json", "g.json", "made/generated.json")
     )
-    for result in (classified[0], evaluated, generated[0], note):
+    row = classified["rows"][0]
+    for result in (row, classified["provenance"], evaluated, evaluated["provenance"], generated[0], note):
         assert result["precision"] == "fp32"
-    for result in (classified[0], evaluated, generated[0]):
+    for result in (row, evaluated, generated[0]):
         assert result["convolution"]
-    for result in (classified[0], evaluated):
+    for result in (row, evaluated):
         assert result["micro_batch"] >= 1
 
 

@@ -73,6 +73,19 @@ def test_training_follows_the_processors_products(machine, kind, expected):
     assert training_precision("auto", torch.device("meta")) == "fp32"
 
 
+def test_few_draws_are_made_in_float32_where_bfloat16_would_be_filled_up(machine):
+    machine(ZEN_4)
+    assert micro_batch_of_bf16(64) == 4
+    assert [auto_precision(CPU, 64, n_draws).precision for n_draws in (1, 3, 4, 64)] == ["fp32", "fp32", "bf16", "bf16"]
+    machine(COOPER_LAKE)
+    assert auto_precision(CPU, 64, 64).precision == "fp32"
+
+
+def test_the_shipped_table_is_one_of_ours(monkeypatch):
+    assert all(len(rows) >= 2 for rows in table.shipped_table().values())
+    assert all(key == key.strip() and "/" in key for key in table.shipped_table())
+
+
 def test_what_the_system_tells_is_read():
     processor = processor_of(ZEN_4)
     assert (processor.key, processor.name) == ("AuthenticAMD 25/97", "a chip")
@@ -184,8 +197,8 @@ def test_on_cuda_the_compute_capability_decides(monkeypatch, capability, expecte
 def test_a_prediction_says_what_it_was_made_with(make_flow):
     flow = make_flow()
     images = torch.rand(2, 1, 8, 8) * 2 - 1
-    for asked, made in (("auto", "bf16"), ("fp32", "fp32"), ("bf16", "bf16")):
-        prediction = flow.classify(images, n_samples=2, precision=asked)
+    for asked, n_samples, made in (("auto", 4, "bf16"), ("auto", 2, "fp32"), ("fp32", 2, "fp32"), ("bf16", 2, "bf16")):
+        prediction = flow.classify(images, n_samples=n_samples, precision=asked)
         assert prediction.precision == made
         assert prediction.convolution
         (row, _) = prediction.to_rows()

@@ -38,13 +38,14 @@ class KeptForm:
         self._made: tuple[str, torch.dtype, _Copy, InferenceForm] | None = None
         self._told: str | None = None
 
-    def of(self, network: nn.Module, precision: PrecisionName = "auto") -> Velocity:
+    def of(self, network: nn.Module, precision: PrecisionName = "auto", n_draws: int | None = None) -> Velocity:
         """Return the inference form of a network; one that has none as it is, with the reason in the log, once.
 
         Args:
             network: Evaluated in evaluation mode, with dropout off. A module of another class than `UNet` is
                 somebody's own network, and no reason to say anything.
             precision: Arithmetic of the form, as in `msf.config.ClassifySettings`.
+            n_draws: Draws per picture, which `auto` goes by too; None: many.
 
         Raises:
             ValueError: A precision other than the network's own, where it has no inference form; or as for
@@ -57,7 +58,7 @@ class KeptForm:
             found = "autocast is on, which changes what the network computes"
         if not isinstance(found, str):
             own, width = found[0], network.config.base_channels
-            return self._form(network, found, dtype_for(precision, width, own.dtype, own.device))
+            return self._form(network, found, dtype_for(precision, width, own.dtype, own.device, n_draws))
         self._drop()
         if found != self._told:
             self._told = found

@@ -16,7 +16,13 @@ def precision_of(dtype: torch.dtype) -> str:
     return _NAMES[dtype]
 
 
-def dtype_for(precision: PrecisionName, base_channels: int, own: torch.dtype, device: torch.device) -> torch.dtype:
+def dtype_for(
+    precision: PrecisionName,
+    base_channels: int,
+    own: torch.dtype,
+    device: torch.device,
+    n_draws: int | None = None,
+) -> torch.dtype:
     """Return the dtype that a network is evaluated in.
 
     Args:
@@ -24,10 +30,11 @@ def dtype_for(precision: PrecisionName, base_channels: int, own: torch.dtype, de
         base_channels: Width of the network.
         own: Dtype of its weights.
         device: Where it is.
+        n_draws: Draws per picture; None: many.
 
     Raises:
         ValueError: As for `auto_precision`.
     """
     if precision != "auto":
         return DTYPES[precision]
-    return own if own != torch.float32 else DTYPES[auto_precision(device, base_channels).precision]
+    return own if own != torch.float32 else DTYPES[auto_precision(device, base_channels, n_draws).precision]
