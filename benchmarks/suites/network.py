@@ -13,15 +13,16 @@ from benchmarks import workloads
 from benchmarks.agreement import close_in_rms, same_numbers
 from benchmarks.context import Context
 from benchmarks.peers import unet
-from benchmarks.peers.unet import PeerVelocity, Velocity
+from benchmarks.peers.unet import PeerVelocity
 from benchmarks.published import GFLOP, PARAMETERS
 from benchmarks.registry import Build, Comparison, Job, Subject, Work
 from benchmarks.rows import OURS
 from benchmarks.timing import Plan
 from benchmarks.workloads import Workload
 from msf.autoencoder import KLAutoencoder
-from msf.config import RECIPES
-from msf.network.inference import ALL_REWRITES, Rewrite, inference_form
+from msf.config import RECIPES, PrecisionName
+from msf.network.inference import ALL_REWRITES, InferenceForm, Rewrite, inference_form, precision_of
+from msf.network.inference.precision import dtype_for
 from msf.network.unet import UNet
 
 SUITE = "network"
@@ -69,14 +70,12 @@ def velocity(kind: str, name: str, quick: bool, device: torch.device) -> PeerVel
     return PEERS[kind](network, device)
 
 
-def ours(network: UNet, time_grid: list[float], device: torch.device) -> Velocity:
-    """Return our inference form of the network, in bf16.
-
-    Raises:
-        Unavailable: It cannot be built here.
-    """
-    form: Velocity = inference_form(copy.deepcopy(network).to(device), time_grid, dtype=torch.bfloat16)
-    return form
+def ours(
+    network: UNet, time_grid: list[float], device: torch.device, precision: PrecisionName = "auto"
+) -> InferenceForm:
+    """Return our inference form of the network, in the precision that predictions of many draws have by default."""
+    dtype = dtype_for(precision, network.config.base_channels, torch.float32, device)
+    return inference_form(copy.deepcopy(network).to(device), time_grid, dtype=dtype)
 
 
 def _evaluation(name: str) -> Job:
@@ -87,9 +86,14 @@ def _evaluation(name: str) -> Job:
         shape = (n, channels + model.flow.semantic_shape[0], height, width)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(context.device)
 
-    def build_ours(context: Context) -> Subject:
-        z, field = state(context), ours(workload(name, context).network, [1.0, 0.0], context.device)
-        return Subject(lambda: field(z, 1.0), note="bf16")
+    def our_form(precision: PrecisionName) -> Build:
+        def build(context: Context) -> Subject:
+            z = state(context)
+            field = ours(workload(name, context).network, [1.0, 0.0], context.device, precision)
+            chosen = f"{precision_of(field.dtype)}, chosen by auto" if precision == "auto" else precision
+            return Subject(lambda: field(z, 1.0), note=chosen)
+
+        return build
 
     def plain(context: Context) -> Subject:
         z = state(context)
@@ -111,7 +115,13 @@ def _evaluation(name: str) -> Job:
         name=f"{name}-evaluation-mb16",
         note=f"published {MODEL[name]} network, micro-batch {MICRO_BATCH}, t = 1",
         tests=("tests/msf/network/test_unet.py", "tests/msf/network/inference"),
-        variants={OURS: build_ours, "ours-plain": plain} | {kind: peer(kind) for kind in PEERS},
+        variants={
+            OURS: our_form("auto"),
+            "ours-fp32": our_form("fp32"),
+            "ours-bf16": our_form("bf16"),
+            "ours-plain": plain,
+            **{kind: peer(kind) for kind in PEERS},
+        },
         unit="ms",
         plan=Plan(n_rounds=15, warm_up_seconds=1.0, sample_seconds=0),
         agree=close_in_rms(3e-2),
