@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msf_kernels import conv3x3, norm_affine, pack_weight
 from msf_kernels.conv3x3._call import ConvCall
-from msf_kernels.conv3x3._choice import UNMEASURED_ORDER, auto_order
+from msf_kernels.conv3x3._choice import UNMEASURED_HALF_ORDER, auto_order
 from msf_kernels.conv3x3._measured import TABLE
 
 OPERATORS = torch.ops.msf_triton
@@ -157,14 +157,14 @@ def test_the_shipped_tables_are_valid():
 def test_measurements_decide_and_the_batch_has_no_say(gpu_with):
     gpu_with()
     norm = {"norm_scale": object()}
-    assert order_of(*on_gpu(), None, **norm) == UNMEASURED_ORDER
+    assert order_of(*on_gpu(), None, **norm) == UNMEASURED_HALF_ORDER
     gpu_with(ROW, ROW | {"n_pixels": 1024, "microseconds": {"aten": 3.0, "triton": 4.0}})
     assert order_of(*on_gpu(), None, **norm) == ("triton", "aten", "reference")
     assert order_of(*on_gpu(n=4096), None, **norm) == ("triton", "aten", "reference")
     assert order_of(*on_gpu(side=32), None, **norm) == ("aten", "triton", "reference")
     assert order_of(*on_gpu(side=4), None, **norm)[0] == "triton"
     for other in (order_of(*on_gpu(), None), order_of(*on_gpu(channels=128), None, **norm)):
-        assert other == UNMEASURED_ORDER
+        assert other == UNMEASURED_HALF_ORDER
     skip = SimpleNamespace(shape=(8, 128, 16, 16))
     assert order_of(*on_gpu(channels=128), None, skip=skip, **norm)[0] == "triton"
 
@@ -187,6 +187,7 @@ def test_every_configuration_sums_a_value_in_one_order():
         for n_out in (6, 64, 128, 256):
             for n_pixels in (16, 64, 1024):
                 for has_affine in (False, True):
-                    configs = _configs(dtype, n_out, 128, n_pixels, has_affine, 4)
-                    assert 1 <= len(configs) <= 6
-                    assert len({config.blocks["BLOCK_K"] for config in configs}) == 1
+                    for capability in (80, 90, 100, None):
+                        configs = _configs(dtype, n_out, 128, n_pixels, has_affine, 4, capability)
+                        assert 1 <= len(configs) <= 6
+                        assert len({config.blocks["BLOCK_K"] for config in configs}) == 1

@@ -122,7 +122,8 @@ def test_the_first_call_of_a_process_compiles_into_one_graph_forward_and_backwar
     ("n_pixels", "n_channels", "num_groups", "itemsize", "expected"),
     [
         # pixels, channels, whole groups of a tile, chunks of pixels
-        (1024, 128, 32, 2, (1024, 16, 4, 1)),  # 32 bytes of channels
+        (1024, 128, 32, 2, (1024, 8, 2, 1)),  # 16 bytes of channels, so that two tiles share a multiprocessor
+        (256, 128, 32, 2, (256, 16, 4, 1)),  # 32 bytes of channels
         (1024, 128, 32, 4, (1024, 8, 2, 1)),
         (2048, 128, 32, 2, (2048, 16, 4, 1)),
         (4096, 128, 32, 2, (4096, 8, 2, 1)),  # does not fit with 32 bytes, but with 16
