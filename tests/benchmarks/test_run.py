@@ -104,7 +104,9 @@ def test_what_holds_the_processor_back_is_in_every_row_and_not_saved(tmp_path, m
     with pytest.raises(SystemExit) as stopped:
         main(["run", "--suite", "ops", "--device", "cpu", "--threads", "1", "--save"])
     assert stopped.value.code == 2
-    assert "it cannot go with ONEDNN_MAX_CPU_ISA" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "it cannot go with" in error
+    assert "ONEDNN_MAX_CPU_ISA" in error
 
 
 @pytest.mark.parametrize(
