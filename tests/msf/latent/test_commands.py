@@ -62,7 +62,7 @@ def test_classification_reads_out_as_asked(msf, checkpoint, tmp_path):
     arguments = ("--checkpoint", checkpoint, "--n-samples", 2, "--device", "cpu", "--json", tmp_path / "rows.json")
     code, _, err = msf("classify", tmp_path / "a.png", *arguments, "--readout", "decoded")
     assert code == 0, err
-    assert json.loads((tmp_path / "rows.json").read_text())[0]["readout"] == "decoded"
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"][0]["readout"] == "decoded"
 
 
 def test_an_unknown_readout_ends_with_code_two(msf, checkpoint, npz):

@@ -177,7 +177,13 @@ def test_the_published_latent_network_needs_seven_percent_fewer_operations():
         network(z, 1.0)
     with FlopCounterMode(display=False) as ours:
         velocity(z, 1.0)
-    assert ours.get_total_flops() < 0.93 * plain.get_total_flops()
+    assert _flops_beside_attention(ours) < 0.93 * _flops_beside_attention(plain)
+
+
+def _flops_beside_attention(counter):
+    """Leave out what PyTorch counts of some kernels of the attention and not of others; its arithmetic is the same."""
+    counts = counter.get_flop_counts()["Global"]
+    return sum(flops for kernel, flops in counts.items() if "attention" not in str(kernel) and "bmm" not in str(kernel))
 
 
 def test_packed_convolutions_are_counted_like_plain_ones():
@@ -195,7 +201,9 @@ def test_packed_convolutions_are_counted_like_plain_ones():
 def as_on_a_gpu(monkeypatch):
     """Build forms as for a GPU, where a convolution takes along what is around it."""
     device = torch.device("cuda")
-    monkeypatch.setattr("msf.network.inference.form.Plan", lambda dtype, rewrites, _: Plan(dtype, rewrites, device))
+    monkeypatch.setattr(
+        "msf.network.inference.form.Plan", lambda dtype, rewrites, _, backend: Plan(dtype, rewrites, device, backend)
+    )
 
 
 @pytest.mark.interpreter

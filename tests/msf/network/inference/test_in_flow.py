@@ -71,7 +71,9 @@ def test_a_changed_weight_is_seen_and_of_an_unchanged_network_one_form_is_made(m
     flow = tiny_flow()
     made = []
     build = form_module.build_form
-    monkeypatch.setattr("msf.network.inference.kept.build_form", lambda network: made.append(1) or build(network))
+    monkeypatch.setattr(
+        "msf.network.inference.kept.build_form", lambda *given, **how: made.append(1) or build(*given, **how)
+    )
 
     before = flow.classify(pictures(), n_samples=2)
     flow.classify(pictures(), n_samples=2)
