@@ -15,7 +15,7 @@ def rms_norm(scaled: Tensor) -> Tensor:
     flat = scaled.flatten(1) if scaled.ndim > 1 else scaled[:, None]
     n_elements = flat.shape[1]
     if n_elements == 0:
-        return flat.new_zeros(flat.shape[0])
+        return flat.sum(1)  # without elements, but not without gradients, which are empty
     total = flat.square()
     while (width := total.shape[1]) > 1:
         half = width // 2
