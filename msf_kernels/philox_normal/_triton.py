@@ -115,12 +115,13 @@ def launch_philox_words_fwd(counter: Tensor, key: Tensor) -> Tensor:
 def aot_cases(arch: int) -> list[AotCase]:
     """Return every compilation that real calls need: noise in each dtype, and the words."""
     index = torch.empty(64, dtype=torch.int64, device="meta")
+    seeds = {"": 7, " seed in memory": torch.empty((), dtype=torch.int64, device="meta")}
     cases: list[AotCase] = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        with record_launches(f"philox_normal {dtype}".replace("torch.", "")) as recorded:
-            launch_philox_normal_fwd(index, (3, 32, 32), 7, 5, dtype)
-            launch_philox_normal_fwd(index, (3, 32, 32), torch.empty((), dtype=torch.int64, device="meta"), 5, dtype)
-        cases += recorded
+        for kind, seed in seeds.items():
+            with record_launches(f"philox_normal {dtype}{kind}".replace("torch.", "")) as recorded:
+                launch_philox_normal_fwd(index, (3, 32, 32), seed, 5, dtype)
+            cases += recorded
     with record_launches("philox_words") as recorded:
         launch_philox_words_fwd(
             torch.empty((4096, 4), dtype=torch.int64, device="meta"),
