@@ -4,6 +4,8 @@
 //
 // Every output is summed over the inner axis in one order, whatever else is computed beside it: in chains of 64
 // multiply-adds, or of 32 where there are few, so that roundings do not pile up over hundreds of channels.
+#include <utility>
+
 #include "kernels.h"
 #include "winograd.h"
 
@@ -25,7 +27,8 @@ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // Products that are summed in one chain.
 constexpr int64_t chain_of(int64_t inner) { return inner < 128 ? 32 : 64; }
 
-// m[r, j] = sum over i of v[r, i] u[i, j], for kR rows and kC vectors, in chains that are added one after another. v: [chunks, kRows, kChunk]; u: [inner, kPanel].
+// m[r, j] = sum over i of v[r, i] u[i, j], for kR rows and kC vectors, in chains that are added one after another.
+// v: [chunks, kRows, kChunk]; u: [inner, kPanel].
 template <int kR, int kC>
 void multiply_tile(const float* v, const float* u, int64_t inner, int64_t chain, float* m, const float* ahead,
                    int64_t ahead_step) {
@@ -74,22 +77,27 @@ void multiply_tile(const float* v, const float* u, int64_t inner, int64_t chain,
 
 using Tile = void (*)(const float*, const float*, int64_t, int64_t, float*, const float*, int64_t);
 
-template <int kC>
-Tile tile_of(int64_t rows) {
-#if defined(__AVX512F__)
-  constexpr Tile kTiles[] = {multiply_tile<1, kC>,  multiply_tile<2, kC>,  multiply_tile<3, kC>,  multiply_tile<4, kC>,
-                             multiply_tile<5, kC>,  multiply_tile<6, kC>,  multiply_tile<7, kC>,  multiply_tile<8, kC>,
-                             multiply_tile<9, kC>,  multiply_tile<10, kC>, multiply_tile<11, kC>, multiply_tile<12, kC>,
-                             multiply_tile<13, kC>, multiply_tile<14, kC>};
-#else
-  constexpr Tile kTiles[] = {multiply_tile<1, kC>, multiply_tile<2, kC>, multiply_tile<3, kC>,
-                             multiply_tile<4, kC>, multiply_tile<5, kC>, multiply_tile<6, kC>};
-#endif
-  static_assert(sizeof(kTiles) / sizeof(Tile) == kRows);
-  return kTiles[rows - 1];
+struct TileKernel {
+  using Function = Tile;
+  template <int kR, int kC>
+  static constexpr Function of = multiply_tile<kR, kC>;
+};
+
+// The kernel of so many rows, of 1 to kRows, with kC vectors of columns.
+template <typename Kernel, int kC, int... kR>
+typename Kernel::Function kernel_of(int64_t rows, std::integer_sequence<int, kR...>) {
+  constexpr typename Kernel::Function kKernels[] = {Kernel::template of<kR + 1, kC>...};
+  return kKernels[rows - 1];
 }
 
-Tile tile_of(int64_t rows, int64_t columns) { return columns == 1 ? tile_of<1>(rows) : tile_of<kColumns>(rows); }
+template <typename Kernel, int kC>
+typename Kernel::Function kernel_of(int64_t rows) {
+  return kernel_of<Kernel, kC>(rows, std::make_integer_sequence<int, kRows>());
+}
+
+Tile tile_of(int64_t rows, int64_t columns) {
+  return columns == 1 ? kernel_of<TileKernel, 1>(rows) : kernel_of<TileKernel, kColumns>(rows);
+}
 
 // Where a row of the product is in the maps.
 struct Position {
@@ -337,21 +345,11 @@ void multiply_pixels(const float* x, int64_t stride, const float* u, int64_t inn
 
 using Pixels = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*);
 
-template <int kC>
-Pixels pixels_of(int64_t rows) {
-#if defined(__AVX512F__)
-  constexpr Pixels kTiles[] = {
-      multiply_pixels<1, kC>,  multiply_pixels<2, kC>,  multiply_pixels<3, kC>,  multiply_pixels<4, kC>,
-      multiply_pixels<5, kC>,  multiply_pixels<6, kC>,  multiply_pixels<7, kC>,  multiply_pixels<8, kC>,
-      multiply_pixels<9, kC>,  multiply_pixels<10, kC>, multiply_pixels<11, kC>, multiply_pixels<12, kC>,
-      multiply_pixels<13, kC>, multiply_pixels<14, kC>};
-#else
-  constexpr Pixels kTiles[] = {multiply_pixels<1, kC>, multiply_pixels<2, kC>, multiply_pixels<3, kC>,
-                               multiply_pixels<4, kC>, multiply_pixels<5, kC>, multiply_pixels<6, kC>};
-#endif
-  static_assert(sizeof(kTiles) / sizeof(Pixels) == kRows);
-  return kTiles[rows - 1];
-}
+struct PixelKernel {
+  using Function = Pixels;
+  template <int kR, int kC>
+  static constexpr Function of = multiply_pixels<kR, kC>;
+};
 
 // One tap, stride 1: the map is the packed matrix already, and a row of the product is a pixel of any item.
 void convolve_pixels(const ConvArgs& args, int64_t begin, int64_t end) {
@@ -376,7 +374,8 @@ void convolve_pixels(const ConvArgs& args, int64_t begin, int64_t end) {
       }
       float m[kRows * kPanel];
       for (int64_t vector = 0; vector < n_vectors; vector += kColumns) {
-        const Pixels tile = n_vectors - vector == 1 ? pixels_of<1>(rows) : pixels_of<kColumns>(rows);
+        const Pixels tile =
+            n_vectors - vector == 1 ? kernel_of<PixelKernel, 1>(rows) : kernel_of<PixelKernel, kColumns>(rows);
         tile(args.x + row * stride, stride, u + vector * kWidth, inner, chain, m + vector * kWidth);
       }
       for (int64_t r = 0; r < rows; ++r) {

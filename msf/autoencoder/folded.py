@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from msf_kernels import prepared_convolution
 from msf_kernels.prepared import PreparedConvolution
 from msf_kernels.shapes import FeatureMap
+from msf_kernels.solvers.field_calls import version_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class FoldedConvolution(nn.Module):
 
     def _convolution(self, x: Tensor) -> PreparedConvolution:
         weights = [tensor for tensor in (self.weight, self.bias) if tensor is not None]
-        states = ((tensor.data_ptr(), tensor.device, tensor.dtype, _version_of(tensor)) for tensor in weights)
+        states = ((tensor.data_ptr(), tensor.device, tensor.dtype, version_of(tensor)) for tensor in weights)
         valid_for = (*states, x.shape[2:])
         prepared = self._prepared
         if prepared is None or prepared.valid_for != valid_for:
@@ -133,7 +134,3 @@ def is_foldable(conv: object, *, upsample: bool = False) -> bool:
 def _conv_after_nearest(upsample: Any) -> Any:
     # Outside of autoencoders diffusers gives the convolution another name; such a layer is left alone.
     return getattr(upsample, "conv", None) if upsample.interpolate and upsample.norm is None else None
-
-
-def _version_of(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -15,11 +15,11 @@ import typer
 
 from msf.cli import console, flags
 from msf.cli.checkpoints import files_of, load_flow
-from msf.cli.journal import Journal
 from msf.cli.picture_rows import FORMAT, PictureRows, tell_none
 from msf.cli.sources import ReadingFlags
 from msf.cli.targets import check_apart, journal_beside
 from msf.config import settings_for
+from msf.files.journal import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor

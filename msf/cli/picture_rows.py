@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from msf.cli import console
-from msf.cli.journal import Journal
 from msf.cli.per_image import csv_lines
 from msf.cli.targets import write_result
+from msf.files.journal import Journal
 from msf.interruption import undisturbed
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msf.autoencoder.batches import fixed_batches
 from msf.config import ClassifySettings
 from msf.data import prepare_images, settle_value_range
 from msf.data.arrays import as_tensor, listed, rows_not_finite
@@ -72,7 +73,7 @@ class ClassifyTrajectory:
         if not self.is_batch_invariant:
             return self._compare(semantic)
         # PyTorch's sums of few rows need not have the order of many; comparing a few more maps costs next to nothing.
-        parts = [self._compare(filled_up(part, READ_OUT_ROWS)) for part in torch.split(semantic, READ_OUT_ROWS)]
+        parts = [self._compare(part) for part, _ in fixed_batches(semantic, READ_OUT_ROWS)]
         return {name: torch.cat([part[name] for part in parts])[: len(semantic)] for name in parts[0]}
 
     def _compare(self, semantic: SemanticBatch) -> dict[str, Tensor]:
@@ -81,11 +82,6 @@ class ClassifyTrajectory:
         if self.readout.probability is not None:
             values["probability"] = self.readout.probability(semantic)
         return values
-
-
-def filled_up(rows: Tensor, n: int) -> Tensor:
-    """Return at least n rows: those given, then the last one again."""
-    return torch.cat([rows, rows[-1:].expand(n - len(rows), *rows.shape[1:])]) if len(rows) < n else rows
 
 
 @dataclass(frozen=True, kw_only=True)

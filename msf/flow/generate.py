@@ -91,7 +91,7 @@ def generate(
         check_noise(noise, "[N, C, H, W]", (len(semantic), *space.image_shape))
     try:
         result = draw(
-            trajectories.of(solver, "generate", lambda: GenerateTrajectory(solver)),
+            trajectories.of(solver, ("generate", settings.guidance), lambda: GenerateTrajectory(solver)),
             semantic,
             1,
             space.image_shape,

@@ -54,6 +54,11 @@ class GuidedVelocity(Velocity):
         self.micro_batch = self.network.micro_batch
 
     @property
+    def origin(self) -> Velocity:
+        """The network's own."""
+        return self.network.origin
+
+    @property
     def convolution(self) -> str:
         """What convolves in the network."""
         return self.network.convolution

@@ -42,12 +42,13 @@ class KeptTrajectories:
             make: Makes it.
             is_fixed: Whether all of it beside the network is as it was whenever the key is equal.
         """
-        if isinstance(solver.network, PlainVelocity) or not is_fixed:
+        network = solver.network.origin
+        if isinstance(network, PlainVelocity) or not is_fixed:
             self.release()
             return CapturedTrajectory(make(), graphs=self._graphs)
-        if solver.network is not self._network:
+        if network is not self._network:
             self.release()
-            self._network = solver.network
+            self._network = network
         key = (key, solver.identity)
         kept = self._kept.pop(key, None) or CapturedTrajectory(make(), graphs=self._graphs)
         self._kept[key] = kept

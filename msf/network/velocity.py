@@ -35,6 +35,11 @@ class Velocity(ABC):
         """What convolves, for people: names of backends, the most frequent first."""
         return "torch"
 
+    @property
+    def origin(self) -> Velocity:
+        """The velocity that it is made of, for one that only combines evaluations of another; else itself."""
+        return self
+
     @abstractmethod
     def __call__(self, z: JointState, t: Times, *, channels: slice | None = None) -> JointState:
         """Return the velocity at the state z and the time t.

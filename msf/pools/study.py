@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,44 +105,46 @@ def run_study(
         ValueError: The folder holds another study; or a class has fewer than two training pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(folder / LEDGER, _made_with(dataset, experiment, settings))
     report = progress or (lambda *_, **__: None)
     cells: list[tuple[int | None, str]] = [(None, SYNTHETIC)]
     cells += [(budget, arm) for budget in settings.budgets for arm in ARMS if arm != SYNTHETIC]
     keys = {(seed, cell): f"seed {seed}, {cell[1]}, {cell[0]}" for seed in settings.seeds for cell in cells}
+    with closing(Ledger(folder / LEDGER, _made_with(dataset, experiment, settings))) as ledger:
 
-    def show() -> None:
-        n_done = sum(key in ledger.pieces for key in keys.values())
-        report(n_done, len(keys), stage="training reference classifiers", is_milestone=n_done == len(keys))
+        def show() -> None:
+            n_done = sum(key in ledger.pieces for key in keys.values())
+            report(n_done, len(keys), stage="training reference classifiers", is_milestone=n_done == len(keys))
 
-    for seed in settings.seeds:
-        left = [cell for cell in cells if keys[seed, cell] not in ledger.pieces]
-        if left:
-            for_flow, for_classifier = halves(dataset.train.labels, seed)
-            pool = _pool(dataset, for_flow, experiment, settings, folder / f"seed-{seed}", seed, device, report)
-        for budget, arm in left:
-            show()
-            real = None if budget is None else part_of(dataset.train, first_of_each(dataset, for_classifier, budget))
-            made = pool if arm in (MIXED, SYNTHETIC) else None
-            sources = [split for split in (real, made) if split is not None]
-            flips = arm == CLASSICAL and dataset.flips
-            chosen = dataclasses.replace(settings.classifier, augment=arm == CLASSICAL, flips=flips)
-            classifier = train_classifier(
-                sources, dataset.n_classes, chosen, seed=seed, size=dataset.image_size, progress=lambda *_: show()
-            )
-            correct = classifier.probability(dataset.test.images).argmax(1) == dataset.test.labels
-            piece = {
-                "seed": seed,
-                "arm": arm,
-                "budget": budget,
-                "n_real": 0 if real is None else len(real),
-                "n_synthetic": 0 if made is None else len(made),
-                "accuracy": float(correct.double().mean()),
-                "correct": "".join(map(str, correct.int().tolist())),
-            }
-            ledger.add(keys[seed, (budget, arm)], piece)
-    show()
-    return [ledger.pieces[key] for key in keys.values()]
+        for seed in settings.seeds:
+            left = [cell for cell in cells if keys[seed, cell] not in ledger.pieces]
+            if left:
+                for_flow, for_classifier = halves(dataset.train.labels, seed)
+                pool = _pool(dataset, for_flow, experiment, settings, folder / f"seed-{seed}", seed, device, report)
+            for budget, arm in left:
+                show()
+                real = (
+                    None if budget is None else part_of(dataset.train, first_of_each(dataset, for_classifier, budget))
+                )
+                made = pool if arm in (MIXED, SYNTHETIC) else None
+                sources = [split for split in (real, made) if split is not None]
+                flips = arm == CLASSICAL and dataset.flips
+                chosen = dataclasses.replace(settings.classifier, augment=arm == CLASSICAL, flips=flips)
+                classifier = train_classifier(
+                    sources, dataset.n_classes, chosen, seed=seed, size=dataset.image_size, progress=lambda *_: show()
+                )
+                correct = classifier.probability(dataset.test.images).argmax(1) == dataset.test.labels
+                piece = {
+                    "seed": seed,
+                    "arm": arm,
+                    "budget": budget,
+                    "n_real": 0 if real is None else len(real),
+                    "n_synthetic": 0 if made is None else len(made),
+                    "accuracy": float(correct.double().mean()),
+                    "correct": "".join(map(str, correct.int().tolist())),
+                }
+                ledger.add(keys[seed, (budget, arm)], piece)
+        show()
+        return [ledger.pieces[key] for key in keys.values()]
 
 
 def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -62,8 +62,7 @@ def auto_precision(device: torch.device, base_channels: int, n_draws: int | None
         require(forced in ("fp32", "bf16"), PRECISION_ENV, "fp32 or bf16", forced)
         return AutoPrecision("bf16" if forced == "bf16" else "fp32", PRECISION_ENV)
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        return _by(capability >= _FIRST_CUDA_WITH_BF16, f"compute capability {capability[0]}.{capability[1]}")
+        return _on_cuda(device)
     if device.type != "cpu":
         return AutoPrecision("fp32", f"no rule for {device.type}")
     found = on_processor(this_processor(), base_channels)
@@ -87,7 +86,7 @@ def training_precision(precision: Literal["auto", "fp32", "bf16"], device: torch
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= _FIRST_CUDA_WITH_BF16 else "fp32"
+        return _on_cuda(device).precision
     return "bf16" if device.type == "cpu" and this_processor().has_fast_bf16 else "fp32"
 
 
@@ -122,6 +121,11 @@ def _measurements(processor: Processor) -> tuple[Sequence[Measured], str]:
     # What was measured for the package is the native form.
     has_native = not native_convolution_reasons(torch.device("cpu"), torch.float32)
     return (shipped_table().get(processor.key, ()) if has_native else ()), f"on {processor.key}"
+
+
+def _on_cuda(device: torch.device) -> AutoPrecision:
+    capability = torch.cuda.get_device_capability(device)
+    return _by(capability >= _FIRST_CUDA_WITH_BF16, f"compute capability {capability[0]}.{capability[1]}")
 
 
 def _by(is_bf16: bool, why: str) -> AutoPrecision:

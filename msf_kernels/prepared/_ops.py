@@ -21,6 +21,7 @@ from msf_kernels.conv3x3 import conv3x3, pack_weight
 from msf_kernels.group_norm_silu import group_norm_silu
 from msf_kernels.memory_format import in_memory_format
 from msf_kernels.prepared._fixed import FixedConvolution
+from msf_kernels.prepared._reference import followed
 
 _MAX_WEIGHT = 2**31
 
@@ -46,15 +47,10 @@ def _formula(
         out = conv3x3(x.to(wide), taps, None, upsample=True, backend="reference")
     else:
         out = functional.conv2d(x.to(wide), taps[0], None, stride, side // 2)
-    if shortcut_weight is not None:
-        maps = torch.cat([each.to(wide) for each in shortcut], dim=1)
-        out = out + functional.conv2d(maps, shortcut_weight.to(wide)[:, :, None, None])
-    if bias is not None:
-        out = out + bias.to(wide)[:, None, None]
-    if residual is not None:
-        out = out + residual.to(wide)
+    norm = None
     if norm_weight is not None and norm_bias is not None:
-        out = group_norm_silu(out, num_groups, norm_weight, norm_bias, eps=eps, silu=silu, backend="reference")
+        norm = OutputNorm(num_groups, norm_weight, norm_bias, eps, silu)
+    out = followed(out, bias, residual, shortcut, shortcut_weight, norm)
     return in_memory_format(out.to(x.dtype), torch.channels_last)
 
 

@@ -46,13 +46,29 @@ class ReferenceForm:
             else:
                 wide = None if bias is None else bias.to(dtype)
                 out = functional.conv2d(h, self._weight.to(dtype), wide, convolution.stride, convolution.padding)
-            if residual is not None:
-                out = out + residual.to(dtype)
-            if self._shortcut_weight is not None and out.numel():
-                maps = torch.cat([each.to(dtype) for each in shortcut], dim=1)
-                out = out + functional.conv2d(maps, self._shortcut_weight.to(dtype)[:, :, None, None])
-            if norm is not None:
-                out = group_norm_silu(
-                    out, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=norm.silu, backend="reference"
-                )
+            shortcut_weight = self._shortcut_weight if out.numel() else None
+            out = followed(out, None, residual, shortcut, shortcut_weight, norm)
         return out.to(convolution.dtype)
+
+
+def followed(
+    out: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    shortcut: Sequence[Tensor],
+    shortcut_weight: Tensor | None,
+    norm: OutputNorm | None,
+) -> Tensor:
+    """Return a convolved map [N, K, H, W] with all that follows the products, in its dtype, float32 or better."""
+    if bias is not None:
+        out = out + bias.to(out.dtype)[:, None, None]
+    if residual is not None:
+        out = out + residual.to(out.dtype)
+    if shortcut_weight is not None:
+        maps = torch.cat([each.to(out.dtype) for each in shortcut], dim=1)
+        out = out + functional.conv2d(maps, shortcut_weight.to(out.dtype)[:, :, None, None])
+    if norm is not None:
+        out = group_norm_silu(
+            out, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=norm.silu, backend="reference"
+        )
+    return out

@@ -13,8 +13,8 @@ from PIL import Image
 
 from msf import MedSymmFlow
 from msf.cli import classify
-from msf.cli.journal import Journal
 from msf.cli.picture_rows import PictureRows
+from msf.files.journal import Journal
 from tests.msf.data import picture_kinds
 
 BROKEN = (

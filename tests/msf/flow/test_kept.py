@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from msf.config import CodeConfig, DataConfig, ExperimentConfig, TaskConfig
+from msf.config import CodeConfig, DataConfig, ExperimentConfig, TaskConfig, TrainConfig
 from msf.flow.kept import KeptTrajectories
 from msf.medsymmflow import MedSymmFlow
 from msf.network.inference import form as form_module
@@ -20,7 +20,12 @@ from tests.msf.tiny_unet import TINY, with_random_weights
 def graphed_flow(graphs, max_graphs=MAX_GRAPHS):
     """A flow whose micro-batches are recorded on any device."""
     torch.manual_seed(0)
-    config = ExperimentConfig(data=DataConfig(image_size=8), code=CodeConfig(name="simplex"), network=TINY)
+    config = ExperimentConfig(
+        data=DataConfig(image_size=8),
+        code=CodeConfig(name="simplex"),
+        network=TINY,
+        train=TrainConfig(label_drop=0.1),
+    )
     flow = MedSymmFlow(TaskConfig(n_classes=3, image_channels=1), config)
     with_random_weights(flow.network)
     kept = KeptTrajectories(GraphCache(graphs, max_graphs))
@@ -58,6 +63,16 @@ def test_generations_of_different_labels_and_seeds_record_once():
         expected = plain.generate(labels, n_steps=2, seed=seed, micro_batch=4)
         assert torch.equal(flow.generate(labels, n_steps=2, seed=seed, micro_batch=4), expected)
     assert graphs.n_recorded == 1
+
+
+def test_guided_generations_record_once_per_weight_of_the_guidance():
+    graphs, plain = FakeGraphs(), graphed_flow(None)
+    flow = graphed_flow(graphs)
+    for seed in range(8):
+        options = {"n_steps": 2, "guidance": (0.5, 2.0)[seed % 2], "seed": seed, "micro_batch": 4}
+        expected = plain.generate(torch.tensor([seed % 3, 1]), **options)
+        assert torch.equal(flow.generate(torch.tensor([seed % 3, 1]), **options), expected)
+    assert graphs.n_recorded == 2
 
 
 def test_what_a_graph_bakes_in_makes_another_one():
