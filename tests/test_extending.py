@@ -164,7 +164,10 @@ TOYS = {
                 ),
             ],
             "msf/network/unet.py": [
-                ("import AttentionBlock, Conv3x3, Downsample,", "import AttentionBlock, ChannelGain, Conv3x3, Downsample,"),
+                (
+                    "import AttentionBlock, Conv3x3, Downsample,",
+                    "import AttentionBlock, ChannelGain, Conv3x3, Downsample,",
+                ),
                 (
                     "        self.output_blocks = nn.ModuleList()\n",
                     "        if config.use_gain:\n"
