@@ -61,6 +61,12 @@ def cpu_level() -> int:
     return int(torch.ops.msf_native.cpu_level())
 
 
+@constant_while_tracing
+def has_pair_dots() -> bool:
+    """Return whether the CPU loops have dot products of pairs of bfloat16; only when `machine_reasons()` is empty."""
+    return bool(torch.ops.msf_native.has_pair_dots())
+
+
 def native_backend(run: Callable[..., Any], input_reasons: Callable[..., list[str]], **options: Any) -> Backend:
     """Return the `native` entry of an operator's table; arguments and further options as for `Backend`."""
     return Backend("native", run, machine_reasons, input_reasons, **options)

@@ -61,6 +61,8 @@ MSF_DECLARE_LEVELS(group_norm_parameters, const GroupNormParameterArgs& args, in
 MSF_DECLARE_LEVELS(spatial_attention, const AttentionArgs& args, int64_t begin, int64_t end)
 MSF_DECLARE_LEVELS(attention_of_pairs, const AttentionArgs& args, int64_t begin, int64_t end)
 
-// Panels [begin, end) of the weight, those of a phase after those of the phase before; then pieces, see ConvArgs.
+// Panels [begin, end) of the weight, those of a phase after those of the phase before; then pieces, see ConvArgs. Of
+// pairs: bfloat16, and only where `has_pair_dots()`.
 MSF_DECLARE_LEVELS(convolution_weight, const ConvWeightArgs& args, int64_t begin, int64_t end)
 MSF_DECLARE_LEVELS(convolution, const ConvArgs& args, int64_t begin, int64_t end)
+MSF_DECLARE_LEVELS(convolution_of_pairs, const ConvArgs& args, int64_t begin, int64_t end)

@@ -15,13 +15,17 @@ void require_float32(const Tensor& x, const char* name) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, name, " must be float32");
 }
 
-// Rows that are transformed at once: as many as keep what is made of them in the second-level cache; but enough to share
-// what is read of the weight, and all of them where they are few.
-int64_t rows_of_block(const ConvArgs& args) {
+// Rows of so many words that are transformed at once: as many as keep what is made of them in the second-level cache; but
+// enough to share what is read of the weight, and all of them where they are few.
+int64_t rows_of_block(const ConvArgs& args, int64_t words) {
   constexpr int64_t kCached = 128 * 1024, kFewest = 28, kMost = 168, kFew = 64;
   if (args.n_rows() <= kFew) return args.n_rows();
   const int64_t side = tile_inputs(args.form);
-  return std::clamp(kCached / (side * side * (args.inner() + kPanel)), kFewest, kMost) / kFewest * kFewest;
+  return std::clamp(kCached / (side * side * (words + kPanel)), kFewest, kMost) / kFewest * kFewest;
+}
+
+void require_dtype_of(const Tensor& x, const Tensor& other, const char* name) {
+  STD_TORCH_CHECK(other.scalar_type() == x.scalar_type(), name, " must have the dtype of x");
 }
 
 }  // namespace
@@ -58,8 +62,10 @@ Tensor convolution_weight(const Tensor& weight, int64_t form) {
 
 Tensor convolution_fwd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                        const std::optional<Tensor>& residual, int64_t out_channels, int64_t form, int64_t stride) {
-  require_float32(x, "x");
-  require_float32(weight, "weight");
+  const bool is_of_pairs = x.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(is_of_pairs ? cpu::has_pair_dots() : x.scalar_type() == ScalarType::Float,
+                  "x must be float32, or bfloat16 where the processor has dot products of its pairs");
+  require_dtype_of(x, weight, "weight");
   STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
   ConvArgs args{};
   args.form = form_of(form);
@@ -73,7 +79,8 @@ Tensor convolution_fwd(const Tensor& x, const Tensor& weight, const std::optiona
   STD_TORCH_CHECK(stride >= 1 && args.stride == stride, "stride must be 1, or more in the direct form; got ", stride);
   args.phase_height = pieces_of(args.height, stride);
   args.phase_width = pieces_of(args.width, stride);
-  STD_TORCH_CHECK(weight.dim() == 5 && weight.is_contiguous(), "weight must be what convolution_weight made");
+  STD_TORCH_CHECK(weight.dim() == (is_of_pairs ? 6 : 5) && weight.is_contiguous(),
+                  "weight must be what convolution_weight made, for bfloat16 in pairs of input channels");
   const int64_t frequencies = weight.size(2);
   const bool is_doubling = args.form == ConvForm::kDoubling || (is_direct && frequencies == 4);
   args.n_phases = is_doubling ? 4 : 1;
@@ -81,44 +88,46 @@ Tensor convolution_fwd(const Tensor& x, const Tensor& weight, const std::optiona
   args.side = is_doubling ? 2 : is_direct && frequencies == 1 ? 1 : 3;
   STD_TORCH_CHECK(!is_doubling || stride == 1, "stride must be 1 for doubled maps; got ", stride);
   const int64_t inputs = is_direct ? args.side : tile_inputs(args.form);
+  const int64_t words = pieces_of(args.in_channels, is_of_pairs ? 2 : 1);
   STD_TORCH_CHECK(weight.size(0) == args.n_phases && weight.size(1) == args.n_panels() &&
-                      frequencies == inputs * inputs && weight.size(3) == args.in_channels && weight.size(4) == kPanel,
+                      frequencies == inputs * inputs && weight.size(3) == words && weight.size(4) == kPanel &&
+                      (!is_of_pairs || weight.size(5) == 2),
                   "weight must be what convolution_weight made for form ", form, ", ", args.in_channels, " inputs and ",
                   out_channels, " outputs");
   const std::vector<int64_t> sizes{args.n_items, out_channels, args.step * args.phase_height,
                                    args.step * args.phase_width};
-  Tensor out = empty(x, sizes, ScalarType::Float, true);
+  Tensor out = empty(x, sizes, x.scalar_type(), true);
   if (out.numel() == 0) return out;
 
   const Tensor dense_x = in_format(x, true);
-  args.x = dense_x.const_data_ptr<float>();
+  args.x = dense_x.const_data_ptr();
   args.x_item_stride = map_strides(dense_x).item;
   args.x_pixel_stride = map_strides(dense_x).pixel;
-  args.weight = weight.const_data_ptr<float>();
+  args.weight = static_cast<const float*>(weight.const_data_ptr());
   Tensor dense_bias, dense_residual;
   if (bias.has_value()) {
-    require_float32(*bias, "bias");
+    require_dtype_of(x, *bias, "bias");
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_channels, "bias must have ", out_channels, " elements");
     dense_bias = torch::stable::contiguous(*bias);
-    args.bias = dense_bias.const_data_ptr<float>();
+    args.bias = dense_bias.const_data_ptr();
   }
   if (residual.has_value()) {
-    require_float32(*residual, "residual");
+    require_dtype_of(x, *residual, "residual");
     STD_TORCH_CHECK(residual->dim() == 4 && std::equal(sizes.begin(), sizes.end(), residual->sizes().begin()),
                     "residual must have the shape of the result");
     dense_residual = in_format(*residual, true);
     const int64_t pixels = sizes[2] * sizes[3];
     const auto step = [&] { return pixels > 1 ? map_strides(dense_residual).pixel : dense_residual.stride(0); };
     if (args.n_items > 1 && dense_residual.stride(0) != pixels * step()) {  // as of every other item of a map
-      dense_residual = empty(*residual, sizes, ScalarType::Float, true);
+      dense_residual = empty(*residual, sizes, x.scalar_type(), true);
       torch::stable::copy_(dense_residual, *residual);
     }
-    args.residual = dense_residual.const_data_ptr<float>();
+    args.residual = dense_residual.const_data_ptr();
     args.residual_pixel_stride = step();
   }
-  args.out = out.mutable_data_ptr<float>();
-  args.block_rows = rows_of_block(args);
-  run_cpu(MSF_AT_LEVEL(convolution), args, args.n_pieces(), 1);
+  args.out = out.mutable_data_ptr();
+  args.block_rows = rows_of_block(args, words * (is_direct ? args.side * args.side : 1));
+  run_cpu(is_of_pairs ? MSF_AT_LEVEL(convolution_of_pairs) : MSF_AT_LEVEL(convolution), args, args.n_pieces(), 1);
   return out;
 }
 

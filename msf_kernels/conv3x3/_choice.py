@@ -47,7 +47,7 @@ def auto_order(call: ConvCall) -> tuple[str, ...]:
             and n_items * height * width >= FEWEST_PIXELS_OF_A_CALL
             and call.weight.shape[-4] * channels <= LARGEST_WEIGHT_OF_A_CALL
             and not _ext.machine_reasons()
-            and is_native_measured_faster(side, channels, height, width, call.stride, call.upsample)
+            and is_native_measured_faster(side, channels, height, width, call.stride, call.upsample, x.dtype)
         )
         return ("native", *UNMEASURED_ORDER) if is_native_first else UNMEASURED_ORDER
     return _cuda_order(
@@ -77,10 +77,10 @@ def library_order(x: Tensor, out_channels: int, *, stride: int = 1, upsample: bo
 
 
 def is_native_measured_faster(
-    side: int, in_channels: int, height: int, width: int, stride: int, upsample: bool
+    side: int, in_channels: int, height: int, width: int, stride: int, upsample: bool, dtype: torch.dtype
 ) -> bool:
     """Return what was measured, for a weight that is transformed already and has `side` taps per axis."""
-    form = choose_form(side, in_channels, height, width, stride, upsample)
+    form = choose_form(side, in_channels, height, width, stride, upsample, dtype)
     return form != Form.DIRECT and in_channels >= FEWEST_NATIVE_CHANNELS and _ext.cpu_level() >= AVX2
 
 

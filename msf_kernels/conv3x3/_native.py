@@ -1,4 +1,7 @@
-"""The convolution in the native extension, for float32 on the CPU: Winograd's forms, or direct where none fits."""
+"""The convolution in the native extension, on the CPU: Winograd's forms, or direct where none fits.
+
+In float32; and in bfloat16, where the processor has dot products of its pairs, with weights that were transformed once.
+"""
 
 from __future__ import annotations
 
@@ -57,18 +60,31 @@ def _fwd_flops(
     return 2 * n * -(-height // stride) * -(-width // stride) * phases * taps * channels * out_channels
 
 
-transform = _ext.operator("convolution_weight", _weight_fake)
+_transform = _ext.operator("convolution_weight", _weight_fake)
 convolve = _ext.operator("convolution_fwd", _fwd_fake, _fwd_flops)
+
+
+def transform(weight: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
+    """Return the weight as `convolve` reads it for maps of a dtype; rounded once.
+
+    [phases, panels, frequencies, inner, 32] in float32; in bfloat16 pairs of inner channels are next to each other,
+    [phases, panels, frequencies, pairs, 32, 2], with a zero beyond the last.
+    """
+    values: Tensor = _transform(weight.to(torch.float32), form)
+    if dtype == torch.float32:
+        return values
+    even = torch.nn.functional.pad(values, (0, 0, 0, values.shape[3] % 2)).to(dtype)
+    return even.unflatten(3, (-1, 2)).transpose(-1, -2).contiguous()
 
 
 def _convolved(
     h: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, upsample: bool
 ) -> Tensor:
     """Transform the weight and convolve."""
-    form = choose_form(3, h.shape[1], h.shape[2], h.shape[3], stride, upsample)
+    form = choose_form(3, h.shape[1], h.shape[2], h.shape[3], stride, upsample, h.dtype)
     if upsample and weight.dim() == 4:
         weight = summed_weight(weight)
-    out: Tensor = convolve(h, transform(weight, form), bias, residual, weight.shape[-4], form, stride)
+    out: Tensor = convolve(h, transform(weight, form, h.dtype), bias, residual, weight.shape[-4], form, stride)
     return out
 
 
@@ -85,14 +101,12 @@ def conv3x3_native(call: ConvCall) -> Tensor | tuple[Tensor, Tensor]:
 
 def native_input_reasons(call: ConvCall) -> list[str]:
     """Return why the native operator cannot serve these inputs; empty when it can."""
-    return device_and_dtype_reasons(call.x.device, call.x.dtype)
-
-
-def device_and_dtype_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Return why the native operator has no kernel for such maps; empty when it has."""
-    reasons = []
-    if device.type != "cpu":
-        reasons.append(f"has no kernel for tensors on {device.type}")
-    if dtype != torch.float32:
-        reasons.append(f"convolves float32 only; got {dtype}")
+    reasons = device_reasons(call.x.device)
+    if call.x.dtype != torch.float32:
+        reasons.append(f"convolves float32 only; got {call.x.dtype}")
     return reasons
+
+
+def device_reasons(device: torch.device) -> list[str]:
+    """Return why the native operator has no kernel for maps there; empty when it has."""
+    return [] if device.type == "cpu" else [f"has no kernel for tensors on {device.type}"]

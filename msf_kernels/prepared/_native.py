@@ -1,4 +1,4 @@
-"""The prepared convolution by the native extension: float32 on a CPU, weights transformed once."""
+"""The prepared convolution by the native extension: float32 and bfloat16 on a CPU, weights transformed once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class NativeForm:
         """Transform the weights."""
         height, width = x.shape[2:]
         self._weight = transform_weight(
-            convolution.weight.to(convolution.dtype),
+            convolution.weight.to(torch.float32),
             height,
             width,
             stride=convolution.stride,
             upsample=convolution.upsample,
+            dtype=convolution.dtype,
         )
 
     def __call__(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, _consume_residual: bool) -> Tensor:
@@ -44,8 +45,8 @@ def native_input_reasons(convolution: FixedConvolution, x: Tensor) -> list[str]:
 
 def is_native_first(convolution: FixedConvolution, x: Tensor) -> bool:
     """Return whether `auto` tries it first: where it was measured to be faster, by processor and sizes alone."""
-    if convolution.dtype != torch.float32 or x.device.type != "cpu" or native_input_reasons(convolution, x):
+    if x.device.type != "cpu" or native_input_reasons(convolution, x):
         return False
     height, width = x.shape[2:]
-    weight = convolution.weight.to(torch.float32)
+    weight = convolution.weight.to(convolution.dtype)
     return is_native_convolution_faster(weight, height, width, stride=convolution.stride, upsample=convolution.upsample)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from msf_kernels import _ext
-from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.spatial_attention._allocation import empty_outputs
 from msf_kernels.spatial_attention._autograd import differentiable
 
@@ -45,10 +44,5 @@ def has_fast_path(qkv: Tensor, num_heads: int) -> bool:
         and qkv.dtype == torch.bfloat16
         and head_dim % PAIRS_HEAD_DIM_MULTIPLE == 0
         and not _ext.machine_reasons()
-        and _has_pair_dots()
+        and _ext.has_pair_dots()
     )
-
-
-@constant_while_tracing
-def _has_pair_dots() -> bool:
-    return bool(torch.ops.msf_native.has_pair_dots())

@@ -15,7 +15,7 @@ namespace msf {
 enum class ConvForm : int64_t { kDirect, kTwo, kFour, kDoubling };
 
 constexpr int64_t kPanel = 32;  // output channels that are next to each other in the packed weight
-constexpr int64_t kChunk = 16;  // inner elements that are next to each other in a packed row
+constexpr int64_t kChunk = 16;  // words of a packed row that are next to each other
 
 // Input values per axis of a tile, and output values.
 MSF_HOST_DEVICE constexpr int64_t tile_inputs(ConvForm form) {
@@ -38,16 +38,16 @@ struct ConvWeightArgs {
   ConvForm form;
 };
 
-// A thread's pieces are [begin, end) of phases x blocks of rows x panels; consecutive panels of a block share its
+// Maps and bias are float32, or bfloat16 (of pairs). A thread's pieces are [begin, end) of phases x blocks of rows x panels; consecutive panels of a block share its
 // transformed input.
 struct ConvArgs {
-  const float* x;  // [N, H, W, C], channels next to each other
+  const void* x;  // [N, H, W, C], channels next to each other
   int64_t x_item_stride, x_pixel_stride;
-  const float* weight;    // as packed above
-  const float* bias;      // [K], or null
-  const float* residual;  // [N * OH * OW, K], channels next to each other, or null
+  const float* weight;   // as packed above; of pairs: words of two inner elements each, zeros beyond the last
+  const void* bias;      // [K], or null
+  const void* residual;  // [N * OH * OW, K], channels next to each other, or null
   int64_t residual_pixel_stride;
-  float* out;  // [N, OH, OW, K], dense
+  void* out;  // [N, OH, OW, K], dense
   int64_t n_items, in_channels, out_channels, height, width;
   int64_t n_phases, step;             // 4 and 2 for doubled maps, else 1 and 1; step: from an output to the next of its phase
   int64_t phase_height, phase_width;  // outputs of one phase
@@ -55,7 +55,6 @@ struct ConvArgs {
   int64_t block_rows;                 // rows that are transformed at once
   ConvForm form;
 
-  MSF_MEMBER int64_t inner() const { return in_channels * (form == ConvForm::kDirect ? side * side : 1); }
   MSF_MEMBER int64_t n_panels() const { return pieces_of(out_channels, kPanel); }
   MSF_MEMBER int64_t tiles_down() const { return pieces_of(phase_height, tile_outputs(form)); }
   MSF_MEMBER int64_t tiles_across() const { return pieces_of(phase_width, tile_outputs(form)); }
