@@ -115,6 +115,22 @@ struct Doubling {  // F(4, 2)
   }
 };
 
+struct DoublingTwo {  // F(2, 2)
+  static constexpr ConvForm kForm = ConvForm::kDoublingTwo;
+  static constexpr int kInputs = 3, kOutputs = 2, kTaps = 2;
+  static constexpr double kPoints[] = {0, 1};
+  static constexpr auto kFactors = factors_of<kTaps>(kPoints);
+  static MSF_INLINE void input(const Vector (&d)[3], Vector (&t)[3]) {
+    t[0] = d[1] - d[0];
+    t[1] = d[1];
+    t[2] = d[2] - d[1];
+  }
+  static MSF_INLINE void output(const Vector (&m)[3], Vector (&y)[2]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] + m[2];
+  }
+};
+
 template <typename F>
 MSF_INLINE void visit_form(ConvForm form, F&& f) {
   switch (form) {
@@ -122,6 +138,7 @@ MSF_INLINE void visit_form(ConvForm form, F&& f) {
     case ConvForm::kTwo: return f(Two{});
     case ConvForm::kFour: return f(Four{});
     case ConvForm::kDoubling: return f(Doubling{});
+    case ConvForm::kDoublingTwo: return f(DoublingTwo{});
   }
 }
 

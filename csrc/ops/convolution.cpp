@@ -7,7 +7,7 @@ namespace msf {
 namespace {
 
 ConvForm form_of(int64_t form) {
-  STD_TORCH_CHECK(form >= 0 && form <= static_cast<int64_t>(ConvForm::kDoubling), "form must be 0 to 3; got ", form);
+  STD_TORCH_CHECK(form >= 0 && form <= static_cast<int64_t>(ConvForm::kDoublingTwo), "form must be 0 to 4; got ", form);
   return static_cast<ConvForm>(form);
 }
 
@@ -37,16 +37,16 @@ Tensor convolution_weight(const Tensor& weight, int64_t form) {
   ConvWeightArgs args{};
   args.form = form_of(form);
   const bool is_direct = args.form == ConvForm::kDirect;
-  const bool is_doubling = args.form == ConvForm::kDoubling || (is_direct && weight.dim() == 5);
-  const int64_t axis = is_doubling ? 1 : 0;
+  const bool is_phased = is_doubling(args.form) || (is_direct && weight.dim() == 5);
+  const int64_t axis = is_phased ? 1 : 0;
   STD_TORCH_CHECK(weight.dim() == 4 + axis, "weight must have ", 4 + axis, " axes for form ", form);
   args.out_channels = weight.size(axis);
   args.in_channels = weight.size(axis + 1);
   args.side = weight.size(axis + 2);
-  const bool fits = is_doubling ? weight.size(0) == 4 && args.side == 2 : args.side == 3 || (is_direct && args.side == 1);
+  const bool fits = is_phased ? weight.size(0) == 4 && args.side == 2 : args.side == 3 || (is_direct && args.side == 1);
   STD_TORCH_CHECK(fits && weight.size(axis + 3) == args.side, "weight has not the taps of form ", form);
   const int64_t side = is_direct ? args.side : tile_inputs(args.form);
-  const int64_t phases = is_doubling ? 4 : 1, panels = pieces_of(args.out_channels, kPanel);
+  const int64_t phases = is_phased ? 4 : 1, panels = pieces_of(args.out_channels, kPanel);
   Tensor packed = empty(weight, {phases, panels, side * side, args.in_channels, kPanel}, ScalarType::Float);
   if (packed.numel() == 0) return packed;
   args.weight = weight.const_data_ptr<float>();
@@ -82,11 +82,11 @@ Tensor convolution_fwd(const Tensor& x, const Tensor& weight, const std::optiona
   STD_TORCH_CHECK(weight.dim() == (is_of_pairs ? 6 : 5) && weight.is_contiguous(),
                   "weight must be what convolution_weight made, for bfloat16 in pairs of input channels");
   const int64_t frequencies = weight.size(2);
-  const bool is_doubling = args.form == ConvForm::kDoubling || (is_direct && frequencies == 4);
-  args.n_phases = is_doubling ? 4 : 1;
-  args.step = is_doubling ? 2 : 1;
-  args.side = is_doubling ? 2 : is_direct && frequencies == 1 ? 1 : 3;
-  STD_TORCH_CHECK(!is_doubling || stride == 1, "stride must be 1 for doubled maps; got ", stride);
+  const bool is_phased = is_doubling(args.form) || (is_direct && frequencies == 4);
+  args.n_phases = is_phased ? 4 : 1;
+  args.step = is_phased ? 2 : 1;
+  args.side = is_phased ? 2 : is_direct && frequencies == 1 ? 1 : 3;
+  STD_TORCH_CHECK(!is_phased || stride == 1, "stride must be 1 for doubled maps; got ", stride);
   const int64_t inputs = is_direct ? args.side : tile_inputs(args.form);
   const int64_t words = pieces_of(args.in_channels, is_of_pairs ? 2 : 1);
   STD_TORCH_CHECK(weight.size(0) == args.n_phases && weight.size(1) == args.n_panels() &&

@@ -19,7 +19,7 @@ from msf.precision.table import (
     user_table,
     user_table_path,
 )
-from msf_kernels.conv3x3 import native_convolution_reasons
+from msf_kernels.conv3x3 import is_native_convolution_fast, native_convolution_reasons
 
 PRECISION_ENV = "MSF_PRECISION"
 # Bfloat16 rounds more, and its micro-batches are filled up: it must be worth that.
@@ -45,9 +45,9 @@ def auto_precision(device: torch.device, base_channels: int, n_draws: int | None
 
     On CUDA bfloat16 from compute capability 8.0 on. On a CPU what was measured: by this user (`msf tune`), else by us
     for this model of processor; else bfloat16 where the processor has fast products of it (`Processor.has_fast_bf16`).
-    Float32 everywhere else, and on a CPU for fewer draws per picture than a bfloat16 network is filled up to: by the
-    draws that were asked for, not by the pictures that come together. The environment variable MSF_PRECISION (`fp32` or
-    `bf16`) comes before all of it.
+    Float32 everywhere else, and on a CPU whose bfloat16 network is filled up (`fills_up_bf16`) for fewer draws per
+    picture than that takes: by the draws that were asked for, not by the pictures that come together. The environment
+    variable MSF_PRECISION (`fp32` or `bf16`) comes before all of it.
 
     Args:
         device: Where the network is.
@@ -66,7 +66,8 @@ def auto_precision(device: torch.device, base_channels: int, n_draws: int | None
     if device.type != "cpu":
         return AutoPrecision("fp32", f"no rule for {device.type}")
     found = on_processor(this_processor(), base_channels)
-    if found.precision == "bf16" and n_draws is not None and n_draws < micro_batch_of_bf16(base_channels):
+    is_few = n_draws is not None and fills_up_bf16() and n_draws < micro_batch_of_bf16(base_channels)
+    if found.precision == "bf16" and is_few:
         return AutoPrecision(
             "fp32", f"{n_draws} draws, of {micro_batch_of_bf16(base_channels)} that bf16 is filled up to"
         )
@@ -101,8 +102,16 @@ def on_processor(processor: Processor, base_channels: int) -> AutoPrecision:
     return _by(speed >= LEAST_SPEED_OF_BF16, f"measured {where}: bf16 {speed:.2f} times as fast")
 
 
+def fills_up_bf16() -> bool:
+    """Return whether a bfloat16 network is evaluated for one number of samples on this CPU, which are filled up to it.
+
+    So it is where its convolutions are the library's, whose bits may depend on the batch.
+    """
+    return not is_native_convolution_fast(torch.device("cpu"), torch.bfloat16)
+
+
 def micro_batch_of_bf16(base_channels: int) -> int:
-    """Return how many samples a bfloat16 network is evaluated for at once on this CPU; see `filled_micro_batch`.
+    """Return how many samples a bfloat16 network is filled up to where it is; see `filled_micro_batch`.
 
     Args:
         base_channels: Width of the network.

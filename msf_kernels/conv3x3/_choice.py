@@ -23,6 +23,10 @@ HALF = (torch.bfloat16, torch.float16)
 # weight was transformed once: 1.3 to 3.0 for stride 1 and doubled maps, with AVX-512 and with AVX2; all figures are in
 # docs/results/conv3x3-cpu.md. Below 32 channels, and where nothing is transformed (single pixels, stride 2, 1x1 taps,
 # small doubled maps) oneDNN is level or ahead. The baseline level has no multiply-add and was not measured.
+FASTER_FORMS = {
+    torch.float32: (Form.TWO, Form.FOUR, Form.DOUBLING),
+    torch.bfloat16: (Form.TWO, Form.DOUBLING_TWO),
+}
 FEWEST_NATIVE_CHANNELS = 32
 AVX2 = 1
 # A call that transforms the weight itself pays as much as some 250 pixels of a map cost (the number of items may be 1),
@@ -47,7 +51,9 @@ def auto_order(call: ConvCall) -> tuple[str, ...]:
             and n_items * height * width >= FEWEST_PIXELS_OF_A_CALL
             and call.weight.shape[-4] * channels <= LARGEST_WEIGHT_OF_A_CALL
             and not _ext.machine_reasons()
-            and is_native_measured_faster(side, channels, height, width, call.stride, call.upsample, x.dtype)
+            and is_native_measured_faster(
+                side, channels, call.weight.shape[-4], height, width, call.stride, call.upsample, x.dtype
+            )
         )
         return ("native", *UNMEASURED_ORDER) if is_native_first else UNMEASURED_ORDER
     return _cuda_order(
@@ -77,11 +83,18 @@ def library_order(x: Tensor, out_channels: int, *, stride: int = 1, upsample: bo
 
 
 def is_native_measured_faster(
-    side: int, in_channels: int, height: int, width: int, stride: int, upsample: bool, dtype: torch.dtype
+    side: int,
+    in_channels: int,
+    out_channels: int,
+    height: int,
+    width: int,
+    stride: int,
+    upsample: bool,
+    dtype: torch.dtype,
 ) -> bool:
     """Return what was measured, for a weight that is transformed already and has `side` taps per axis."""
-    form = choose_form(side, in_channels, height, width, stride, upsample, dtype)
-    return form != Form.DIRECT and in_channels >= FEWEST_NATIVE_CHANNELS and _ext.cpu_level() >= AVX2
+    form = choose_form(side, in_channels, out_channels, height, width, stride, upsample, dtype)
+    return form in FASTER_FORMS[dtype] and in_channels >= FEWEST_NATIVE_CHANNELS and _ext.cpu_level() >= AVX2
 
 
 @constant_while_tracing

@@ -81,7 +81,7 @@ def _convolved(
     h: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, upsample: bool
 ) -> Tensor:
     """Transform the weight and convolve."""
-    form = choose_form(3, h.shape[1], h.shape[2], h.shape[3], stride, upsample, h.dtype)
+    form = choose_form(3, h.shape[1], weight.shape[-4], h.shape[2], h.shape[3], stride, upsample, h.dtype)
     if upsample and weight.dim() == 4:
         weight = summed_weight(weight)
     out: Tensor = convolve(h, transform(weight, form, h.dtype), bias, residual, weight.shape[-4], form, stride)

@@ -99,7 +99,7 @@ def is_native_convolution_faster(
     if not is_native_convolution_fast(weight.device, weight.dtype):
         return False
     return is_native_measured_faster(
-        weight.shape[-1], weight.shape[-3], height, width, stride, upsample, weight.dtype
+        weight.shape[-1], weight.shape[-3], weight.shape[-4], height, width, stride, upsample, weight.dtype
     )
 
 
@@ -151,7 +151,7 @@ def transform_weight(
     reasons = native_convolution_reasons(weight.device, dtype)
     if reasons:
         raise RuntimeError(f"the native convolution cannot serve: {'; '.join(reasons)}")
-    form = choose_form(weight.shape[-1], n_in, height, width, stride, upsample, dtype)
+    form = choose_form(weight.shape[-1], n_in, n_out, height, width, stride, upsample, dtype)
     if upsample and not is_summed:
         weight = summed_weight(weight)
     return TransformedWeight(transform(weight.detach(), form, dtype), n_in, n_out, form, stride)
@@ -163,8 +163,8 @@ def convolve_transformed(
     """Convolve with a weight that `transform_weight` made; zeros around the map, bias and residual in the same pass.
 
     Args:
-        x: Feature map; [N, C, H, W]; in the dtype of the weight, on the CPU; any strides, channels-last is read where it is. N, H and W
-            may be zero.
+        x: Feature map; [N, C, H, W]; in the dtype of the weight, on the CPU; any strides, channels-last is read where
+            it is. N, H and W may be zero.
         weight: What to convolve with.
         bias: Offset per output channel; [K]; in the dtype of x.
         residual: Added to the result; of its shape and dtype; any strides.

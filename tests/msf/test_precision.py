@@ -41,6 +41,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.delenv("MSF_PRECISION", raising=False)
     monkeypatch.setenv("MSF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rule, "shipped_table", dict)
+    monkeypatch.setattr(rule, "is_native_convolution_fast", lambda device, dtype: False)
 
     def be(kind):
         monkeypatch.setattr(rule, "this_processor", lambda: processor_of(kind))
@@ -79,6 +80,11 @@ def test_few_draws_are_made_in_float32_where_bfloat16_would_be_filled_up(machine
     assert [auto_precision(CPU, 64, n_draws).precision for n_draws in (1, 3, 4, 64)] == ["fp32", "fp32", "bf16", "bf16"]
     machine(COOPER_LAKE)
     assert auto_precision(CPU, 64, 64).precision == "fp32"
+
+
+def test_few_draws_are_made_in_bfloat16_where_nothing_is_filled_up(monkeypatch):
+    monkeypatch.setattr(rule, "is_native_convolution_fast", lambda device, dtype: dtype == torch.bfloat16)
+    assert auto_precision(CPU, 64, 1).precision == "bf16"
 
 
 def test_the_shipped_table_is_one_of_ours(monkeypatch):
@@ -194,7 +200,8 @@ def test_on_cuda_the_compute_capability_decides(monkeypatch, capability, expecte
     assert auto_precision(torch.device("mps"), 64).precision == "fp32"
 
 
-def test_a_prediction_says_what_it_was_made_with(make_flow):
+def test_a_prediction_says_what_it_was_made_with(make_flow, monkeypatch):
+    monkeypatch.setattr("msf.network.inference.form.is_native_convolution_fast", lambda device, dtype: False)
     flow = make_flow()
     images = torch.rand(2, 1, 8, 8) * 2 - 1
     for asked, n_samples, made in (("auto", 4, "bf16"), ("auto", 2, "fp32"), ("fp32", 2, "fp32"), ("bf16", 2, "bf16")):

@@ -8,21 +8,27 @@
 
 namespace msf {
 
-// Direct: no transform. The others are Winograd's F(outputs, taps) in both axes: F(2, 3), F(4, 3), and F(4, 2).
+// Direct: no transform. The others are Winograd's F(outputs, taps) in both axes: F(2, 3), F(4, 3), F(4, 2) and F(2, 2).
 //
 // A map that is doubled by repetition is convolved in four phases, one per parity of the output's row and column: each is
-// a convolution of the small map with 2x2 summed taps, direct or F(4, 2).
-enum class ConvForm : int64_t { kDirect, kTwo, kFour, kDoubling };
+// a convolution of the small map with 2x2 summed taps, direct, F(4, 2) or F(2, 2).
+enum class ConvForm : int64_t { kDirect, kTwo, kFour, kDoubling, kDoublingTwo };
+
+MSF_HOST_DEVICE constexpr bool is_doubling(ConvForm form) {
+  return form == ConvForm::kDoubling || form == ConvForm::kDoublingTwo;
+}
 
 constexpr int64_t kPanel = 32;  // output channels that are next to each other in the packed weight
 constexpr int64_t kChunk = 16;  // words of a packed row that are next to each other
 
 // Input values per axis of a tile, and output values.
 MSF_HOST_DEVICE constexpr int64_t tile_inputs(ConvForm form) {
-  return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 4 : form == ConvForm::kFour ? 6 : 5;
+  constexpr int64_t kInputs[] = {1, 4, 6, 5, 3};
+  return kInputs[static_cast<int64_t>(form)];
 }
 MSF_HOST_DEVICE constexpr int64_t tile_outputs(ConvForm form) {
-  return form == ConvForm::kDirect ? 1 : form == ConvForm::kTwo ? 2 : 4;
+  constexpr int64_t kOutputs[] = {1, 2, 4, 4, 2};
+  return kOutputs[static_cast<int64_t>(form)];
 }
 
 MSF_HOST_DEVICE constexpr int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }

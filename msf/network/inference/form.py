@@ -44,9 +44,10 @@ class InferenceForm(Velocity):
         dtype: Dtype of the arithmetic and of the result, under autocast too.
         device: Where it runs.
         rewrites: The rewrites that apply.
-        is_batch_invariant: Whether it promises an item the same bits in every batch: in float32 on a CPU, where the
-            native backends serve every layer.
-        micro_batch: Items that it wants at once: on a CPU in bfloat16 as many as were measured to be worth it.
+        is_batch_invariant: Whether it promises an item the same bits in every batch: on a CPU in float32, and in
+            bfloat16 where the processor has dot products of its pairs, when native backends serve every layer.
+        micro_batch: Items that it wants at once: on a CPU in bfloat16 without that promise as many as were measured to
+            be worth it.
     """
 
     def __init__(self, network: UNet, *, dtype: torch.dtype, backend: str, rewrites: frozenset[Rewrite]) -> None:
@@ -57,7 +58,7 @@ class InferenceForm(Velocity):
         self.rewrites = rewrites
         self._backend = backend
         self.is_batch_invariant = _can_be_native(dtype, self.device, backend, rewrites)
-        is_padded_bf16 = dtype == torch.bfloat16 and self.device.type == "cpu"
+        is_padded_bf16 = dtype == torch.bfloat16 and self.device.type == "cpu" and not self.is_batch_invariant
         self.micro_batch = micro_batch_of_bf16(network.config.base_channels) if is_padded_bf16 else None
         self._plan = plan = Plan(dtype, rewrites, self.device, self.is_batch_invariant)
         self._is_channels_last = plan.has(Rewrite.CHANNELS_LAST)

@@ -18,4 +18,4 @@ def native():
 def pair_dots(native):
     """Skip where the processor cannot run the fast form of the native attention."""
     if not torch.ops.msf_native.has_pair_dots():
-        pytest.skip("this processor has no AVX-512 BF16, so that the attention takes its plain loops")
+        pytest.skip("this processor has no AVX-512 BF16")

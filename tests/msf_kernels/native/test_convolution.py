@@ -126,24 +126,39 @@ def test_every_form_is_right_on_maps_that_would_choose_another():
             oracle = plain("plain", x.double(), weight.double(), None)
             for form in (Form.DIRECT, Form.TWO, Form.FOUR):
                 values = torch.ops.msf_native.convolution_weight(weight, form)
-                actual = convolve_transformed(x, TransformedWeight(values, 35, form, 1), None)
+                actual = convolve_transformed(x, TransformedWeight(values, channels, 35, form, 1), None)
                 torch.testing.assert_close(actual.double(), oracle, rtol=0, atol=2e-5)
             oracle = plain("doubled", x.double(), weight.double(), None)
-            for form in (Form.DIRECT, Form.DOUBLING):
+            for form in (Form.DIRECT, Form.DOUBLING, Form.DOUBLING_TWO):
                 values = torch.ops.msf_native.convolution_weight(pack_weight(weight, upsample=True), form)
-                actual = convolve_transformed(x, TransformedWeight(values, 35, form, 1), None)
+                actual = convolve_transformed(x, TransformedWeight(values, channels, 35, form, 1), None)
                 torch.testing.assert_close(actual.double(), oracle, rtol=0, atol=2e-5)
 
 
 def test_the_form_with_the_fewest_products_serves():
     for height, width, form in ((1, 1, Form.DIRECT), (2, 2, Form.TWO), (4, 4, Form.FOUR), (6, 6, Form.TWO)):
-        assert choose_form(3, 64, height, width, 1, False) == form
-    assert choose_form(3, 63, 32, 32, 1, False) == Form.TWO
-    assert choose_form(3, 256, 3, 32, 1, False) == Form.TWO
-    assert choose_form(3, 256, 32, 32, 2, False) == Form.DIRECT
-    assert choose_form(1, 256, 32, 32, 1, False) == Form.DIRECT
-    assert choose_form(3, 32, 4, 4, 1, True) == choose_form(2, 32, 4, 9, 1, True) == Form.DOUBLING
-    assert choose_form(3, 31, 4, 4, 1, True) == choose_form(3, 32, 3, 9, 1, True) == Form.DIRECT
+        assert choose_form(3, 64, 8, height, width, 1, False, torch.float32) == form
+    for side, channels, height, width, stride, upsample, form in (
+        (3, 63, 32, 32, 1, False, Form.TWO),
+        (3, 256, 3, 32, 1, False, Form.TWO),
+        (3, 256, 32, 32, 2, False, Form.DIRECT),
+        (1, 256, 32, 32, 1, False, Form.DIRECT),
+        (3, 32, 4, 4, 1, True, Form.DOUBLING),
+        (2, 32, 4, 9, 1, True, Form.DOUBLING),
+        (3, 31, 4, 4, 1, True, Form.DOUBLING_TWO),
+        (3, 32, 3, 9, 1, True, Form.DOUBLING_TWO),
+        (3, 32, 1, 1, 1, True, Form.DIRECT),
+    ):
+        assert choose_form(side, channels, 8, height, width, stride, upsample, torch.float32) == form
+    for height, width, upsample, form in (
+        (32, 32, False, Form.TWO),
+        (1, 1, False, Form.DIRECT),
+        (16, 16, True, Form.DOUBLING_TWO),
+        (1, 1, True, Form.DIRECT),
+    ):
+        assert choose_form(3, 256, 32, height, width, 1, upsample, torch.bfloat16) == form
+        assert choose_form(3, 256, 31, height, width, 1, upsample, torch.bfloat16) == Form.DIRECT
+        assert choose_form(3, 31, 256, height, width, 1, upsample, torch.bfloat16) == Form.DIRECT
 
 
 @pytest.fixture
@@ -298,6 +313,8 @@ def test_the_rule_for_transformed_weights_reads_sizes_and_the_processor(monkeypa
     from msf_kernels import _ext
 
     monkeypatch.setattr(_ext, "cpu_level", lambda: 2)
+    monkeypatch.setattr(_ext, "has_pair_dots", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     weight = torch.zeros(8, 32, 3, 3)
     assert is_native_convolution_faster(weight, 4, 4)
     assert is_native_convolution_faster(pack_weight(weight, upsample=True), 4, 4, upsample=True)
@@ -306,8 +323,19 @@ def test_the_rule_for_transformed_weights_reads_sizes_and_the_processor(monkeypa
     assert not is_native_convolution_faster(weight[:, :8], 32, 32)
     assert not is_native_convolution_faster(weight, 1, 1)
     assert not is_native_convolution_faster(weight, 2, 2, upsample=True)
-    assert not is_native_convolution_faster(weight.bfloat16(), 32, 32)
     assert not is_native_convolution_faster(weight.to("meta"), 32, 32)
+    halves = weight.repeat(4, 1, 1, 1).bfloat16()
+    assert not is_native_convolution_faster(halves[:31], 32, 32)
+    assert is_native_convolution_faster(halves, 32, 32)
+    assert is_native_convolution_faster(halves, 2, 2, upsample=True)
+    assert not is_native_convolution_faster(halves, 32, 32, stride=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(_ext, "has_pair_dots", lambda: False)
+        assert not is_native_convolution_faster(halves, 32, 32)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+        assert not is_native_convolution_faster(halves, 32, 32)
+        assert is_native_convolution_faster(weight, 32, 32)
     monkeypatch.setattr(_ext, "cpu_level", lambda: 0)
     assert not is_native_convolution_faster(weight, 4, 4)
 
@@ -324,7 +352,7 @@ def test_what_it_does_not_take_is_refused_with_the_reason():
     assert reasons == ["has no kernel for tensors on meta"]
     assert native_convolution_reasons(torch.device("cuda"), torch.float16) == [
         "has no kernel for tensors on cuda",
-        "convolves float32 only; got torch.float16",
+        "convolves float32 and bfloat16; got torch.float16",
     ]
 
 
@@ -338,7 +366,7 @@ X, W = torch.zeros(2, 4, 6, 6), torch.zeros(8, 4, 3, 3)
         (
             lambda: transform_weight(W.half(), 4, 4),
             TypeError,
-            "weight must have dtype torch.float32; got torch.float16",
+            "weight must have dtype torch.float32 or torch.bfloat16; got torch.float16",
         ),
         (lambda: transform_weight(W[..., :2], 4, 4), ValueError, r"\[8, 4, 3, 3\] or \[8, 4, 1, 1\]; got shape"),
         (lambda: transform_weight(W[..., :1, :1], 4, 4, upsample=True), ValueError, r"\[8, 4, 3, 3\]; got shape"),
@@ -382,7 +410,7 @@ def test_the_operators_themselves_refuse_what_would_read_beyond_memory():
     weight, fwd = torch.ops.msf_native.convolution_weight, torch.ops.msf_native.convolution_fwd
     good, doubled = weight(W, Form.FOUR), weight(pack_weight(W, upsample=True), Form.DIRECT)
     for call, message in (
-        (lambda: weight(W, 7), "form must be 0 to 3; got 7"),
+        (lambda: weight(W, 7), "form must be 0 to 4; got 7"),
         (lambda: weight(W, Form.DOUBLING), "weight must have 5 axes for form 3"),
         (lambda: weight(W[..., :1, :1], Form.TWO), "weight has not the taps of form 1"),
         (lambda: weight(W.double(), Form.TWO), "weight must be float32"),

@@ -74,7 +74,7 @@ def test_the_attention_passes_opcheck():
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_the_convolution_passes_opcheck(form, memory_format):
     x = normal(2, 5, 6, 7, memory_format=memory_format)
-    weight = pack_weight(normal(9, 5, 3, 3), upsample=form == Form.DOUBLING)
+    weight = pack_weight(normal(9, 5, 3, 3), upsample=form in (Form.DOUBLING, Form.DOUBLING_TWO))
     torch.library.opcheck(operators().convolution_weight, (weight, form))
     transformed = operators().convolution_weight(weight, form)
     for stride in (1, 2) if form == Form.DIRECT else (1,):
@@ -89,6 +89,15 @@ def test_the_direct_convolution_of_doubled_maps_passes_opcheck():
     transformed = operators().convolution_weight(weight, Form.DIRECT)
     arguments = (normal(2, 5, 6, 7), transformed, None, None, 9, Form.DIRECT, 1)
     torch.library.opcheck(operators().convolution_fwd, arguments)
+
+
+@pytest.mark.usefixtures("pair_dots")
+@pytest.mark.parametrize("upsample", [False, True])
+def test_the_convolution_of_pairs_passes_opcheck(upsample):
+    x = normal(2, 5, 6, 7, dtype=torch.bfloat16)
+    weight = transform_weight(normal(9, 5, 3, 3), 6, 7, upsample=upsample, dtype=torch.bfloat16)
+    bias = normal(9, dtype=torch.bfloat16)
+    torch.library.opcheck(operators().convolution_fwd, (x, weight.values, bias, None, 9, weight.form, 1))
 
 
 def test_the_pointwise_convolution_passes_opcheck():
