@@ -127,8 +127,9 @@ def _measurements(processor: Processor) -> tuple[Sequence[Measured], str]:
     own = user_table().get(processor.key, ())
     if own:
         return own, f"here ({user_table_path()})"
-    # What was measured for the package is the native form.
-    has_native = not native_convolution_reasons(torch.device("cpu"), torch.float32)
+    # What was measured for the package are the native forms.
+    cpu = torch.device("cpu")
+    has_native = not any(native_convolution_reasons(cpu, dtype) for dtype in (torch.float32, torch.bfloat16))
     return (shipped_table().get(processor.key, ()) if has_native else ()), f"on {processor.key}"
 
 
