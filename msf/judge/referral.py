@@ -18,6 +18,7 @@ classification for deep neural networks, NeurIPS 2017 (the exact binomial bound)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ N_CANDIDATES = 20
 _PLACING_SHARE = 0.2
 _MOST_PLACING = 200
 _MOST_NEEDED = 10**6
+_ROOM = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class ReferralRule:
         text = (
             f"no threshold on {self.score} keeps the risk at {self.risk:g} with confidence {1 - self.delta:g}: of "
             f"{self.n_tested} calibration pictures that tested, {self.n_kept} were kept by the strictest one, with "
-            f"{self.n_errors} errors; {least} without an error is the least"
+            f"{self.n_errors} errors; {least} without an error are the least"
         )
         if self.n_needed is None:
             return f"{text}, and the error rate seen was never low enough: more pictures alone would not help"
@@ -143,8 +145,10 @@ def fit_referral(
 def candidate_thresholds(placing: Array, n_testing: int, risk: float, delta: float) -> Array:
     """Return thresholds to test, ascending and different, by the scores of pictures that do not test them.
 
-    The strictest one keeps, probably, as many tested pictures as pass the test without an error; from there on up to 20
-    go in equal steps of the kept share. Each is the score of a picture, so that it lies at the end of a tie.
+    The strictest one shall keep two and a half times as many tested pictures as pass without an error, which leaves
+    room for a few, where that is less than half of them; but at least as many as pass without an error. Room is left
+    for chance, too. From there on up to 20 go in equal steps of the kept share. Each is the score of a picture, so that
+    it lies at the end of a tie.
 
     Args:
         placing: Scores; [M], M >= 1.
@@ -152,10 +156,14 @@ def candidate_thresholds(placing: Array, n_testing: int, risk: float, delta: flo
         risk: As for `fit_referral`.
         delta: Likewise.
     """
-    ordered = np.sort(placing)
-    first = min(1.0, kept_needed(risk, delta) / max(n_testing, 1))
-    # One standard deviation more, of the binomial number that is kept and of where the threshold comes to lie.
-    first += math.sqrt(first * (1 - first) * (1 / max(n_testing, 1) + 1 / len(placing)))
+    ordered, least = np.sort(placing), kept_needed(risk, delta) / max(n_testing, 1)
+
+    def with_room(share: float, n_deviations: float) -> float:
+        """Add deviations of the binomial number that is kept and of where the threshold comes to lie."""
+        share = min(share, 1.0)
+        return share + n_deviations * math.sqrt(share * (1 - share) * (1 / max(n_testing, 1) + 1 / len(placing)))
+
+    first = max(with_room(least, 1), min(0.5, with_room(_ROOM * least, 2)))
     shares = np.linspace(min(first, 1.0), 1.0, N_CANDIDATES)
     ranks = np.minimum(np.ceil(shares * len(ordered)).astype(int), len(ordered)) - 1
     return np.unique(ordered[ranks])
@@ -173,7 +181,7 @@ def certified(score: Array, is_error: Array, thresholds: Array, risk: float, del
     """
     for place, threshold in enumerate(thresholds):
         kept = score <= threshold
-        if not kept.any() or at_most(int((kept & is_error).sum()), int(kept.sum()), risk) > delta:
+        if int((kept & is_error).sum()) > errors_allowed(int(kept.sum()), risk, delta):
             return place - 1
     return len(thresholds) - 1
 
@@ -183,18 +191,25 @@ def kept_needed(risk: float, delta: float) -> int:
     return math.ceil(math.log(delta) / math.log1p(-risk) - 1e-9)
 
 
-def at_most(k: int, n: int, rate: float) -> float:
-    """Return `P(Binomial(n, rate) <= k)`: the sum of its terms, each from the one before, in logarithms.
+@functools.lru_cache(maxsize=4096)
+def errors_allowed(n: int, risk: float, delta: float) -> int:
+    """Return the most errors among n kept pictures that pass the test: `P(Binomial(n, risk) <= k) <= delta`.
 
     Args:
-        k: In [0, n].
-        n: Trials, >= 1.
-        rate: In (0, 1).
+        n: Kept pictures, >= 0.
+        risk: As for `fit_referral`.
+        delta: Likewise.
+
+    Returns:
+        k, or -1 where not even no error passes.
+
+    Numerics:
+        The terms of the sum, each from the one before, in logarithms.
     """
-    j = np.arange(1, k + 1)
-    steps = np.log((n - j + 1) / j) + math.log(rate) - math.log1p(-rate)
-    terms = n * math.log1p(-rate) + np.concatenate([[0.0], np.cumsum(steps)])
-    return min(1.0, float(np.exp(terms).sum()))
+    k = np.arange(1, math.ceil(n * risk) + 1)  # of the mean, more than delta lies below it
+    steps = np.log((n - k + 1) / k) + math.log(risk) - math.log1p(-risk)
+    terms = n * math.log1p(-risk) + np.concatenate([[0.0], np.cumsum(steps)])
+    return int(np.searchsorted(np.cumsum(np.exp(terms)), delta, side="right")) - 1
 
 
 def _expected_need(score: Array, is_error: Array, thresholds: Array, risk: float, delta: float) -> int | None:
@@ -215,7 +230,7 @@ def _kept_needed_at(rate: float, risk: float, delta: float) -> int | None:
     """Return the number of kept pictures, to a twentieth, that pass the test with that error rate; None: none does."""
     n = kept_needed(risk, delta)
     while rate < risk and n < _MOST_NEEDED:
-        if at_most(math.floor(rate * n), n, risk) <= delta:
+        if math.floor(rate * n) <= errors_allowed(n, risk, delta):
             return n
         n += max(1, n // 20)
     return None

@@ -17,7 +17,7 @@ PROBABILITY_FLOOR = 1e-6
 # Standard deviation of the normal prior of every parameter around "no change": what keeps pictures that are all right,
 # or fewer than parameters, from infinite slopes.
 _PRIOR_STD = 3.0
-_MOST_STEPS = 500
+_MOST_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)

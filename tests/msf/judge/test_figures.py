@@ -10,14 +10,15 @@ from msf.judge.metrics import HEADLINES, SUMMARY, prediction_metrics
 from msf.judge.uncertainty import Draws, entropy, make_prediction
 
 
-def prediction(n_classes=3, *, votes=False, nfe=1, n_samples=8, n=40):
+def prediction(n_classes=3, *, votes=False, nfe=1, n_samples=8, n=40, stopped_by=None):
     generator = torch.Generator().manual_seed(0)
     distance = torch.rand(n, n_classes, generator=generator)
     probability = torch.softmax(torch.randn(n, n_classes, generator=generator), 1)
     code = {} if votes else {"code_probability": probability, "code_entropy": entropy(probability)}
     draws = Draws(
-        class_distance=distance, distance_std=0.1 * distance, votes=probability, pixel_votes=probability, **code
-    )
+        class_distance=distance, distance_std=0.1 * distance, votes=probability, pixel_votes=probability,
+        stopped_by=stopped_by, **code,
+    )  # fmt: skip
     return make_prediction(draws, n_samples=n_samples, nfe=nfe, micro_batch=4)
 
 
@@ -45,6 +46,8 @@ def test_both_areas_are_given_of_distances_and_of_probabilities(n_classes):
         ({"votes": True, "n_samples": torch.full((40,), 8)}, "votes after one evaluation are no probabilities"),
         ({"votes": True, "nfe": 4, "n_samples": 1}, "a single draw"),
         ({"votes": True, "nfe": 4}, None),
+        ({"votes": True, "nfe": 4, "stopped_by": "votes"}, "makes its share too large"),
+        ({"n_samples": torch.full((40,), 8)}, "ended by a stopping rule"),
         ({}, None),
     ],
 )
