@@ -207,7 +207,9 @@ def _assemble(
     splits = {split: Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in SPLITS}
     return ImageDataset(
         name=name,
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         class_names=info.class_names,
         flips=info.flips,
         is_ordinal=info.is_ordinal,

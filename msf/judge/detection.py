@@ -36,7 +36,7 @@ def detection_metrics(
     """
     own, others = prediction.scores(), foreign.scores()
     ranked = {name: _Ranked(own[name].double().cpu().numpy(), others[name].double().cpu().numpy()) for name in own}
-    found: dict[str, list[Array]] = {name: [] for name in ranked}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ranked}
     for counts, foreign_counts in zip(_single(resamples), _single(foreign_resamples), strict=True):
         for name, scores in ranked.items():
             found[name].append(scores.figures(counts, foreign_counts))
