@@ -37,6 +37,8 @@ def provenance(flow: MedSymmFlow, settings: ClassifySettings, *, seed: int, micr
 
 
 def flat_provenance(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the same as columns of a table: versions become `version_<name>`."""
-    flat = {name: value for name, value in values.items() if name != "versions"}
+    """Return the same as columns of a table: versions become `version_<name>`, decisions their digest."""
+    flat = {name: value for name, value in values.items() if name not in ("versions", "decisions")}
+    if "decisions" in values:
+        flat["calibration_sha256"] = values["decisions"]["calibration_sha256"]
     return flat | {f"version_{name}": version for name, version in values["versions"].items()}

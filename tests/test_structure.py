@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "msf": (
         "interruption", "plain_values", "versions", "config", "device", "files", "precision", "data", "autoencoder",
-        "codes", "network", "judge", "flow", "checkpoints", "medsymmflow", "provenance", "evaluate", "training",
-        "report", "pools", "_moved", "__init__", "cli", "__main__",
+        "codes", "network", "judge", "flow", "checkpoints", "medsymmflow", "provenance", "evaluate", "calibrate",
+        "training", "report", "pools", "_moved", "__init__", "cli", "__main__",
     ),
     "msf_kernels": (
         "errors", "shapes", "distinct", "fixed_order", "_schemas", "_tracing", "_derivatives", "_overlap",

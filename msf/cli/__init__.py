@@ -9,6 +9,7 @@ import typer
 
 from msf.cli import (
     augment_study,
+    calibrate,
     classify,
     console,
     demo,
@@ -37,6 +38,7 @@ app.command("pack")(pack.pack)
 app.command("train")(train.train)
 app.command("train-autoencoder")(train_autoencoder.train_autoencoder)
 app.command("evaluate")(evaluate.evaluate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
 app.command("pool-report")(pool_report.pool_report)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msf.cli import console, flags
-from msf.cli.checkpoints import files_of, load_flow
+from msf.cli.checkpoints import files_of, load_flow, named_checkpoint
 from msf.cli.picture_rows import FORMAT, PictureRows, tell_none
 from msf.cli.sources import ReadingFlags
 from msf.cli.targets import check_apart, journal_beside
@@ -24,7 +24,9 @@ from msf.files.journal import Journal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from msf.config import ClassifySettings
     from msf.data import Reading
+    from msf.judge.decisions import PictureDecisions
     from msf.medsymmflow import MedSymmFlow
 
 _FIRST_PART = 32  # pictures; parts grow while they take less than this many seconds, so that little is ever lost
@@ -41,10 +43,60 @@ class Referral:
         typer.Option(
             min=0,
             max=1,
-            help="Share of the pictures, the most uncertain ones, to refer to a person. Default: none is marked.",
+            help="Share of these pictures, the most uncertain of them, to refer to a person; who is among them depends "
+            "on the others. Default: none is marked.",
         ),
     ] = None
-    score: Annotated[str, typer.Option(help="Uncertainty score that ranks them.")] = "nearest_distance"
+    score: Annotated[
+        str | None,
+        typer.Option(help="Uncertainty score that ranks them. Default: nearest_distance, or that of --refer-at."),
+    ] = None
+    refer_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="risk=X",
+            help="Refer every picture above the threshold that 'msf calibrate' found for that error rate among the "
+            "others; it does not depend on which pictures there are.",
+        ),
+    ] = None
+    sets: Annotated[
+        float | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="Give every picture the classes that cannot be ruled out, by 'msf calibrate': the true one is among "
+            "them with that probability, such as 0.95.",
+        ),
+    ] = None
+    scaled: Annotated[
+        bool, typer.Option("--scaled", help="Also give the probabilities that 'msf calibrate' scaled.")
+    ] = False
+
+    def check(self) -> None:
+        """Refuse what cannot be, before any work.
+
+        Raises:
+            ValueError: An unknown score, or see `risk`.
+        """
+        from msf.judge.uncertainty import UNCERTAINTY_SCORES
+
+        if self.score is not None and self.score not in UNCERTAINTY_SCORES:
+            raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {self.score!r}")
+        if self.risk is not None and self.refer is not None:
+            raise ValueError("refer is a share of these pictures, and refer-at a threshold: give one of them")
+
+    @property
+    def risk(self) -> float | None:
+        """The error rate of `--refer-at`.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        if self.refer_at is None:
+            return None
+        name, _, text = self.refer_at.partition("=")
+        if name.strip() != "risk" or "," in text:
+            raise ValueError(f"refer-at must be risk=X, such as risk=0.02; got {self.refer_at!r}")
+        return flags.shares("refer-at", text.strip())[0]
 
 
 @flags.grouped
@@ -77,11 +129,9 @@ def classify(
     the exit code is then 1. Not for clinical use.
     """
     from msf.data.picture_files import ImageSearch, described
-    from msf.judge.uncertainty import UNCERTAINTY_SCORES
     from msf.provenance import provenance
 
-    if referral.score not in UNCERTAINTY_SCORES:
-        raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {referral.score!r}")
+    referral.check()
     place = journal_beside(csv_file, run.json_file)
     if resume and place is None:
         raise ValueError("resume needs the --csv or --json that the interrupted run had: its rows lie beside it")
@@ -101,11 +151,16 @@ def classify(
         raise ValueError(f"{', '.join(repr(str(path)) for path in images)} names no picture")
     if len(failures) == len(files):
         tell_none(list(failures.values()))
-    network = load_flow(checkpoint, run.device)
+    folder = named_checkpoint(checkpoint)
+    network = load_flow(folder, run.device)
     settings = settings_for("classify", network.config.inference.classify, None, fields)
+    decisions = _decisions(folder, network, settings, referral)
     made_with = provenance(network, settings, seed=run.seed, micro_batch=settings.micro_batch)
+    if decisions is not None:
+        made_with["decisions"] = decisions.described()
     journal = Journal(place, {"format": FORMAT, **made_with, "reading": dataclasses.asdict(how)}, resume=resume)
-    rows = PictureRows(files, score=referral.score, journal=journal)
+    score = referral.score or (decisions.score if decisions is not None else None) or "nearest_distance"
+    rows = PictureRows(files, score=score, journal=journal, decisions=decisions)
     are_written = False
     try:
         if rows.n_resumed:
@@ -131,6 +186,28 @@ def classify(
             raise typer.Exit(1)
     finally:
         rows.close(are_written=are_written)
+
+
+def _decisions(
+    folder: str, network: MedSymmFlow, settings: ClassifySettings, wished: Referral
+) -> PictureDecisions | None:
+    """Return what the calibration beside the checkpoint says of single pictures, as far as that was wished for."""
+    from msf.calibrate import load_calibration, made_with
+    from msf.judge.decisions import PictureDecisions
+
+    if wished.risk is None and wished.sets is None and not wished.scaled:
+        return None
+    calibration = load_calibration(folder)
+    calibration.require_same(made_with(network, settings))
+    rule = None if wished.risk is None else calibration.rule_for(wished.risk)
+    if rule is not None and wished.score not in (None, rule.score):
+        raise ValueError(f"score must be {rule.score}, which refer-at was calibrated with; got {wished.score}")
+    return PictureDecisions(
+        digest=calibration.digest,
+        rule=rule,
+        sets=None if wished.sets is None else calibration.sets_for(wished.sets),
+        scaling=calibration.scaling if wished.scaled else None,
+    )
 
 
 def _named(paths: Sequence[Path]) -> Iterator[Path]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from msf.cli import console, flags
-from msf.cli.checkpoints import files_of, load_flow
+from msf.cli.checkpoints import files_of, load_flow, named_checkpoint
 from msf.cli.per_image import check_table, image_rows, write_table
 from msf.cli.sources import DatasetFlags, open_dataset
 from msf.cli.targets import check_apart
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from msf.config import ClassifySettings
     from msf.data import ImageDataset
+    from msf.judge.resampling import Resamples
+    from msf.judge.uncertainty import Prediction
     from msf.medsymmflow import MedSymmFlow
 
 FORMAT = "msf-evaluate/1"
@@ -33,6 +40,14 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[Split, typer.Option(help="Split to judge on.")] = "test",
+    ood: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Another data set, path of an .npz, or folder or table of pictures: how well the scores tell its "
+            "pictures from those of the split.",
+        ),
+    ] = None,
     per_image: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a row per picture; .csv, or .parquet with the extra parquet."),
@@ -46,17 +61,22 @@ def evaluate(
     Settings that are not given are those the network was trained with. Choose settings on val; report test once.
     """
     from msf.config import settings_for
+    from msf.data import picture_groups
     from msf.evaluate import evaluate_split
+    from msf.judge.intervals import metric_intervals
     from msf.judge.metrics import HEADLINES
     from msf.judge.per_class import per_class_metrics
+    from msf.judge.resampling import N_RESAMPLES, Resamples
     from msf.provenance import provenance
 
     check_table(per_image)
-    network = load_flow(checkpoint, run.device)
-    data = _open(network, dataset, split, packing)
+    folder = named_checkpoint(checkpoint)
+    network = load_flow(folder, run.device)
+    data = open_for(network, dataset, split, packing)
+    foreign = None if ood is None else _open_foreign(network, ood, split, packing)
     check_apart(
         {"--json": run.json_file, "--per-image": per_image},
-        [*files_of(checkpoint), *([data.path] if data.path else [])],
+        [*files_of(folder), *(found.path for found in (data, foreign) if found is not None and found.path)],
     )
     with console.progress_bar(f"classifying {data.name} {split}", lines=True) as advance:
         metrics, prediction = evaluate_split(network, data, split, seed=run.seed, progress=advance, **fields)
@@ -70,18 +90,27 @@ def evaluate(
             for name in (*HEADLINES, "readout", "nfe", "precision", "convolution", "micro_batch", "samples_per_second")
         },
     )
-    of_classes = per_class_metrics(prediction, labels, names, seed=run.seed)
-    _show_classes(of_classes)
+    resamples = Resamples(len(labels), N_RESAMPLES, run.seed, picture_groups(data, split))
+    of_classes = per_class_metrics(prediction, labels, names, resamples)
+    with_intervals = metric_intervals(prediction, labels, resamples)
+    content: dict[str, Any] = {
+        "format": FORMAT, **metrics, "dataset_sha256": data.fingerprint, **of_classes, **with_intervals
+    }  # fmt: skip
+    _show_classes(of_classes, with_intervals["intervals"]["level"])
+    _show_scores(with_intervals["score_intervals"])
+    content |= _decisions(folder, network, settings, prediction, labels)
+    if foreign is not None:
+        content["ood"] = _detection(network, foreign, (split, settings), run.seed, prediction, resamples)
     for warning in metrics["warnings"]:
         console.err.print(f"note: {console.printable(warning)}")
     source = {"dataset": data.name, "dataset_sha256": data.fingerprint, "split": split}
     if per_image is not None:
         write_table(per_image, image_rows(prediction, labels, names, {**source, **made_with}, data))
-    content: dict[str, Any] = {"format": FORMAT, **metrics, "dataset_sha256": data.fingerprint, **of_classes}
     console.write_json(run.json_file, {**content, "provenance": made_with})
 
 
-def _open(network: MedSymmFlow, name: str | None, split: Split, packing: DatasetFlags) -> ImageDataset:
+def open_for(network: MedSymmFlow, name: str | None, split: str, packing: DatasetFlags) -> ImageDataset:
+    """Return a data set by name, or the one that the network was trained on, with a split that holds pictures."""
     names = network.task.class_names
     with console.progress_bar("reading pictures", lines=True) as advance:
         return open_dataset(
@@ -95,12 +124,87 @@ def _open(network: MedSymmFlow, name: str | None, split: Split, packing: Dataset
         )
 
 
-def _show_classes(figures: dict[str, Any]) -> None:
-    def cell(interval: dict[str, float | None]) -> str:
-        value, low, high = (console.shown(interval[name], 3) for name in ("value", "low", "high"))
-        return value if low == "-" else f"{value} ({low} to {high})"
+def _open_foreign(network: MedSymmFlow, name: str, split: str, packing: DatasetFlags) -> ImageDataset:
+    """Return a data set whose classes do not matter."""
+    with console.progress_bar("reading other pictures", lines=True) as advance:
+        return open_dataset(
+            name,
+            dataclasses.replace(packing, class_names=None),
+            advance,
+            size=network.config.data.image_size,
+            required=(split,),
+            mode="grey" if network.task.image_channels == 1 else "colour",
+        )
 
+
+def _decisions(
+    folder: str, network: MedSymmFlow, settings: ClassifySettings, prediction: Prediction, labels: Tensor
+) -> dict[str, Any]:
+    """Return what the calibration beside the checkpoint comes to here, if there is one for these settings."""
+    from msf.calibrate import load_calibration, made_with
+    from msf.judge.decisions import decision_outcomes
+
+    try:
+        calibration = load_calibration(folder)
+        calibration.require_same(made_with(network, settings))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        console.err.print(f"note: decisions are not judged: {console.printable(str(error))}")
+        return {}
+    found = decision_outcomes(calibration, prediction, labels)
+    rows = [["calibrated for", "comes to here"]]
+    for entry in found["referral"]:
+        rate = console.shown(entry["error_rate"])
+        rows.append([f"risk {entry['risk']:g}", f"{rate} among {entry['coverage']:.1%} that are kept"])
+    for entry in found["sets"]:
+        rows.append([f"sets of {entry['level']:g}", f"{entry['coverage']:.3f}, {entry['mean_size']:.2f} classes each"])
+    console.print_table(rows, title="\nDecisions")
+    return {"decisions": {**found, "digest": calibration.digest}}
+
+
+def _detection(
+    network: MedSymmFlow,
+    foreign: ImageDataset,
+    how: tuple[str, ClassifySettings],
+    seed: int,
+    prediction: Prediction,
+    resamples: Resamples,
+) -> dict[str, Any]:
+    """Classify other pictures, and return how well each score tells them from those of the split."""
+    from msf.judge.detection import detection_metrics
+    from msf.judge.resampling import N_RESAMPLES, Resamples
+
+    split, settings = how
+    images = foreign.split(split).images
+    with console.progress_bar(f"classifying {foreign.name} {split}", lines=True) as advance:
+        others = network.classify(images, settings, seed=seed, progress=advance)
+    scores = detection_metrics(prediction, others, resamples, Resamples(len(images), N_RESAMPLES, seed + 1))
+    rows = [[name, _cell(entry["auroc"]), _cell(entry["fpr95"])] for name, entry in scores.items()]
+    console.print_table([["score", "auroc", "fpr95"], *rows], title=f"\nPictures of {foreign.name} told from others")
+    return {
+        "dataset": foreign.name,
+        "dataset_sha256": foreign.fingerprint,
+        "split": split,
+        "n_images": len(images),
+        "scores": scores,
+    }
+
+
+def _cell(interval: Mapping[str, float | None]) -> str:
+    value, low, high = (console.shown(interval[name], 3) for name in ("value", "low", "high"))
+    return value if low == "-" else f"{value} ({low} to {high})"
+
+
+def _show_classes(figures: dict[str, Any], level: float) -> None:
     kinds = ("recall", "specificity", "auc")
-    rows = [[entry["class"], str(entry["n"]), *(cell(entry[kind]) for kind in kinds)] for entry in figures["per_class"]]
-    level = f"{figures['intervals']['level']:.0%}"
-    console.print_table([["class", "n", *kinds], *rows], title=f"\nPer class, with intervals of {level}")
+    rows = [
+        [entry["class"], str(entry["n"]), *(_cell(entry[kind]) for kind in kinds)] for entry in figures["per_class"]
+    ]
+    console.print_table([["class", "n", *kinds], *rows], title=f"\nPer class, with intervals of {level:.0%}")
+
+
+def _show_scores(scores: dict[str, Any]) -> None:
+    kinds = ("aurc", "error_auroc", "accuracy_at_0.8", "coverage_at_0.05")
+    rows = [[name, *(_cell(entry[kind]) for kind in kinds)] for name, entry in scores.items()]
+    console.print_table([["score", *kinds], *rows], title="\nUncertainty scores")

@@ -165,6 +165,21 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
         raise ValueError(f"{name} must be whole numbers separated by commas; got {text!r}") from None
 
 
+def shares(name: str, text: str) -> tuple[float, ...]:
+    """Return the numbers of a flag such as `0.02,0.05`.
+
+    Raises:
+        ValueError: Anything else, or a number outside (0, 1); the text names the flag.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < value < 1 for value in found):
+        raise ValueError(f"{name} must be numbers in (0, 1) separated by commas; got {text!r}")
+    return found
+
+
 def _group(annotation: Any) -> _Flags | None:
     if typing.get_origin(annotation) is Annotated:
         for marker in annotation.__metadata__:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +54,12 @@ def image_rows(
         made_with: Data set, split and provenance, the same in all rows.
         dataset: Names of files are read from the rows that `msf pack` wrote beside it, where they are still its own.
     """
+    from msf.data import packed_rows
     from msf.provenance import flat_provenance
 
     scores = {f"score_{name}": values.tolist() for name, values in prediction.scores().items()}
     constant = flat_provenance(dict(made_with))
-    files = _files(dataset, made_with["split"])
+    files = [row["file"] for row in packed_rows(dataset, made_with["split"])]
     rows = []
     for number, (row, label) in enumerate(zip(prediction.to_rows(tuple(class_names)), labels.tolist(), strict=True)):
         own = {
@@ -103,18 +103,3 @@ def csv_lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iter
         yield text.getvalue()
         text.seek(0)
         text.truncate()
-
-
-def _files(dataset: ImageDataset, split: str) -> list[str]:
-    """Return the files of a split's pictures as `msf pack` noted them; nothing where that is not to be had."""
-    if dataset.path is None:
-        return []
-    try:
-        report = json.loads(dataset.path.with_suffix(".json").read_bytes())
-        if report["sha256"] != dataset.fingerprint:
-            return []
-        with dataset.path.with_suffix(".rows.csv").open(encoding="utf-8", newline="") as file:
-            files = [row["file"] for row in csv.DictReader(file) if row["split"] == split]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # a note of another program, or none
-        return []
-    return files if len(files) == len(dataset.split(split)) else []

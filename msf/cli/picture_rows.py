@@ -18,6 +18,7 @@ from msf.files.journal import Journal
 from msf.interruption import undisturbed
 
 if TYPE_CHECKING:
+    from msf.judge.decisions import PictureDecisions
     from msf.judge.uncertainty import Prediction
 
 FORMAT = "msf-classify/1"
@@ -36,9 +37,12 @@ class PictureRows:
         files: The files, in the order of the rows.
         score: Name of the uncertainty score that ranks pictures.
         journal: Where the rows lie; those that are there are taken for files that have not changed since.
+        decisions: What calibration says of single pictures, if it was asked for.
     """
 
-    def __init__(self, files: Sequence[str], *, score: str, journal: Journal) -> None:
+    def __init__(
+        self, files: Sequence[str], *, score: str, journal: Journal, decisions: PictureDecisions | None = None
+    ) -> None:
         """Take the rows that the journal holds."""
         self.files = files
         self.n_resumed = 0
@@ -47,7 +51,8 @@ class PictureRows:
         self._journal = journal
         self._places = array("q", [_UNREAD]) * len(files)
         self._uncertainty = array("d", [np.nan]) * len(files)
-        self._referred: set[int] | None = None
+        self._decisions = decisions
+        self._referred: set[int] | None = set() if decisions is not None and decisions.rule is not None else None
         self._take_finished()
 
     @property
@@ -80,15 +85,17 @@ class PictureRows:
         self.micro_batch = prediction.micro_batch
         scores = {name: values.tolist() for name, values in prediction.scores().items()}
         records, sound = prediction.to_records(class_names), is_sound(prediction).tolist()
+        decided = [{}] * len(records) if self._decisions is None else self._decisions.records(prediction, class_names)
         for position, (number, record) in enumerate(zip(numbers, records, strict=True)):
             file = self.files[number]
             if not sound[position]:
                 self.fail(number, f"{file!r} could not be classified: the network's outputs for it are not finite")
                 continue
             own = {name: values[position] for name, values in scores.items()}
-            row = {"file": file, "error": None, **record, "scores": own, _STAMP: _stamp(file)}
+            row = {"file": file, "error": None, **record, "scores": own, **decided[position], _STAMP: _stamp(file)}
             self._places[number] = self._journal.append(row)
             self._uncertainty[number] = own[self._score]
+            self._note_referral(number, row)
 
     def sync(self) -> None:
         """See to it that the rows so far survive whatever comes."""
@@ -199,7 +206,12 @@ class PictureRows:
             self._uncertainty[number] = row["scores"][self._score] if row["error"] is None else np.nan
             if row["error"] is None:
                 self.micro_batch = row["micro_batch"]
+                self._note_referral(number, row)
         self.n_resumed = len(self.files) - len(self.unread)
+
+    def _note_referral(self, number: int, row: Mapping[str, Any]) -> None:
+        if self._referred is not None and row.get("is_referred"):
+            self._referred.add(number)
 
     def _row(self, number: int) -> dict[str, Any]:
         row = self._journal.read(self._places[number])
@@ -219,9 +231,9 @@ class PictureRows:
         from msf.provenance import flat_provenance
 
         first = self._row(int(np.flatnonzero(~np.isnan(np.array(self._uncertainty)))[0]))
-        columns = flat_row(_without_scores(first))
+        columns = flat_row(_with_flat_scores(first))
         constant = {name: value for name, value in flat_provenance(dict(made_with)).items() if name not in columns}
-        rows = ({**flat_row(_without_scores(row)), **constant} for row in self._all())
+        rows = ({**flat_row(_with_flat_scores(row)), **constant} for row in self._all())
         return csv_lines([*columns, *constant], rows)
 
     def _json(self, made_with: Mapping[str, Any]) -> Iterator[str]:
@@ -254,8 +266,9 @@ def distinct_names(files: Sequence[str]) -> list[str]:
     return [os.path.relpath(place, common) for place in places]
 
 
-def _without_scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "scores"}
+def _with_flat_scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {f"score_{name}": value for name, value in row.get("scores", {}).items()}
+    return {name: value for name, value in row.items() if name != "scores"} | scores
 
 
 def _stamp(file: str) -> list[int] | None:

@@ -145,23 +145,23 @@ class LabelCode:
         """Return the class that is nearest at most pixels: int64 [N]; ties go to the lowest class."""
         return self.distance(semantic)[1].argmax(dim=1)
 
-    def probability(self, semantic: SemanticBatch) -> ClassDistances:
-        """Return class probabilities read from the mean of each map.
+    def weights(self, semantic: SemanticBatch) -> ClassDistances:
+        """Return the weights of the classes in the mean of each map.
 
         The pixel mean m of a map is written as `sum_i w_i codes[i]` with `sum_i w_i = 1` (least squares when K is
-        larger than n_classes - 1); w is then projected on the probability simplex in the Euclidean sense. For a map
-        that estimates E[code | image], w estimates p(label | image).
+        larger than n_classes - 1). For a map that estimates E[code | image], w estimates p(label | image). It is a
+        linear function of the map: weights of several maps can be averaged, and nothing is lost by it.
 
         Args:
             semantic: float [N, K, H, W].
 
         Returns:
-            float32 [N, n_classes] (float64 for float64 input); rows are >= 0 and sum to 1.
+            float32 [N, n_classes] (float64 for float64 input); rows sum to 1, and may hold negative numbers.
 
         Raises:
             TypeError: Not a floating-point tensor.
             ValueError: Wrong shape; or the codes are not affinely independent, so that a mean does not determine the
-                probabilities.
+                weights.
         """
         self._check_semantic(semantic)
         if not self.is_affinely_independent:
@@ -172,8 +172,25 @@ class LabelCode:
             )
         mean = semantic.mean(dim=(2, 3), dtype=_accumulation_dtype(semantic))  # [N, K]
         matrix = self._on("barycentric", semantic.device, _barycentric_matrix).to(mean.dtype)
-        weights = mean @ matrix[:-1] + matrix[-1]
-        return project_on_simplex(weights)
+        return mean @ matrix[:-1] + matrix[-1]
+
+    def probability(self, semantic: SemanticBatch) -> ClassDistances:
+        """Return class probabilities read from the mean of each map: its `weights`, projected on the simplex.
+
+        The projection moves what lies outside only, so it belongs behind the average over several maps, not before: a
+        certain class whose weight varies around 1 would be told as less than certain.
+
+        Args:
+            semantic: float [N, K, H, W].
+
+        Returns:
+            float32 [N, n_classes] (float64 for float64 input); rows are >= 0 and sum to 1.
+
+        Raises:
+            TypeError: See `weights`.
+            ValueError: Likewise.
+        """
+        return project_on_simplex(self.weights(semantic))
 
     def _on(self, name: str, device: torch.device, make: Callable[[Tensor], Tensor] = lambda codes: codes) -> Tensor:
         # Kept per device, so that a call copies nothing from the host (and can be captured in a CUDA graph).

@@ -136,8 +136,12 @@ class DataConfig(Checked):
     flips: bool | None = described(
         None, "random horizontal and vertical flips in training; default: as published per data set"
     )
+    calibration_share: float = described(
+        0.0, "share of the training pictures that neither train nor choose, but are kept for 'msf calibrate'"
+    )
 
     def _check(self) -> None:
+        require(0 <= self.calibration_share < 1, "calibration_share", "in [0, 1)", self.calibration_share)
         require(self.image_size > 0, "image_size", "positive", self.image_size)
         require(self.image_size <= MOST_PIXELS, "image_size", f"<= {MOST_PIXELS}", self.image_size)
 

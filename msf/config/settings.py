@@ -18,6 +18,9 @@ FlowName = Literal["joint", "conditional"]
 ReadoutName = Literal["latent", "decoded"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 Decision = Literal["distance", "pixel_votes", "probability"]
+SetMethod = Literal["split", "class_conditional", "adaptive", "raps", "distance"]
+ScalingMethod = Literal["temperature", "vector", "dirichlet"]
+ScalingSource = Literal["probability", "distance"]
 ValueRange = Literal["signed", "unit"]
 
 MOST_STEPS = 10**6

@@ -2,7 +2,8 @@
 
 from msf.data.arrays import as_tensor
 from msf.data.batches import epoch_batches, epoch_order, seeded_generator
-from msf.data.dataset import ImageDataset, Split, known_datasets, load_dataset
+from msf.data.calibration_part import hold_out_calibration
+from msf.data.dataset import CALIBRATION, ImageDataset, Split, known_datasets, load_dataset
 from msf.data.images import (
     ValueRangeWarning,
     apply_flips,
@@ -11,6 +12,7 @@ from msf.data.images import (
     resize_images,
     settle_value_range,
 )
+from msf.data.packed_rows import packed_rows, picture_groups
 from msf.data.packing import PackSettings, pack_pictures
 from msf.data.phantoms import make_phantoms, phantom_bayes_accuracy
 from msf.data.picture_files import FoundImages, find_images, search_images
@@ -19,6 +21,7 @@ from msf.data.sources import is_source
 from msf.data.table import MEDMNIST, DatasetInfo
 
 __all__ = [
+    "CALIBRATION",
     "MAX_PIXELS",
     "MEDMNIST",
     "DatasetInfo",
@@ -35,13 +38,16 @@ __all__ = [
     "epoch_batches",
     "epoch_order",
     "find_images",
+    "hold_out_calibration",
     "is_source",
     "known_datasets",
     "load_dataset",
     "load_pictures",
     "make_phantoms",
     "pack_pictures",
+    "packed_rows",
     "phantom_bayes_accuracy",
+    "picture_groups",
     "prepare_images",
     "read_image",
     "resize_images",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from msf_kernels.shapes import Labels
 
 DATA_ENV = "MSF_DATA"
 PHANTOMS = "phantoms"
+CALIBRATION = "calibration"
 _N_LISTED = 8
 _WHY_BELOW = ", since every class needs a training picture"
 _PHANTOM_INFO = DatasetInfo(
@@ -44,6 +46,20 @@ class Split:
         return len(self.labels)
 
 
+class HeldOut(NamedTuple):
+    """What was taken out of the training split.
+
+    Args:
+        origin: The data set before.
+        calibration: Pictures that neither train nor choose.
+        rows: Of the training split before, by name of the split that has them now; int64, ascending.
+    """
+
+    origin: ImageDataset
+    calibration: Split
+    rows: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Three splits and what is known of them.
@@ -60,6 +76,7 @@ class ImageDataset:
         citation: Where they come from; empty if unknown.
         fingerprint: SHA-256 in hexadecimal: of the file's bytes, or of all pictures and labels where there is no file.
         path: The file; None where there is none.
+        held_out: What was kept from training for calibration, if anything.
     """
 
     name: str
@@ -73,6 +90,7 @@ class ImageDataset:
     citation: str
     fingerprint: str
     path: Path | None = None
+    held_out: HeldOut | None = None
 
     @property
     def n_classes(self) -> int:
@@ -93,8 +111,10 @@ class ImageDataset:
         """Return a split by name.
 
         Raises:
-            ValueError: Not one of train, val and test.
+            ValueError: Not one of train, val and test, nor `calibration` where pictures were held out.
         """
+        if name == CALIBRATION and self.held_out is not None:
+            return self.held_out.calibration
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {name!r}")
         split: Split = getattr(self, name)
@@ -187,7 +207,9 @@ def _assemble(
     splits = {split: Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in SPLITS}
     return ImageDataset(
         name=name,
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         class_names=info.class_names,
         flips=info.flips,
         is_ordinal=info.is_ordinal,

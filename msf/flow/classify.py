@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from msf.autoencoder.batches import fixed_batches
+from msf.codes.label_codes import project_on_simplex
 from msf.config import ClassifySettings
 from msf.data import prepare_images, settle_value_range
 from msf.data.arrays import as_tensor, listed, rows_not_finite
@@ -28,6 +29,7 @@ from msf_kernels.sampling import (
     MeanEntropy,
     MeanVariance,
     SamplingResult,
+    SettledVote,
     Statistic,
     Votes,
     draw,
@@ -68,7 +70,7 @@ class ClassifyTrajectory:
         return self.solver.nfe
 
     def __call__(self, image: ImageBatch, noise: SemanticBatch) -> dict[str, Tensor]:
-        """Return distance, pixel votes and, if wanted, probability of each item; each [B, n_classes]."""
+        """Return distance, pixel votes and, if wanted, class weights and probability of each; all [B, n_classes]."""
         semantic = self.solver.to_code(image, noise)
         if not self.is_batch_invariant:
             return self._compare(semantic)
@@ -79,8 +81,9 @@ class ClassifyTrajectory:
     def _compare(self, semantic: SemanticBatch) -> dict[str, Tensor]:
         distance, pixel_votes = self.readout.distance(semantic)
         values = {"distance": distance, "pixel_votes": pixel_votes}
-        if self.readout.probability is not None:
-            values["probability"] = self.readout.probability(semantic)
+        if self.readout.weights is not None:
+            values["weights"] = self.readout.weights(semantic)
+            values["probability"] = project_on_simplex(values["weights"])
         return values
 
 
@@ -145,9 +148,10 @@ def classify(
     """Classify pictures with a flow; `MedSymmFlow.classify` is the public form.
 
     Probabilities are read from the code (`mean_code`) where one evaluation estimates the posterior mean of the code
-    and that mean determines the class probabilities: one Euler step, affinely independent codes. Otherwise they are
-    votes, because a state after several steps is one possible answer, not a mean. After one step with dependent codes
-    votes are all that is left, and they are not probabilities: every draw estimates the same mean.
+    and that mean determines the class probabilities: one Euler step, affinely independent codes. The weights of the
+    classes are averaged over the draws and projected once. Otherwise they are votes, because a state after several
+    steps is one possible answer, not a mean. After one step with dependent codes votes are all that is left, and they
+    are not probabilities: every draw estimates the same mean.
 
     Args:
         request: Pictures and settings.
@@ -169,23 +173,27 @@ def classify(
         what else is classified; equal pictures get equal predictions. Bits are equal for an equal micro-batch, and for
         any where the network is batch-invariant.
     """
-    images, settings = request.images, request.settings
+    images, settings, stop = request.images, request.settings, request.settings.stop
     if request.noise is not None:
         wanted = (len(images), settings.n_samples, *space.semantic_shape)
         check_noise(request.noise, "[N, n_samples, K, H, W]", wanted)
     readout = space.readout(settings.readout, device, is_mean=solver.is_single_evaluation)
-    is_posterior_mean = readout.probability is not None
+    is_posterior_mean = readout.weights is not None
     # Decoded maps go through the autoencoder, whose weights are its owner's and may be moved.
     captured = trajectories.of(
         solver, readout, lambda: ClassifyTrajectory(solver, readout), is_fixed=not space.decodes(readout.name)
     )
     statistics: dict[str, Statistic] = {
         "distance": MeanVariance("distance"),
-        "votes": Votes("distance"),
+        "votes": Votes(stop.reads, stop.rule, stop.n_classes) if isinstance(stop, SettledVote) else Votes("distance"),
         "pixel_votes": Mean("pixel_votes"),
     }
     if is_posterior_mean:
-        statistics |= {"probability": Mean("probability"), "entropy": MeanEntropy("probability")}
+        statistics |= {
+            "weights": Mean("weights"),
+            "probability": Mean("probability"),
+            "entropy": MeanEntropy("probability"),
+        }
     per_part = max(1, _PREPARED_BYTES // (4 * space.image_channels * space.image_size**2))
     value_range = settle_value_range(images, space.image_channels, settings.value_range)
     micro_batch, parts = settings.micro_batch, []
@@ -204,8 +212,10 @@ def classify(
         distance_std=joined("distance", "variance").sqrt(),
         votes=joined("votes", "share"),
         pixel_votes=joined("pixel_votes", "mean"),
-        code_probability=joined("probability", "mean") if is_posterior_mean else None,
+        code_probability=project_on_simplex(joined("weights", "mean")) if is_posterior_mean else None,
         code_entropy=joined("entropy", "mean") if is_posterior_mean else None,
+        code_mean=joined("probability", "mean") if is_posterior_mean else None,
+        stopped_by=None if stop is None else "votes" if isinstance(stop, SettledVote) else "rule",
         sample_distance=torch.cat([part.samples["distance"] for part in parts]) if settings.keep_samples else None,
     )
     n_samples = torch.cat([part.n_samples for part in parts]).to(images.device)
@@ -213,7 +223,7 @@ def classify(
         draws,
         decision=settings.decision,
         readout=readout.name,
-        n_samples=settings.n_samples if settings.stop is None else n_samples,
+        n_samples=settings.n_samples if stop is None else n_samples,
         nfe=parts[-1].nfe or 0,
         micro_batch=parts[-1].micro_batch,
         precision=precision_of(solver.dtype),

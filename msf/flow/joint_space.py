@@ -112,7 +112,7 @@ class JointSpace:
         if self.decodes(name):
             return Readout(name, self._decoded_distance, is_decoding=True)
         code = self.semantic_code(device)
-        return Readout(name, code.distance, code.probability if is_mean and code.is_affinely_independent else None)
+        return Readout(name, code.distance, code.weights if is_mean and code.is_affinely_independent else None)
 
     def decodes(self, name: ReadoutName) -> bool:
         """Return whether a read-out takes maps through the autoencoder."""

@@ -19,12 +19,12 @@ class Readout:
         name: What is compared; see `MedSymmFlow.classify`.
         distance: From [B, K, H, W] to the distance to each class and each class's share of the pixels, both
             [B, n_classes].
-        probability: From [B, K, H, W] to class probabilities [B, n_classes], where a map is a posterior mean that
-            determines them; else None.
+        weights: From [B, K, H, W] to class weights [B, n_classes], linear, where a map is a posterior mean that
+            determines them (`LabelCode.weights`); else None.
         is_decoding: Whether the comparison decodes, which costs more than the network.
     """
 
     name: ReadoutName
     distance: Callable[[SemanticBatch], tuple[Tensor, Tensor]]
-    probability: Callable[[SemanticBatch], Tensor] | None = None
+    weights: Callable[[SemanticBatch], Tensor] | None = None
     is_decoding: bool = False

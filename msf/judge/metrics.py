@@ -8,18 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf.judge.selective import augrc, aurc, e_aurc, risk_coverage_curve
-from msf.judge.uncertainty import Prediction
+from msf.judge.reliability import N_BINS, calibration_error, reliability_diagram
+from msf.judge.resampling import Array
+from msf.judge.selective import augrc, aurc, coverage_at_risk, e_aurc, risk_at_coverage, risk_coverage_curve
+from msf.judge.uncertainty import Prediction, smoothed_votes
 
-# Votes of S draws are often exactly zero for the true class; without a floor one such picture makes the mean infinite.
+# A probability may be exactly zero for the true class; without a floor one such picture makes the mean infinite.
 NLL_PROBABILITY_FLOOR = 1e-6
-N_CALIBRATION_BINS = 15
 MAX_CURVE_POINTS = 200
+COVERAGES = (0.95, 0.9, 0.8, 0.7, 0.5)
+RISKS = (0.01, 0.02, 0.05, 0.1)
+"""Where accuracy among the kept pictures, and the share that can be kept, are given for every score."""
 _SUM_SLACK = 1e-3
 PUBLISHED_SCORE = "nearest_distance"
 HEADLINES = (
     "n_images", "accuracy", "balanced_accuracy", "auc_macro_ovr", "auc_medmnist", "auc_macro_ovr_of_probability",
-    "auc_medmnist_of_probability", "nll", "brier", "ece", "aurc", "e_aurc", "augrc", "decision", "probability_source",
+    "auc_medmnist_of_probability", "nll", "brier", "ece", "ece_adaptive", "aurc", "e_aurc", "augrc", "decision",
+    "probability_source",
 )  # fmt: skip
 """The figures of `prediction_metrics` that fit on a screen, in the order in which they are read."""
 SUMMARY = ("accuracy", "auc_macro_ovr", "nll", "aurc")
@@ -43,13 +48,18 @@ def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: S
           over classes. `auc_medmnist`: the same scores by the rule of MedMNIST: for two classes the last score column
           only, else the mean over classes. Both say how distances rank pictures, and nothing about `probability`.
         - `auc_macro_ovr_of_probability`, `auc_medmnist_of_probability`: the same two rules for `probability`.
-        - `nll`: mean of `-ln max(p, 1e-6)` of the true class. `brier`: mean of the summed squared error of
+        - `nll`: mean of `-ln max(p, 1e-6)` of the true class; votes are smoothed before (`smoothed_votes`), and
+          `nll_unsmoothed` is that of `probability` as it is. `brier`: mean of the summed squared error of
           `probability`, in [0, 2]. `ece`: expected calibration error of the largest probability, 15 bins of equal
-          width. All three read `probability`, as the two areas above do, so they judge what `probability_source`
-          names.
-        - `aurc`, `e_aurc`, `augrc`, `selective: {coverage, risk}` of the published score, and the same with
-          `error_auroc` (area under the ROC curve of the score as a detector of errors) for every score under `scores`.
-          Curves hold at most 200 evenly spaced coverages; the areas are taken over all of them.
+          width, the last one closed; `ece_adaptive`: the same with bins of as equal numbers as ties allow. All of them
+          read `probability`, as the two areas above do, so they judge what `probability_source` names.
+        - `reliability`: `n_bins`, and the bins that hold predictions, `equal_width` and `adaptive`; see
+          `msf.judge.reliability.reliability_diagram`.
+        - `aurc`, `e_aurc`, `augrc`, `selective: {coverage, risk}` of the published score, and the same for every score
+          under `scores`, with `error_auroc` (area under the ROC curve of the score as a detector of errors),
+          `accuracy_at_<coverage>` (among that share of the pictures, the surest) and `coverage_at_<risk>` (the largest
+          share whose error rate is at most that). All are expectations over the order of equal scores. Curves hold at
+          most 200 evenly spaced coverages; the areas are taken over all of them.
         - `warnings`: sentences about what could not be measured, and about figures that do not mean what their names
           say: those of `probability` where it is votes that are no probabilities.
 
@@ -73,6 +83,7 @@ def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: S
     probability_macro_auc, probability_medmnist_auc = _aucs(probability, labels)
     scores = {name: _selective_numbers(score.double().cpu(), is_error) for name, score in prediction.scores().items()}
     published = scores[PUBLISHED_SCORE]
+    confidence, is_right = confidences(prediction, labels)
     return {
         "n_images": len(labels),
         "accuracy": 1 - float(is_error.double().mean()),
@@ -81,9 +92,16 @@ def prediction_metrics(prediction: Prediction, labels: Tensor, *, class_names: S
         "auc_medmnist": medmnist_auc,
         "auc_macro_ovr_of_probability": probability_macro_auc,
         "auc_medmnist_of_probability": probability_medmnist_auc,
-        "nll": _negative_log_likelihood(probability, labels),
-        "brier": _brier(probability, labels),
-        "ece": _calibration_error(probability, labels),
+        "nll": float(nll_terms(prediction, labels).mean()),
+        "nll_unsmoothed": float(nll_terms(prediction, labels, is_smoothed=False).mean()),
+        "brier": float(brier_terms(prediction, labels).mean()),
+        "ece": calibration_error(confidence, is_right),
+        "ece_adaptive": calibration_error(confidence, is_right, "adaptive"),
+        "reliability": {
+            "n_bins": N_BINS,
+            "equal_width": reliability_diagram(confidence, is_right),
+            "adaptive": reliability_diagram(confidence, is_right, "adaptive"),
+        },
         "aurc": published["aurc"],
         "e_aurc": published["e_aurc"],
         "augrc": published["augrc"],
@@ -110,6 +128,8 @@ def _selective_numbers(score: Tensor, is_error: Tensor) -> dict[str, Any]:
         "e_aurc": e_aurc(score, is_error),
         "augrc": augrc(score, is_error),
         "error_auroc": _auroc(score, is_error),
+        **{f"accuracy_at_{coverage:g}": 1 - risk_at_coverage(score, is_error, coverage) for coverage in COVERAGES},
+        **{f"coverage_at_{risk:g}": coverage_at_risk(score, is_error, risk) for risk in RISKS},
         "selective": {"coverage": curve.coverage[points].tolist(), "risk": curve.selective_risk[points].tolist()},
     }
 
@@ -132,7 +152,9 @@ def _aucs(score: Tensor, labels: Tensor) -> tuple[float | None, float | None]:
 
 
 def _vote_warnings(prediction: Prediction) -> list[str]:
-    if prediction.probability_source != "votes":
+    if isinstance(prediction.n_samples, Tensor) and prediction.probability_source == "mean_code":
+        return ["draws ended by a stopping rule, which looks at them: means over them are slightly too sure"]
+    if prediction.probability_source == "mean_code":
         return []
     if prediction.nfe == 1:
         return [
@@ -141,30 +163,37 @@ def _vote_warnings(prediction: Prediction) -> list[str]:
             "entropies judge these votes (a code such as simplex, or several steps of a conditional flow, gives "
             "probabilities)"
         ]
+    if prediction.probability_source == "stopped_votes":
+        return [
+            "probabilities are votes of draws that ended when the leading class was settled, which makes its share too "
+            "large (0.7 becomes 0.755): nll, brier, ece and the entropies are those of over-confident votes"
+        ]
     if torch.as_tensor(prediction.n_samples).max() == 1:
         return ["probabilities are votes of a single draw, 0 or 1: nll, brier, ece and the entropies say nothing more"]
     return []
 
 
-def _negative_log_likelihood(probability: Tensor, labels: Tensor) -> float:
-    true_class = probability.gather(1, labels[:, None])
-    return float(-true_class.clamp_min(NLL_PROBABILITY_FLOOR).log().mean())
+def nll_terms(prediction: Prediction, labels: Tensor, *, is_smoothed: bool = True) -> Tensor:
+    """Return `-ln max(p, 1e-6)` of the true class of every picture, float64 [N] on the CPU; votes are smoothed."""
+    probability = prediction.probability.double().cpu()
+    if is_smoothed and prediction.probability_source != "mean_code":
+        n_samples = prediction.n_samples
+        probability = smoothed_votes(probability, n_samples.cpu() if isinstance(n_samples, Tensor) else n_samples)
+    true_class = probability.gather(1, labels.cpu()[:, None])[:, 0]
+    return -true_class.clamp_min(NLL_PROBABILITY_FLOOR).log()
 
 
-def _brier(probability: Tensor, labels: Tensor) -> float:
-    target = torch.nn.functional.one_hot(labels, probability.shape[1])
-    return float((probability - target).square().sum(1).mean())
+def brier_terms(prediction: Prediction, labels: Tensor) -> Tensor:
+    """Return the summed squared error of the probabilities of every picture, float64 [N] on the CPU."""
+    probability = prediction.probability.double().cpu()
+    target = torch.nn.functional.one_hot(labels.cpu(), probability.shape[1])
+    return (probability - target).square().sum(1)
 
 
-def _calibration_error(probability: Tensor, labels: Tensor) -> float:
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    # torchmetrics takes values above one, be it by rounding, as logits and applies a softmax.
-    return float(
-        multiclass_calibration_error(
-            probability.clamp(0, 1), labels, num_classes=probability.shape[1], n_bins=N_CALIBRATION_BINS, norm="l1"
-        )
-    )
+def confidences(prediction: Prediction, labels: Tensor) -> tuple[Array, Array]:
+    """Return the largest probability of every picture, [N] in [0, 1], and whether its class is the true one, bool."""
+    confidence, guess = prediction.probability.double().cpu().clamp(0, 1).max(1)
+    return confidence.numpy(), (guess == labels.cpu()).numpy()
 
 
 def is_sound(prediction: Prediction) -> Tensor:

@@ -18,7 +18,10 @@ from torch import Tensor
 from msf.config import Decision, ReadoutName
 from msf.plain_values import told_apart
 
-ProbabilitySource = Literal["mean_code", "votes"]
+ProbabilitySource = Literal["mean_code", "votes", "stopped_votes"]
+DecisionMade = Decision | Literal["votes"]
+# Entropies are compared with each other: equal ones shall stay equal whatever the order of their terms.
+_ENTROPY_DECIMALS = 12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,18 +39,24 @@ class Prediction:
         pixel_votes: Share of the pixels whose nearest code is that class, mean over draws; [N, n_classes].
         predictive_entropy: Entropy of `probability`, in nats; [N]. All the uncertainty that the draws show.
         expected_entropy: Mean over draws of the entropy of each draw's own distribution, in nats; [N].
-        mutual_information: `predictive_entropy - expected_entropy`, in nats, >= 0; [N]: disagreement between draws.
+        mutual_information: Entropy of the mean over draws of each draw's own distribution, minus `expected_entropy`, in
+            nats, >= 0; [N]: disagreement between draws. With `mean_code` that mean is not quite `probability`, which is
+            projected on the distributions once, after averaging.
         nearest_distance: `class_distance` of the predicted class; [N]. The published score.
-        margin: Second smallest minus smallest `class_distance`; [N], >= 0; small = uncertain.
+        margin: By how much the predicted class leads the next one in what `decision` compares: distance, share of
+            pixels, probability or votes; [N], >= 0; small = uncertain.
         n_samples: Draws made; a number, or [N] int64 where pictures stopped on their own.
         nfe: Evaluations of the network per draw.
         micro_batch: Draws evaluated at once, at most. Where `convolution` is `native`, bits do not depend on it; else
             they are equal between two predictions only if this is.
-        probability_source: `mean_code`: mean over draws of the code's own class probabilities, where one evaluation
-            estimates p(label | picture). `votes`: the share of draws per class; each draw's own distribution is then
-            one-hot, so `expected_entropy` is zero and `mutual_information` equals `predictive_entropy`.
+        probability_source: `mean_code`: class weights of the code, averaged over draws and then projected on the
+            distributions, where one evaluation estimates p(label | picture). `votes`: the share of draws per class;
+            each draw's own distribution is then one-hot, so `expected_entropy` is zero and `mutual_information` equals
+            `predictive_entropy`. `stopped_votes`: the same, drawn until a stopping rule was content, which makes the
+            leading class's share larger than its probability: 0.7 becomes 0.755.
         decision: How `label` was chosen: `distance` (smallest mean distance; the published mean rule), `pixel_votes`
-            (largest mean share of pixels; the published mode rule) or `probability` (largest probability).
+            (largest mean share of pixels; the published mode rule), `probability` (largest probability), or `votes`
+            (most draws), where votes were counted by a stopping rule: what it promises is about that class.
         readout: What recovered maps were compared with: `latent` or `decoded`; see `MedSymmFlow.classify`.
         precision: Arithmetic of the network: `fp32`, `bf16`, `fp16` or `fp64`.
         convolution: What convolved: names of backends, the most frequent first, as in `native+onednn`.
@@ -70,7 +79,7 @@ class Prediction:
     nfe: int
     micro_batch: int
     probability_source: ProbabilitySource
-    decision: Decision
+    decision: DecisionMade
     readout: ReadoutName = "latent"
     precision: str = "fp32"
     convolution: str = "torch"
@@ -139,12 +148,14 @@ class Prediction:
 
 
 def flat_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record of `Prediction.to_records` with one column per field and class."""
+    """Return a record of `Prediction.to_records` with one column per field and class, and lists as text."""
     row: dict[str, Any] = {}
     for name, value in record.items():
         if isinstance(value, dict):
             classes = told_apart(list(value), ("source",))  # `probability_source` is a column of its own
             row.update({f"{name}_{c}": v for c, v in zip(classes, value.values(), strict=True)})
+        elif isinstance(value, list):
+            row[name] = "; ".join(map(str, value))
         else:
             row[name] = value
     return row
@@ -178,9 +189,30 @@ UNCERTAINTY_SCORES: dict[str, Callable[[Prediction], Tensor]] = {
     "predictive_entropy": lambda prediction: prediction.predictive_entropy,
     "expected_entropy": lambda prediction: prediction.expected_entropy,
     "mutual_information": lambda prediction: prediction.mutual_information,
+    "least_confidence": lambda prediction: 1 - prediction.probability.amax(1),
     "disagreement": lambda prediction: 1 - prediction.votes.amax(1),
 }
 """Every uncertainty score by name; higher means more uncertain, so `margin` is taken with a minus sign."""
+
+
+def smoothed_votes(votes: Tensor, n_samples: int | Tensor) -> Tensor:
+    """Return votes as an estimate that is never 0: `(n + 1/2) / (S + K/2)` for n of S draws and K classes.
+
+    It is the posterior mean under Jeffreys' prior. A class without a vote is not impossible, only rarer than draws
+    can tell; so the logarithm of the estimate is finite.
+
+    Args:
+        votes: Shares of the draws; [N, n_classes].
+        n_samples: S, for all or per picture ([N]).
+
+    Returns:
+        [N, n_classes], rows sum to one.
+
+    Source:
+        Krichevsky and Trofimov, The performance of universal encoding, IEEE Trans. Inf. Theory 1981.
+    """
+    draws = torch.as_tensor(n_samples, dtype=votes.dtype, device=votes.device).reshape(-1, 1)
+    return (votes * draws + 0.5) / (draws + votes.shape[1] / 2)
 
 
 def entropy(probability: Tensor) -> Tensor:
@@ -191,9 +223,13 @@ def entropy(probability: Tensor) -> Tensor:
 
     Returns:
         [...], in [0, ln n_classes].
+
+    Numerics:
+        Terms are summed in ascending order and the sum is rounded to 12 decimals (in float64), so that distributions of
+        the same shares in another order, such as votes, have equal entropies: ties stay ties.
     """
-    terms: Tensor = torch.special.entr(probability)
-    return terms.sum(-1)
+    terms: Tensor = torch.special.entr(probability).sort(-1).values
+    return terms.sum(-1).round(decimals=_ENTROPY_DECIMALS) if terms.dtype == torch.float64 else terms.sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,10 +241,12 @@ class Draws:
         distance_std: Standard deviation over draws of that distance; [N, n_classes].
         votes: Share of the draws nearest to each class; [N, n_classes].
         pixel_votes: Mean over draws of the share of pixels nearest to each class; [N, n_classes].
-        code_probability: Mean over draws of the code's class probabilities; [N, n_classes]. Only where these are an
-            estimate of p(label | picture), which the caller decides.
-        code_entropy: Mean over draws of the entropy of the code's class probabilities, in nats; [N].
+        code_probability: Class probabilities of the mean over draws of the code's weights; [N, n_classes]. Only where
+            these are an estimate of p(label | picture), which the caller decides.
+        code_entropy: Mean over draws of the entropy of each draw's own class probabilities, in nats; [N].
+        code_mean: Mean over draws of each draw's own class probabilities; [N, n_classes]. None: `code_probability`.
         sample_distance: Distances per draw; [N, S, n_classes].
+        stopped_by: What ended the draws: `votes`, a rule that counted `votes`; `rule`, another one; None: nothing.
 
     Raises:
         ValueError: Only one of `code_probability` and `code_entropy` is given.
@@ -220,7 +258,9 @@ class Draws:
     pixel_votes: Tensor
     code_probability: Tensor | None = None
     code_entropy: Tensor | None = None
+    code_mean: Tensor | None = None
     sample_distance: Tensor | None = None
+    stopped_by: Literal["votes", "rule"] | None = None
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
@@ -242,7 +282,8 @@ def make_prediction(
     """Build a prediction from what was accumulated over the draws.
 
     `probability = code_probability` where given (source `mean_code`), else `votes`; `label = argmin class_distance`,
-    or the argmax of `pixel_votes` or `probability`, ties to the lowest class.
+    or the argmax of `pixel_votes`, `probability`, or of `votes` where a stopping rule counted them, ties to the lowest
+    class.
 
     Args:
         draws: The accumulated statistics.
@@ -265,16 +306,19 @@ def make_prediction(
     if draws.code_probability is not None and draws.code_entropy is not None:
         source: ProbabilitySource = "mean_code"
         probability, expected_entropy = draws.code_probability, draws.code_entropy
+        mean = probability if draws.code_mean is None else draws.code_mean
     else:
-        source = "votes"
-        probability, expected_entropy = votes, votes.new_zeros(len(votes))
-    predictive_entropy = entropy(probability)
-    label = {
-        "distance": class_distance.argmin(1),
-        "pixel_votes": draws.pixel_votes.argmax(1),
-        "probability": probability.argmax(1),
-    }[decision]
-    nearest, second = class_distance.topk(2, dim=1, largest=False).values.unbind(1)
+        source = "votes" if draws.stopped_by is None else "stopped_votes"
+        probability, expected_entropy, mean = votes, votes.new_zeros(len(votes)), votes
+    made: DecisionMade = "votes" if draws.stopped_by == "votes" else decision
+    compared = {
+        "distance": -class_distance,
+        "pixel_votes": draws.pixel_votes,
+        "probability": probability,
+        "votes": votes,
+    }[made]
+    label = compared.argmax(1)
+    best, second = compared.topk(2, dim=1).values.unbind(1)
     return Prediction(
         label=label,
         probability=probability,
@@ -282,17 +326,17 @@ def make_prediction(
         distance_std=draws.distance_std,
         votes=votes,
         pixel_votes=draws.pixel_votes,
-        predictive_entropy=predictive_entropy,
+        predictive_entropy=entropy(probability),
         expected_entropy=expected_entropy,
         # The entropy is concave, so this is >= 0 but for rounding.
-        mutual_information=(predictive_entropy - expected_entropy).clamp_min(0),
+        mutual_information=(entropy(mean) - expected_entropy).clamp_min(0),
         nearest_distance=class_distance.gather(1, label[:, None]).squeeze(1),
-        margin=second - nearest,
+        margin=best - second,
         n_samples=n_samples,
         nfe=nfe,
         micro_batch=micro_batch,
         probability_source=source,
-        decision=decision,
+        decision=made,
         readout=readout,
         precision=precision,
         convolution=convolution,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from msf.config import ExperimentConfig, Selection, TaskConfig
-from msf.data import ImageDataset, epoch_batches, seeded_generator
+from msf.data import ImageDataset, epoch_batches, hold_out_calibration, seeded_generator
 from msf.device import choose_device
 from msf.evaluate import evaluate
 from msf.files.claim import claimed_folder
@@ -66,9 +66,9 @@ def train(
 ) -> TrainingResult:
     """Train a velocity network on the `train` split and keep the epoch that is best on `val`.
 
-    The test split is never read. `folder` gets `config.json` and `model.safetensors` (the averaged weights of the best
-    epoch, with the autoencoder of a flow on latents), `training_state.pt` (for `resume`) and `history.json`. Whatever
-    ends the training early carries a note (`__notes__`) on what of it the folder keeps. Ctrl-C saves the state first.
+    Neither test nor calibration pictures are read. `folder` gets `config.json`, `model.safetensors` (averaged weights
+    of the best epoch, with the autoencoder of a flow on latents), `training_state.pt` (for `resume`), `history.json`.
+    What ends the training early carries a note (`__notes__`) on what the folder keeps. Ctrl-C saves the state first.
 
     Args:
         experiment: What to train and how.
@@ -153,7 +153,7 @@ class TrainingRun:
         """Build networks and optimiser, and take over the training state."""
         self.experiment = experiment
         self.settings = experiment.train
-        self.dataset = dataset
+        self.dataset = dataset = hold_out_calibration(dataset, experiment.data.calibration_share)
         self.accelerator = accelerator
         self.device = accelerator.device
         self.precision = training_precision(experiment.train.precision, self.device)

@@ -98,7 +98,9 @@ def test_a_true_class_without_votes_costs_the_documented_floor():
     prediction, _ = _prediction(n=2, n_classes=2, votes=votes)
     metrics = prediction_metrics(prediction, torch.tensor([0, 0]))
     assert metrics["probability_source"] == "votes"
-    assert metrics["nll"] == pytest.approx(-math.log(NLL_PROBABILITY_FLOOR) / 2, abs=1e-9)
+    assert metrics["nll_unsmoothed"] == pytest.approx(-math.log(NLL_PROBABILITY_FLOOR) / 2, abs=1e-9)
+    # 8 draws of 2 classes: (8 + 1/2) / 9 and (0 + 1/2) / 9.
+    assert metrics["nll"] == pytest.approx(-(math.log(8.5 / 9) + math.log(0.5 / 9)) / 2, abs=1e-9)
 
 
 def test_every_score_has_its_own_selective_numbers_and_the_published_one_leads():

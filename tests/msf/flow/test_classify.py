@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import msf.flow.classify
+from msf.codes.label_codes import project_on_simplex
 from msf.config import ClassifySettings
 from msf.data.images import ValueRangeWarning
 from msf.flow.classify import content_key
@@ -33,7 +34,7 @@ def test_a_prediction_is_what_plain_loops_over_pictures_and_draws_give(make_flow
 
     noise = _noise(content_key(pictures), n_samples, 2, seed)
     dt = -1 / n_steps
-    distances, pixel_votes, probabilities = [], [], []
+    distances, pixel_votes, weights = [], [], []
     with torch.no_grad():
         for i in range(5):
             z = torch.cat([pictures[i].expand(n_samples, -1, -1, -1), noise[i]], 1)
@@ -46,8 +47,8 @@ def test_a_prediction_is_what_plain_loops_over_pictures_and_draws_give(make_flow
             per_pixel = (z[:, None, 1:] - flow.code.codes[None, :, :, None, None]).norm(dim=2).flatten(2)
             distances.append(per_pixel.mean(-1))
             pixel_votes.append(torch.nn.functional.one_hot(per_pixel.argmin(1), 3).double().mean(1))
-            probabilities.append(flow.code.probability(z[:, 1:]).double())
-    distances, pixel_votes, probabilities = (torch.stack(v) for v in (distances, pixel_votes, probabilities))
+            weights.append(flow.code.weights(z[:, 1:]).double())
+    distances, pixel_votes, weights = (torch.stack(v) for v in (distances, pixel_votes, weights))
 
     torch.testing.assert_close(prediction.sample_distance, distances, atol=2e-5, rtol=0)
     torch.testing.assert_close(prediction.class_distance, distances.double().mean(1), atol=2e-5, rtol=0)
@@ -60,8 +61,14 @@ def test_a_prediction_is_what_plain_loops_over_pictures_and_draws_give(make_flow
     assert prediction.n_samples == n_samples
     if n_steps == 1:
         assert prediction.probability_source == "mean_code"
-        torch.testing.assert_close(prediction.probability, probabilities.mean(1), atol=2e-5, rtol=0)
-        torch.testing.assert_close(prediction.expected_entropy, entropy(probabilities).mean(1), atol=1e-4, rtol=0)
+        # The mean of the weights is projected once; the entropy inside a draw is that of its own distribution.
+        expected = project_on_simplex(weights.mean(1))
+        torch.testing.assert_close(prediction.probability, expected, atol=2e-5, rtol=0)
+        per_draw = project_on_simplex(weights.flatten(0, 1)).unflatten(0, (5, n_samples))
+        torch.testing.assert_close(prediction.expected_entropy, entropy(per_draw).mean(1), atol=1e-4, rtol=0)
+        disagreement = entropy(per_draw.mean(1)) - entropy(per_draw).mean(1)
+        torch.testing.assert_close(prediction.mutual_information, disagreement, atol=2e-4, rtol=0)
+        assert (expected - per_draw.mean(1)).abs().max() > 1e-3, "the two orders should differ here"
     else:
         assert prediction.probability_source == "votes"
         assert torch.equal(prediction.probability, votes)
@@ -157,6 +164,22 @@ def test_settled_pictures_stop_early(make_flow, pictures):
     full = flow.classify(pictures, n_samples=128)
     settled = prediction.n_samples < 128
     assert torch.equal(prediction.votes[settled].argmax(1), full.votes[settled].argmax(1))
+    # What the rule promises is about the class with most votes, so that is the label, whatever rule was asked for.
+    stopped = flow.classify(pictures, n_samples=16, n_steps=2, stop=SettledVote(alpha=0.3), decision="pixel_votes")
+    assert torch.equal(stopped.label, stopped.votes.argmax(1))
+    assert (stopped.decision, stopped.probability_source) == ("votes", "stopped_votes")
+    full = flow.classify(pictures, n_samples=4, n_steps=2)
+    assert (full.decision, full.probability_source) == ("distance", "votes")
+
+
+def test_the_votes_of_a_stopped_prediction_are_those_that_its_rule_counts(make_flow, pictures):
+    flow = make_flow(code="simplex")
+    rule = SettledVote(alpha=0.3, reads="pixel_votes", rule="argmax")
+    prediction = flow.classify(pictures, n_samples=16, stop=rule, micro_batch=16)
+    full = flow.classify(pictures, n_samples=16, micro_batch=16)
+    assert torch.equal(prediction.label, prediction.votes.argmax(1))
+    assert prediction.probability_source == "mean_code"
+    assert not torch.equal(prediction.votes, full.votes)
     assert prediction.to_rows()[0]["n_samples"] == int(prediction.n_samples[0])
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
 
-from msf.judge import per_class
+from msf.judge import resampling
 from msf.judge.per_class import per_class_metrics
+from msf.judge.resampling import Resamples
 from msf.judge.uncertainty import Draws, make_prediction
 
 NAMES = ("a", "b", "c")
@@ -26,7 +27,7 @@ def predicted(n, seed=0, n_classes=3, noise=1.0, ties=False):
 @pytest.mark.parametrize("ties", [False, True])
 def test_values_are_those_of_scikit_learn(ties):
     prediction, labels = predicted(200, noise=3.0, ties=ties)
-    figures = per_class_metrics(prediction, labels, NAMES, n_resamples=10)
+    figures = per_class_metrics(prediction, labels, NAMES, Resamples(200, 10, 0))
     counts = confusion_matrix(labels, prediction.label)
     assert figures["confusion_matrix"] == {"classes": list(NAMES), "counts": counts.tolist()}
     recalls = recall_score(labels, prediction.label, average=None)
@@ -41,42 +42,19 @@ def test_values_are_those_of_scikit_learn(ties):
         for name, score in (("auc", -prediction.class_distance), ("auc_of_probability", prediction.probability)):
             expected = roc_auc_score(labels == number, score[:, number])
             assert entry[name]["value"] == pytest.approx(expected, abs=1e-12)
-    assert figures["overall"]["balanced_accuracy"]["value"] == pytest.approx(recalls.mean(), abs=1e-12)
-
-
-def test_every_resample_has_the_area_of_its_own_pictures():
-    prediction, labels = predicted(60, noise=4.0, ties=True)
-    score, is_positive = -prediction.class_distance[:, 0].numpy(), (labels == 0).numpy()
-    resamples = per_class._Resamples(60, 20, seed=3)
-    areas = per_class._area(score, is_positive, resamples)
-    for area, counts in zip(areas, np.concatenate(list(resamples.blocks())), strict=True):
-        expected = roc_auc_score(is_positive, score, sample_weight=counts)
-        assert area == pytest.approx(expected, abs=1e-12)
-
-
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for seed in range(200):
-        is_hit = rng.random(120) < 0.8
-        shares = per_class._share(is_hit, np.ones(120, bool), per_class._Resamples(120, 300, seed))
-        interval = per_class._interval(shares)
-        assert interval["low"] <= interval["value"] <= interval["high"]
-        hits += interval["low"] <= 0.8 <= interval["high"]
-    assert 180 <= hits <= 198  # 95 % of 200, within three standard deviations and what the percentile method lacks
 
 
 def test_blocks_do_not_change_the_resamples(monkeypatch):
     prediction, labels = predicted(50, noise=3.0)
-    whole = per_class_metrics(prediction, labels, NAMES, n_resamples=30, seed=5)
-    monkeypatch.setattr(per_class, "_BLOCK_VALUES", 50 * 7)
-    assert per_class_metrics(prediction, labels, NAMES, n_resamples=30, seed=5) == whole
-    assert per_class_metrics(prediction, labels, NAMES, n_resamples=30, seed=6) != whole
+    whole = per_class_metrics(prediction, labels, NAMES, Resamples(50, 30, 5))
+    monkeypatch.setattr(resampling, "_BLOCK_VALUES", 50 * 7)
+    assert per_class_metrics(prediction, labels, NAMES, Resamples(50, 30, 5)) == whole
+    assert per_class_metrics(prediction, labels, NAMES, Resamples(50, 30, 6)) != whole
 
 
 def test_a_class_that_does_not_occur_has_no_figures():
     prediction, labels = predicted(40)
     labels[labels == 2] = 0
-    entry = per_class_metrics(prediction, labels, NAMES, n_resamples=5)["per_class"][2]
+    entry = per_class_metrics(prediction, labels, NAMES, Resamples(40, 5, 0))["per_class"][2]
     assert (entry["n"], entry["recall"]["value"], entry["auc"]["value"]) == (0, None, None)
     assert entry["specificity"]["value"] is not None

@@ -1,4 +1,7 @@
+import itertools
 import math
+from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,19 +26,22 @@ def _random_case(n, seed, n_levels=None):
 
 
 def _brute_force(score, is_error):
-    """Sort pairs in plain Python (stable) and count."""
-    order = sorted(range(len(score)), key=lambda index: (float(score[index]), index))
-    wrong = [bool(is_error[index]) for index in order]
+    """Count in plain Python and exact fractions: inside a tie every picture is wrong with the tie's own rate."""
+    rate = {
+        value: Fraction(sum(e for s, e in zip(score, is_error, strict=True) if s == value), score.count(value))
+        for value in set(score)
+    }
+    wrong = [rate[value] for value in sorted(score)]
     n = len(wrong)
     risks = [sum(wrong[:k]) / k for k in range(1, n + 1)]
-    generalised = [0.0] + [sum(wrong[:k]) / n for k in range(1, n + 1)]
-    best = sorted(wrong)
-    best_aurc = sum(sum(best[:k]) / k for k in range(1, n + 1)) / n
+    generalised = [Fraction(0)] + [sum(wrong[:k]) / n for k in range(1, n + 1)]
+    best = sorted(is_error)
+    best_aurc = sum(Fraction(sum(best[:k]), k) for k in range(1, n + 1)) / n
     return {
-        "risks": risks,
-        "aurc": sum(risks) / n,
-        "e_aurc": sum(risks) / n - best_aurc,
-        "augrc": sum((a + b) / 2 for a, b in zip(generalised, generalised[1:], strict=False)) / n,
+        "risks": [float(risk) for risk in risks],
+        "aurc": float(sum(risks) / n),
+        "e_aurc": float(sum(risks) / n - best_aurc),
+        "augrc": float(sum((a + b) / 2 for a, b in pairwise(generalised)) / n),
     }
 
 
@@ -43,7 +49,7 @@ def _brute_force(score, is_error):
 @pytest.mark.parametrize("n_levels", [None, 5])
 def test_every_number_equals_a_brute_force_count(n, n_levels):
     score, is_error = _random_case(n, seed=n, n_levels=n_levels)
-    expected = _brute_force(score, is_error)
+    expected = _brute_force(score.tolist(), is_error.tolist())
     curve = risk_coverage_curve(score, is_error)
     assert torch.allclose(curve.selective_risk, torch.tensor(expected["risks"], dtype=torch.float64), atol=1e-14)
     assert torch.allclose(curve.coverage, torch.arange(1, n + 1, dtype=torch.float64) / n, atol=1e-15)
@@ -97,17 +103,69 @@ def test_all_right_and_all_wrong_are_the_two_ends():
         assert augrc(score, is_error) == pytest.approx(generalised, abs=1e-15)
 
 
-def test_ties_are_broken_by_index():
-    is_error = torch.tensor([True, False, False, True])
-    curve = risk_coverage_curve(torch.zeros(4), is_error)
-    assert curve.selective_risk.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 2 / 4])
+def _expected_over_orders(score, is_error, figure):
+    """Average a figure over all orders of the rows, made strict by telling ties apart in that order."""
+    values = []
+    for order in itertools.permutations(range(len(score))):
+        rows = torch.tensor(order)
+        strict = torch.argsort(torch.argsort(score[rows], stable=True))
+        values.append(figure(strict.double(), is_error[rows]))
+    return sum(values) / len(values)
 
 
-def test_ties_are_broken_by_index_in_long_arrays():
-    score, is_error = _random_case(5000, seed=3, n_levels=3)
-    curve = risk_coverage_curve(score, is_error)
-    expected = torch.cat([is_error[score == level] for level in range(3)]).double().cumsum(0)
-    assert torch.equal(curve.selective_risk, expected / torch.arange(1, 5001))
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "figure", [aurc, e_aurc, augrc, lambda s, e: risk_at_coverage(s, e, 0.5), lambda s, e: risk_at_coverage(s, e, 0.8)]
+)
+def test_figures_are_the_mean_over_all_orders_of_ties(seed, figure):
+    score, is_error = _random_case(6, seed, n_levels=3)
+    assert figure(score, is_error) == pytest.approx(_expected_over_orders(score, is_error, figure), abs=1e-14)
+
+
+@pytest.mark.parametrize("n_levels", [1, 2, 5])
+def test_figures_do_not_depend_on_the_order_of_the_rows(n_levels):
+    score, is_error = _random_case(5000, seed=3, n_levels=n_levels)
+    shuffled = torch.randperm(5000, generator=torch.Generator().manual_seed(1))
+    by_error = torch.argsort(is_error.int())
+    for figure in (
+        aurc,
+        e_aurc,
+        augrc,
+        lambda s, e: risk_at_coverage(s, e, 0.3),
+        lambda s, e: coverage_at_risk(s, e, 0.3),
+    ):
+        values = {figure(score[rows], is_error[rows]) for rows in (shuffled, by_error, by_error.flip(0))}
+        assert len(values) == 1
+
+
+@pytest.mark.parametrize("errors_first", [True, False])
+def test_a_score_without_information_has_the_error_rate_as_its_area(errors_first):
+    is_error = torch.arange(50) < 13 if errors_first else torch.arange(50) >= 37
+    assert aurc(torch.zeros(50), is_error) == pytest.approx(0.26, abs=1e-14)
+    assert augrc(torch.zeros(50), is_error) == pytest.approx(0.13, abs=1e-14)
+    assert risk_at_coverage(torch.zeros(50), is_error, 0.1) == pytest.approx(0.26, abs=1e-14)
+    assert coverage_at_risk(torch.zeros(50), is_error, 0.25) == 0.0
+    assert coverage_at_risk(torch.zeros(50), is_error, 0.26) == 1.0
+
+
+def test_thresholds_reach_the_ends_of_ties_only():
+    curve = risk_coverage_curve(torch.tensor([2.0, 1.0, 1.0, 3.0, 3.0, 3.0]), torch.arange(6) > 3)
+    assert curve.ends_tie.tolist() == [False, True, True, False, False, True]
+
+
+def test_coverage_at_risk_goes_on_inside_a_tie_by_its_expected_errors():
+    score = torch.arange(20) >= 10
+    is_error = torch.arange(20) >= 15  # ten sure and right, then ten alike of which five are wrong
+    # (j / 2) / (10 + j) <= 0.2 up to j = 6.
+    assert coverage_at_risk(score, is_error, 0.2) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("n_levels", [2, 7])
+def test_augrc_equals_its_closed_form_under_ties(n_levels):
+    score, is_error = _random_case(300, 5, n_levels)
+    a = 1 - is_error.double().mean().item()
+    auroc = roc_auc_score(is_error.numpy(), score.numpy())
+    assert augrc(score, is_error) == pytest.approx((1 - auroc) * a * (1 - a) + (1 - a) ** 2 / 2, abs=1e-12)
 
 
 def test_risk_at_coverage_reads_the_curve_at_whole_pictures():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from msf.judge.uncertainty import UNCERTAINTY_SCORES, Draws, entropy, make_prediction
+from msf.judge.uncertainty import UNCERTAINTY_SCORES, Draws, entropy, make_prediction, smoothed_votes
 
 DISTANCE = torch.tensor([[0.4, 0.1, 0.9], [0.2, 0.3, 0.25]])
 VOTES = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]])
@@ -56,8 +56,41 @@ def test_the_published_score_is_the_distance_to_the_predicted_class_whatever_the
     assert _predict(decision="pixel_votes").nearest_distance.tolist() == pytest.approx([0.9, 0.2])
 
 
-def test_the_margin_is_the_gap_between_the_two_nearest_classes():
-    assert _predict().margin.tolist() == pytest.approx([0.3, 0.05])
+@pytest.mark.parametrize(
+    ("decision", "expected"), [("distance", [0.3, 0.05]), ("pixel_votes", [0.5, 0.2]), ("probability", [0.5, 1.0])]
+)
+def test_the_margin_is_the_lead_of_the_label_in_what_the_decision_compares(decision, expected):
+    assert _predict(decision=decision).margin.tolist() == pytest.approx(expected)
+
+
+def test_a_rule_that_counts_votes_decides_by_them():
+    votes = torch.tensor([[0.25, 0.0, 0.75], [0.4, 0.4, 0.2]])
+    prediction = _predict(votes=votes, stopped_by="votes", n_samples=torch.tensor([8, 10]))
+    assert prediction.label.tolist() == [2, 0]
+    assert prediction.margin.tolist() == pytest.approx([0.5, 0.0])
+    assert (prediction.decision, prediction.probability_source) == ("votes", "stopped_votes")
+    other = _predict(votes=votes, stopped_by="rule", n_samples=torch.tensor([8, 10]))
+    assert (other.decision, other.probability_source) == ("distance", "stopped_votes")
+    assert other.label.tolist() == [1, 0]
+
+
+def test_entropies_of_the_same_counts_are_equal_whatever_their_order():
+    for n in (3, 7, 10, 64, 100):
+        counts = [torch.randperm(6, generator=torch.Generator().manual_seed(n)) for _ in range(20)]
+        shares = torch.tensor([n - 6, 3, 2, 1, 0, 0]).clamp(min=0).double()
+        shares = shares / shares.sum()
+        assert len({entropy(shares[order]).item() for order in counts}) == 1
+    # Two distributions of one entropy that are no permutations: four votes of one class, or two each of two.
+    same = torch.tensor([[4.0, 1, 1, 1, 1], [2, 2, 2, 2, 0]], dtype=torch.float64) / 8
+    assert entropy(same)[0] == entropy(same)[1]
+
+
+def test_smoothed_votes_are_never_zero():
+    votes = torch.tensor([[1.0, 0.0], [0.75, 0.25]], dtype=torch.float64)
+    expected = torch.tensor([[4.5 / 5, 0.5 / 5], [3.5 / 5, 1.5 / 5]], dtype=torch.float64)
+    torch.testing.assert_close(smoothed_votes(votes, 4), expected)
+    per_picture = smoothed_votes(votes, torch.tensor([4, 8]))
+    torch.testing.assert_close(per_picture[1], torch.tensor([6.5 / 9, 2.5 / 9], dtype=torch.float64))
 
 
 def test_votes_as_probability_leave_no_entropy_inside_a_draw():
