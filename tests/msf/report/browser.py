@@ -96,9 +96,10 @@ class Browser:
 
     def look(self, scheme, medium=""):
         """Change between day and night, screen and paper."""
-        self.ask(
-            "Emulation.setEmulatedMedia", media=medium, features=[{"name": "prefers-color-scheme", "value": scheme}]
-        )
+        # Without smooth scrolling, so that a page stands still when it is pressed.
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self.ask("Emulation.setEmulatedMedia", media=medium, features=features)
 
     def run(self, script):
         """Return the value of a JavaScript expression."""
