@@ -109,7 +109,7 @@ def evaluate(
     if not data.is_per_pixel:
         content |= metric_intervals(prediction, labels, resamples)
         _show_scores(content["score_intervals"])
-        content |= _decisions(folder, network, settings, prediction, labels)
+        content |= calibrated_decisions(folder, network, settings, prediction, labels)
     if foreign is not None:
         content["ood"] = _detection(network, foreign, (split, settings), run.seed, prediction, resamples)
     for warning in metrics["warnings"]:
@@ -148,7 +148,7 @@ def _open_foreign(network: MedSymmFlow, name: str, split: str, packing: DatasetF
         )
 
 
-def _decisions(
+def calibrated_decisions(
     folder: str, network: MedSymmFlow, settings: ClassifySettings, prediction: Prediction, labels: Tensor
 ) -> dict[str, Any]:
     """Return what the calibration beside the checkpoint comes to here, if there is one for these settings."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msf.cli import console, flags
-from msf.cli.checkpoints import files_of, load_flow
-from msf.cli.evaluate import FORMAT, Split, open_for
+from msf.cli.checkpoints import files_of, load_flow, named_checkpoint
+from msf.cli.evaluate import FORMAT, Split, calibrated_decisions, open_for
 from msf.cli.sources import DatasetFlags
 from msf.cli.targets import check_apart, check_target, write_result
 
@@ -72,24 +72,30 @@ def report(
     Accuracy, what referral brings by every score, calibration, confusions, the surest errors, the least sure pictures,
     generated pictures, cost and provenance. Choose settings on val; report test once. Not for clinical use.
     """
+    from msf.config import settings_for
     from msf.evaluate import evaluate_split
     from msf.judge.uncertainty import check_score
     from msf.report.page import report_page
 
     check_score(shown.score)
     check_target(out)
-    network = load_flow(checkpoint, run.device)
+    folder = named_checkpoint(checkpoint)
+    network = load_flow(folder, run.device)
     data = open_for(network, shown.data, shown.split, packing)
-    check_apart({"--out": out, "--json": run.json_file}, [*files_of(checkpoint), *([data.path] if data.path else [])])
+    check_apart({"--out": out, "--json": run.json_file}, [*files_of(folder), *([data.path] if data.path else [])])
     n_generated = shown.generated
     if n_generated is None:
         n_generated = N_GENERATED if data.n_classes <= _MOST_CLASSES else 0
     with console.progress_bar(f"classifying {data.name} {shown.split}", lines=True) as advance:
         evaluation = evaluate_split(network, data, shown.split, seed=run.seed, progress=advance, **fields)
-        found = findings(
-            network, data, evaluation, fields, ranked_by=shown.score, seed=run.seed,
-            generated=generated_pictures(network, data, n_generated, run.seed, fields["precision"], advance),
-        )  # fmt: skip
+        generated = generated_pictures(network, data, n_generated, run.seed, fields["precision"], advance)
+    settings = settings_for("evaluate", network.config.inference.classify, None, fields)
+    labels = data.split(shown.split).labels
+    decided = calibrated_decisions(folder, network, settings, evaluation.prediction, labels)
+    found = findings(
+        network, data, evaluation, fields,
+        ranked_by=shown.score, seed=run.seed, generated=generated, decisions=decided.get("decisions", {}),
+    )  # fmt: skip
     write_result(out, report_page(found))
     for warning in evaluation.metrics["warnings"]:
         console.err.print(f"note: {console.printable(warning)}")
@@ -103,6 +109,7 @@ def report(
                 "dataset_sha256": data.fingerprint,
                 **found.of_classes,
                 **found.intervals,
+                **decided,
                 "provenance": found.made_with,
             },
         )

@@ -30,6 +30,7 @@ class Findings:
         metrics: What `msf.evaluate.evaluate` returned on them.
         made_with: What `msf.provenance.provenance` returned.
         source: Where the pictures come from, and what else a reader should know: name to value.
+        decisions: What `msf.judge.decisions.decision_outcomes` returned, where the network is calibrated; else empty.
         generated: Class to pictures that the network made of it, float [n, C, H, W] in [0, 1]; empty where none are
             shown.
         ranked_by: Uncertainty score that ranks the pictures shown.
@@ -46,6 +47,7 @@ class Findings:
     metrics: Mapping[str, Any]
     made_with: Mapping[str, Any]
     source: Mapping[str, Any] = field(default_factory=dict)
+    decisions: Mapping[str, Any] = field(default_factory=dict)
     generated: Mapping[str, Tensor] = field(default_factory=dict)
     ranked_by: str = "nearest_distance"
     groups: Array | None = None

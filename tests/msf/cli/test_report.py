@@ -1,8 +1,13 @@
 """`msf report`: one file, on the split that was asked for, of what was asked for."""
 
 import json
+import shutil
+from pathlib import Path
 
+import jsonschema
 import pytest
+
+SCHEMA = Path(__file__).parents[3] / "docs" / "schemas" / "evaluate.schema.json"
 
 
 @pytest.fixture
@@ -22,6 +27,7 @@ def test_a_run_has_its_page(run, tmp_path, tiny_npz):
     page = out.read_text()
     metrics = json.loads((tmp_path / "r.json").read_text())
     assert "split test" in page
+    jsonschema.validate(metrics, json.loads(SCHEMA.read_text()))
     assert metrics["provenance"]["checkpoint_sha256"] in page
     assert metrics["dataset_sha256"] in page
     assert "Generated picture 1 of" in page
@@ -36,6 +42,17 @@ def test_the_page_says_that_val_chose_the_epoch(run):
     assert "chose its best epoch on these pictures" in page
     assert "most uncertain by margin" in page
     assert "Generated picture" not in page
+
+
+def test_a_calibrated_run_shows_what_its_decisions_come_to(msf, tiny_run, tiny_npz, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    code, _, err = msf("calibrate", folder, "--split", "val", "--device", "cpu")
+    assert code == 0, err
+    code, _, err = msf("report", folder, "--out", tmp_path / "r.html", "--generated", 0, "--device", "cpu")
+    assert code == 0, err
+    page = (tmp_path / "r.html").read_text()
+    assert 'id="decisions"' in page
+    assert "classes per set" in page
 
 
 def test_the_newest_run_is_taken_where_none_is_named(msf, tiny_run, tmp_path, monkeypatch):
