@@ -24,7 +24,7 @@ _RATE, _DECAY, _WARMUP = 1e-3, 1e-2, 0.1
 _N_VALIDATIONS = 10
 _PART = 256
 _SMALL = 64  # pictures below this size keep their resolution through the stem, as in the networks for CIFAR
-_LIBRARIES: list[torch.library.Library] = []
+_LIBRARIES: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def _models() -> Any:
     except Unavailable as error:
         if "torchvision::" not in str(error) or _LIBRARIES:
             raise
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    make: Any = torch.library.Library
+    library = make("torchvision", "FRAGMENT")
     _LIBRARIES.append(library)
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
