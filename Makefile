@@ -49,7 +49,7 @@ format: setup
 	$(BIN)/ruff format .
 
 # Peers whose requirements are not needed for what is measured, or would replace the installed torch.
-BENCH_BARE := torchcfm torchode torchtyping typeguard torch-uncertainty
+BENCH_BARE := torchcfm torchode torchtyping typeguard torch-uncertainty torchvision
 BENCH_SUITES ?= ops network solver end-to-end train memory scaling
 
 bench: $(VENV)/.bench

@@ -24,7 +24,7 @@ from benchmarks.peers import Unavailable
 from benchmarks.rows import OURS, RowWriter
 from benchmarks.timing import Plan, Timed, interleaved
 
-SUITES = ("ops", "network", "solver", "end-to-end", "train", "memory", "scaling")
+SUITES = ("ops", "network", "solver", "end-to-end", "train", "memory", "scaling", "decisions")
 UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}
 
 

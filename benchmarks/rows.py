@@ -21,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 OURS = "ours"
 MACHINE = "machine"
 PEERS = ("diffusers", "flash-attn", "liger-kernel", "torch-uncertainty", "torchcfm", "torchdiffeq", "torchmetrics",
-         "torchode", "xformers", "zuko")  # fmt: skip
+         "torchode", "torchvision", "xformers", "zuko")  # fmt: skip
 
 
 @dataclass(frozen=True)

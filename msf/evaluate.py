@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from msf.config import ClassifySettings, settings_for
-from msf.data import ImageDataset
+from msf.data import ImageDataset, Split
+from msf.data.label_maps import resize_label_maps
 from msf.judge.metrics import prediction_metrics
+from msf.judge.segmentation import segmentation_metrics
 from msf.judge.uncertainty import Prediction
 from msf.medsymmflow import MedSymmFlow
 
@@ -54,15 +56,17 @@ def evaluate(
         **fields: Single fields of `msf.config.ClassifySettings` in place of those of `settings`.
 
     Returns:
-        What `msf.judge.metrics.prediction_metrics` returns (with a warning where the data name their classes otherwise
-        than the model), and `dataset`, `split`, the settings that a checkpoint stores (`n_samples`, `n_steps`,
-        `method`, `flow`, `decision`, `readout`, `antithetic`, and `precision` as `auto` chose it), `convolution`,
+        What `msf.judge.metrics.prediction_metrics` returns, or for classes of pixels, at the working size,
+        `msf.judge.segmentation.segmentation_metrics` (with a warning where the data name their classes otherwise than
+        the model), and `dataset`, `split`, the settings that a checkpoint stores (`n_samples`, `n_steps`, `method`,
+        `flow`, `decision`, `readout`, `antithetic`, and `precision` as `auto` chose it), `convolution`,
         `mean_n_samples` (less with `stop`), `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the
         classification.
 
     Raises:
         TypeError: A setting that does not exist.
-        ValueError: The data have other classes than the model, or an argument is out of range.
+        ValueError: The data have other classes than the model, or classes of pixels where the model has those of
+            pictures, or the other way round; or an argument is out of range.
     """
     return evaluate_split(
         model, dataset, split, settings, seed=seed, latents=latents, progress=progress, **fields
@@ -85,13 +89,21 @@ def evaluate_split(
         raise ValueError(
             f"dataset must have the model's {model.task.n_classes} classes; {dataset.name!r} has {dataset.n_classes}"
         )
+    if dataset.is_per_pixel != model.task.is_per_pixel:
+        kinds = {True: "a class per pixel", False: "a class per picture"}
+        raise ValueError(
+            f"dataset must have {kinds[model.task.is_per_pixel]}, as the model; {dataset.name!r} has "
+            f"{kinds[dataset.is_per_pixel]}"
+        )
     part = dataset.split(split)
     chosen = settings_for("evaluate", model.config.inference.classify, settings, fields)
     started = time.perf_counter()
     prediction = model.classify(part.images, chosen, seed=seed, latents=latents, progress=progress)
     seconds = time.perf_counter() - started
     n_drawn = float(torch.as_tensor(prediction.n_samples).double().mean())
-    metrics = prediction_metrics(prediction, part.labels, class_names=dataset.class_names)
+    labels = working_labels(model, part)
+    judge = segmentation_metrics if dataset.is_per_pixel else prediction_metrics
+    metrics = judge(prediction, labels, class_names=dataset.class_names)
     figures = {
         "dataset": dataset.name,
         "split": split,
@@ -108,6 +120,16 @@ def evaluate_split(
         "samples_per_second": n_drawn * len(part) / seconds,
     }
     return Evaluation(figures, prediction)
+
+
+def working_labels(model: MedSymmFlow, split: Split) -> Tensor:
+    """Return the true classes of a split as predictions of a model are compared with them.
+
+    Returns:
+        int64 [N], or label maps [N, H, W] at the working size.
+    """
+    labels = split.labels.long()
+    return resize_label_maps(labels, *model.semantic_shape[1:]) if labels.ndim == 3 else labels
 
 
 def _name_warnings(names: tuple[str, ...], dataset: ImageDataset) -> list[str]:

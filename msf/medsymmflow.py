@@ -88,7 +88,7 @@ class MedSymmFlow:
         self.autoencoder = autoencoder or load_autoencoder(experiment.autoencoder, task.image_channels)
         for settings in (experiment.inference.classify, experiment.inference.generate):
             tableau_of(settings.method)  # an unknown one is refused before anything is trained with it
-        self.space = JointSpace(self.autoencoder, self.code, experiment, task.image_channels)
+        self.space = JointSpace(self.autoencoder, self.code, experiment, task)
         channels = self.image_shape[0] + self.semantic_shape[0]
         self.network = network or UNet(experiment.network, channels, channels, n_times=1 + self.has_independent_times)
         self.official_report: OfficialReport | None = None
@@ -220,7 +220,7 @@ class MedSymmFlow:
         """Return the semantic maps of labels at t = 0, as the network sees them.
 
         Args:
-            labels: Classes; [N] int64, in [0, n_classes).
+            labels: Classes; [N] int64, in [0, n_classes), or label maps [N, H, W].
             generator: Source of the noise that training adds (the code's dequantisation, or the width of the class
                 latents where `autoencoder.posterior` is `sample`); None gives clean maps.
 
@@ -314,8 +314,8 @@ class MedSymmFlow:
 
         Returns:
             The prediction, on the device of `images`. Its `probability_source` says what its probabilities are: after
-            one Euler step with affinely independent codes they are read from the mean code; else they are votes, as
-            they are after several steps.
+            one Euler step with affinely independent codes they are read from the mean code; else, as after several
+            steps, they are votes. Where pixels have classes, pixels are its rows: see `Prediction.maps`.
 
         Raises:
             TypeError: A tensor of the wrong dtype, or a setting that does not exist.
@@ -355,7 +355,7 @@ class MedSymmFlow:
         Start [noise ; code(label)] at t = 0, integrate to t = 1, keep the image channels; latents are decoded.
 
         Args:
-            labels: Classes; [N] int64, in [0, n_classes). Equal labels give different pictures.
+            labels: Classes; [N] int64, in [0, n_classes), or label maps [N, H, W]. Equal ones give different pictures.
             settings: How they are made; None: as the checkpoint says, `config.inference.generate`.
             seed: Seed of the noise, in [0, 2^63).
             noise: Noise to use instead of the seed's; [N, C, h, w] (see `image_shape`), float.

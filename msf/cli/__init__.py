@@ -20,6 +20,7 @@ from msf.cli import (
     info,
     pack,
     pool_report,
+    report,
     train,
     train_autoencoder,
     tune,
@@ -39,6 +40,7 @@ app.command("train")(train.train)
 app.command("train-autoencoder")(train_autoencoder.train_autoencoder)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
+app.command("report")(report.report)
 app.command("classify")(classify.classify)
 app.command("generate")(generate.generate)
 app.command("pool-report")(pool_report.pool_report)

@@ -14,18 +14,30 @@ RUNS = Path("runs")
 _CHECKPOINT_FILES = ("config.json", "model.safetensors", "training_state.pt", "history.json", "calibration.json")
 
 
-def load_flow(checkpoint: str | None, device: str | None) -> MedSymmFlow:
+def load_flow(checkpoint: str | None, device: str | None, *, of_pixels: bool = False) -> MedSymmFlow:
     """Load the named checkpoint, or the newest one under `runs/`, on the device.
+
+    Args:
+        checkpoint: Folder or hub id; None: the newest.
+        device: As for `choose_device`.
+        of_pixels: Whether the command also takes networks that give every pixel a class.
 
     Raises:
         FileNotFoundError: None was named and there is none; or the named one is not to be had.
-        ValueError: It is not a checkpoint, or this machine has no such device.
+        ValueError: It is not a checkpoint, or not one that the command takes, or this machine has no such device.
     """
     from msf.device import choose_device
     from msf.medsymmflow import MedSymmFlow
 
     chosen = choose_device(device)
-    return MedSymmFlow.from_pretrained(named_checkpoint(checkpoint)).to(chosen)
+    folder = named_checkpoint(checkpoint)
+    flow = MedSymmFlow.from_pretrained(folder).to(chosen)
+    if flow.task.is_per_pixel and not of_pixels:
+        raise ValueError(
+            f"the network must give pictures their classes; {folder!r} gives them to pixels, for which there are "
+            "'msf evaluate', and MedSymmFlow.classify in Python"
+        )
+    return flow
 
 
 def named_checkpoint(checkpoint: str | None) -> str:

@@ -77,10 +77,10 @@ class Referral:
         Raises:
             ValueError: An unknown score, or see `risk`.
         """
-        from msf.judge.uncertainty import UNCERTAINTY_SCORES
+        from msf.judge.uncertainty import check_score
 
-        if self.score is not None and self.score not in UNCERTAINTY_SCORES:
-            raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {self.score!r}")
+        if self.score is not None:
+            check_score(self.score)
         if self.risk is not None and self.refer is not None:
             raise ValueError("refer is a share of these pictures, and refer-at a threshold: give one of them")
 

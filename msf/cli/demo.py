@@ -7,17 +7,18 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msf.cli import console, flags
+from msf.cli.report import findings, generated_pictures
+from msf.cli.targets import write_result
 from msf.cli.train import show_training
 from msf.config import RECIPES, PrecisionName
 
 if TYPE_CHECKING:
     from msf.data import ImageDataset
-    from msf.medsymmflow import MedSymmFlow
 
 N_GENERATED = 10
 RANKED_BY = "predictive_entropy"
@@ -45,7 +46,8 @@ def demo(
 ) -> None:
     """Train on synthetic cells, classify with uncertainty, generate, and draw everything.
 
-    Writes summary.md, metrics.json and pictures. A second call finds the trained network and only draws again.
+    Writes report.html, summary.md, metrics.json and pictures. A second call finds the trained network and only draws
+    again.
     """
     started = time.monotonic()
     recipe = RECIPES["demo"]
@@ -70,42 +72,44 @@ def demo(
             f"trained for {result.seconds:.0f} s; best epoch {result.best_epoch + 1} of {len(result.history)}"
         )
         _write_report(out, dataset, run, result.seconds, precision)
-    console.out.print(f"done in {time.monotonic() - started:.0f} s: open {out / 'summary.md'}")
+    console.out.print(f"done in {time.monotonic() - started:.0f} s: open {out / 'report.html'}")
 
 
 def _write_report(
     out: Path, dataset: ImageDataset, run: flags.Run, training_seconds: float, precision: PrecisionName | None = None
 ) -> None:
     from msf.cli.checkpoints import load_flow
-    from msf.data import phantom_bayes_accuracy, prepare_images
-    from msf.judge.metrics import SUMMARY, prediction_metrics
-    from msf.report import certainty_grid, real_and_generated_grid, risk_coverage_figure, write_figure, write_summary
+    from msf.data import phantom_bayes_accuracy
+    from msf.evaluate import evaluate_split
+    from msf.judge.metrics import SUMMARY
+    from msf.report import (
+        certainty_grid,
+        real_and_generated_grid,
+        report_page,
+        risk_coverage_figure,
+        write_figure,
+        write_summary,
+    )
 
     flow = load_flow(str(out / "network"), run.device)
     classifying, generating = flow.config.inference.classify, flow.config.inference.generate
-    size, channels = flow.config.data.image_size, flow.task.image_channels
-    images = prepare_images(dataset.test.images, size, channels)
-    started = time.monotonic()
     with console.progress_bar("classifying", lines=True) as advance:
-        prediction = flow.classify(images, seed=run.seed, progress=advance, value_range="signed", precision=precision)
-    rate = len(images) * classifying.n_samples / (time.monotonic() - started)
-    metrics: dict[str, Any] = {
-        "split": "test",
-        **prediction_metrics(prediction, dataset.test.labels, class_names=dataset.class_names),
-        "n_samples": classifying.n_samples,
-        "seed": run.seed,
-        "precision": prediction.precision,
-        "convolution": prediction.convolution,
-        "micro_batch": prediction.micro_batch,
-        "samples_per_second": rate,
-        "bayes_accuracy_bound": phantom_bayes_accuracy(),
-        "training_seconds": training_seconds,
-    }
-    real, generated = _pictures_per_class(flow, dataset, images, run.seed, precision)
+        evaluation = evaluate_split(flow, dataset, seed=run.seed, progress=advance, precision=precision)
+        generated = generated_pictures(flow, dataset, N_GENERATED, run.seed, precision, advance)
+    prediction = evaluation.prediction
+    metrics = {
+        **evaluation.metrics, "bayes_accuracy_bound": phantom_bayes_accuracy(), "training_seconds": training_seconds
+    }  # fmt: skip
+    test = dataset.test
+    pictures = test.images.permute(0, 3, 1, 2) / 255
+    real = {name: pictures[test.labels == label][:N_GENERATED] for label, name in enumerate(dataset.class_names)}
     write_figure(out / "generated.png", real_and_generated_grid(real, generated))
-    shown = certainty_grid((images + 1) / 2, prediction, dataset.test.labels, dataset.class_names, RANKED_BY)
-    write_figure(out / "certainty.png", shown)
+    write_figure(
+        out / "certainty.png", certainty_grid(pictures, prediction, test.labels, dataset.class_names, RANKED_BY)
+    )
     write_figure(out / "risk_coverage.png", risk_coverage_figure(metrics["scores"], metrics["accuracy"]))
+    found = findings(flow, dataset, evaluation, {"precision": precision}, ranked_by=RANKED_BY, generated=generated)
+    write_result(out / "report.html", report_page(found))
     facts = {
         "data": f"phantoms (synthetic), {len(dataset.train)} pictures to train on",
         "label code": flow.code.name,
@@ -113,7 +117,7 @@ def _write_report(
         "classification": f"{classifying.n_steps} {classifying.method} step(s)",
         "generation": f"{generating.n_steps} {generating.method} steps",
         "training": f"{training_seconds:.0f} s",
-        "classification speed": f"{rate:.0f} samples/s",
+        "classification speed": f"{metrics['samples_per_second']:.0f} samples/s",
         "arithmetic": f"{prediction.precision}, convolutions by {prediction.convolution}",
     }
     bound = metrics["bayes_accuracy_bound"]
@@ -136,19 +140,3 @@ def _write_report(
     console.write_json(out / "metrics.json", metrics)
     console.write_json(run.json_file, metrics)
     console.print_figures("Test split", {name: metrics[name] for name in SUMMARY})
-
-
-def _pictures_per_class(
-    flow: MedSymmFlow, dataset: ImageDataset, images: Any, seed: int, precision: PrecisionName | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    import torch
-
-    labels = torch.arange(dataset.n_classes).repeat_interleave(N_GENERATED)
-    with console.progress_bar("generating", lines=True) as advance:
-        pictures = flow.generate(labels, seed=seed, progress=advance, precision=precision).cpu()
-    real = {
-        name: (images[dataset.test.labels == label][:N_GENERATED] + 1) / 2
-        for label, name in enumerate(dataset.class_names)
-    }
-    generated = {name: pictures[labels == label] for label, name in enumerate(dataset.class_names)}
-    return real, generated

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from msf.medsymmflow import MedSymmFlow
 
 FORMAT = "msf-evaluate/1"
+FORMAT_OF_PIXELS = "msf-evaluate-pixels/1"
+_OF_PIXELS = ("n_pixels", "n_pixels_judged", "pixel_accuracy", "mean_iou", "mean_dice")
 Split = Literal["train", "val", "test"]
 
 
@@ -62,16 +64,19 @@ def evaluate(
     """
     from msf.config import settings_for
     from msf.data import picture_groups
-    from msf.evaluate import evaluate_split
+    from msf.evaluate import evaluate_split, working_labels
     from msf.judge.intervals import metric_intervals
     from msf.judge.metrics import HEADLINES
     from msf.judge.per_class import per_class_metrics
     from msf.judge.resampling import N_RESAMPLES, Resamples
+    from msf.judge.segmentation import segmentation_classes
     from msf.provenance import provenance
 
     check_table(per_image)
     folder = named_checkpoint(checkpoint)
-    network = load_flow(folder, run.device)
+    network = load_flow(folder, run.device, of_pixels=True)
+    if network.task.is_per_pixel and not (per_image is None and ood is None):
+        raise ValueError("per-image and ood are about whole pictures, and this network gives every pixel a class")
     data = open_for(network, dataset, split, packing)
     foreign = None if ood is None else _open_foreign(network, ood, split, packing)
     check_apart(
@@ -82,23 +87,29 @@ def evaluate(
         metrics, prediction = evaluate_split(network, data, split, seed=run.seed, progress=advance, **fields)
     settings = settings_for("evaluate", network.config.inference.classify, None, fields)
     made_with = provenance(network, settings, seed=run.seed, micro_batch=prediction.micro_batch)
-    labels, names = data.split(split).labels, data.class_names
+    labels, names = working_labels(network, data.split(split)), data.class_names
+    headlines = (*(_OF_PIXELS if data.is_per_pixel else ()), *HEADLINES)
     console.print_figures(
         f"{data.name}, {split}",
         {
             name: metrics[name]
-            for name in (*HEADLINES, "readout", "nfe", "precision", "convolution", "micro_batch", "samples_per_second")
+            for name in (*headlines, "readout", "nfe", "precision", "convolution", "micro_batch", "samples_per_second")
         },
     )
-    resamples = Resamples(len(labels), N_RESAMPLES, run.seed, picture_groups(data, split))
-    of_classes = per_class_metrics(prediction, labels, names, resamples)
-    with_intervals = metric_intervals(prediction, labels, resamples)
+    resamples = Resamples(len(data.split(split)), N_RESAMPLES, run.seed, picture_groups(data, split))
+    figures_of = segmentation_classes if data.is_per_pixel else per_class_metrics
     content: dict[str, Any] = {
-        "format": FORMAT, **metrics, "dataset_sha256": data.fingerprint, **of_classes, **with_intervals
-    }  # fmt: skip
-    _show_classes(of_classes, with_intervals["intervals"]["level"])
-    _show_scores(with_intervals["score_intervals"])
-    content |= _decisions(folder, network, settings, prediction, labels)
+        "format": FORMAT_OF_PIXELS if data.is_per_pixel else FORMAT,
+        **metrics,
+        "dataset_sha256": data.fingerprint,
+        **figures_of(prediction, labels, names, resamples),
+        "intervals": resamples.described(),
+    }
+    _show_classes(content)
+    if not data.is_per_pixel:
+        content |= metric_intervals(prediction, labels, resamples)
+        _show_scores(content["score_intervals"])
+        content |= calibrated_decisions(folder, network, settings, prediction, labels)
     if foreign is not None:
         content["ood"] = _detection(network, foreign, (split, settings), run.seed, prediction, resamples)
     for warning in metrics["warnings"]:
@@ -137,7 +148,7 @@ def _open_foreign(network: MedSymmFlow, name: str, split: str, packing: DatasetF
         )
 
 
-def _decisions(
+def calibrated_decisions(
     folder: str, network: MedSymmFlow, settings: ClassifySettings, prediction: Prediction, labels: Tensor
 ) -> dict[str, Any]:
     """Return what the calibration beside the checkpoint comes to here, if there is one for these settings."""
@@ -196,8 +207,9 @@ def _cell(interval: Mapping[str, float | None]) -> str:
     return value if low == "-" else f"{value} ({low} to {high})"
 
 
-def _show_classes(figures: dict[str, Any], level: float) -> None:
-    kinds = ("recall", "specificity", "auc")
+def _show_classes(figures: dict[str, Any]) -> None:
+    kinds = [kind for kind in ("iou", "dice", "recall", "specificity", "auc") if kind in figures["per_class"][0]]
+    level = figures["intervals"]["level"]
     rows = [
         [entry["class"], str(entry["n"]), *(_cell(entry[kind]) for kind in kinds)] for entry in figures["per_class"]
     ]

@@ -48,7 +48,7 @@ def info(
         from msf.cli.checkpoints import load_flow
         from msf.network.inference import precision_of
 
-        network = load_flow(checkpoint, run.device)
+        network = load_flow(checkpoint, run.device, of_pixels=True)
         classify = network.config.inference.classify
         report["checkpoint"] = {
             "task": vars(network.task),

@@ -22,7 +22,8 @@ def pack(
         typer.Argument(
             metavar="SOURCE",
             help="A folder with a folder of pictures per class, or train, val and test with those; or a table (CSV, "
-            "Parquet) with columns for file and label, and where there are such for split and group.",
+            "Parquet) with columns for file and label, and where there are such for split and group. With --masks a "
+            "folder of pictures.",
         ),
     ],
     *,

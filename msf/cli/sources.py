@@ -120,9 +120,22 @@ class PackFlags(ReadingFlags):
             seed=seed,
             class_names=self.names,
             known_names=tuple(known_names),
-            columns={name: getattr(self, f"{name}_column") for name in ("file", "label", "split", "group")},
+            columns={name: getattr(self, f"{name}_column") for name in ("file", "label", "split", "group", "mask")},
+            masks=None if self.masks is None else str(self.masks),
             strict=strict,
         )
+
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Masks of a folder of pictures, which give every pixel a class: files at the same places in this "
+            "folder.",
+        ),
+    ] = None
+    mask_column: Annotated[
+        str | None, typer.Option(help=_COLUMN.format("mask, instead of a class", "mask, if there is no class"))
+    ] = None
 
     @property
     def names(self) -> tuple[str, ...] | None:

@@ -1,8 +1,9 @@
 """Label codes: how a class becomes a semantic map, and how a recovered map becomes class scores.
 
-A code is a table of points, one per class; the semantic map of a label is its point, constant over the picture. Codes
-differ in what a *mean* of points still tells: where the points are affinely independent, the expected code under a
-distribution over classes determines that distribution (`LabelCode.probability`).
+A code is a table of points, one per class; the semantic map of a label is its point, constant over the picture, and
+that of a label map has the point of each pixel's class. Codes differ in what a *mean* of points still tells: where the
+points are affinely independent, the expected code under a distribution over classes determines that distribution
+(`LabelCode.probability`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from msf.config import CodeConfig
 from msf.data.images import HALF_RANGE
+from msf.data.label_maps import resize_label_maps
 from msf_kernels import class_distance
 from msf_kernels.shapes import ClassDistances, Codes, Labels, SemanticBatch
 
@@ -69,7 +71,8 @@ class LabelCode:
         when a generator is given.
 
         Args:
-            labels: int64 [N], in [0, n_classes); on the device of `generator` if that is given.
+            labels: int64 [N], in [0, n_classes), a class per picture; or [N, h, w], one per pixel, which are resized
+                as `resize_label_maps` does. On the device of `generator` if that is given.
             height: Pixels, > 0.
             width: Pixels, > 0.
             generator: Source of the dequantisation noise; None gives clean maps.
@@ -85,8 +88,9 @@ class LabelCode:
             Reads the range of the labels, for which the host waits if they are on a GPU.
         """
         self._check_labels(labels)
-        points = self._on("codes", labels.device)[labels]  # [N, K]
-        maps = points[:, :, None, None].expand(-1, -1, height, width)
+        labels = resize_label_maps(labels, height, width) if labels.ndim == 3 else labels[:, None, None]
+        points = self._on("codes", labels.device)[labels]  # [N, H, W, K] or [N, 1, 1, K]
+        maps = points.permute(0, 3, 1, 2).expand(-1, -1, height, width)
         if generator is None or self.dequantisation_width == 0:
             return maps.contiguous()
         noise = torch.rand(maps.shape, generator=generator, device=labels.device)
@@ -202,8 +206,8 @@ class LabelCode:
     def _check_labels(self, labels: Tensor) -> None:
         if labels.dtype != torch.int64:
             raise TypeError(f"labels must be int64; got {labels.dtype}")
-        if labels.ndim != 1:
-            raise ValueError(f"labels must be [N]; got shape {list(labels.shape)}")
+        if labels.ndim not in (1, 3):
+            raise ValueError(f"labels must be [N], or [N, H, W] for pixels; got shape {list(labels.shape)}")
         if not labels.numel():
             return
         low, high = torch.stack(labels.aminmax()).tolist()
@@ -293,7 +297,7 @@ def project_on_simplex(weights: Tensor) -> Tensor:
     `max(w - tau, 0)` with tau such that the row sums to 1.
 
     Args:
-        weights: float [N, n_classes], finite.
+        weights: float [N, n_classes] or [N, n_classes, ...], finite.
 
     Returns:
         Same shape and dtype; rows are >= 0 and sum to 1. A row that is a distribution already stays what it is.
@@ -310,6 +314,7 @@ def project_on_simplex(weights: Tensor) -> Tensor:
     descending = weights.sort(dim=1, descending=True).values
     excess = descending.cumsum(dim=1) - 1
     rank = torch.arange(1, weights.shape[1] + 1, device=weights.device, dtype=weights.dtype)
+    rank = rank.reshape(-1, *[1] * (weights.ndim - 2))
     n_positive = (descending * rank > excess).sum(dim=1, keepdim=True).clamp(min=1)
     tau = excess.gather(1, n_positive - 1) / n_positive
     return (weights - tau).clamp(min=0)

@@ -212,6 +212,7 @@ class TaskConfig(Checked):
     class_names: tuple[str, ...] = ()
     is_ordinal: bool = False
     original_size: int | None = None  # height and width of the stored pictures; None where they are not known
+    is_per_pixel: bool = False  # whether pixels have classes, and not whole pictures
 
     def _check(self) -> None:
         require(self.n_classes >= 2, "n_classes", ">= 2", self.n_classes)

@@ -25,6 +25,7 @@ FREE_BYTES = 2**31
 BYTES_PER_BYTE = 20
 _READ = (*KEYS, CLASS_NAMES)
 _N_LISTED = 12
+_MOST_IN_MAPS = 255
 _CHUNK_BYTES = 2**20
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -33,8 +34,8 @@ class Archive(NamedTuple):
     """What an archive holds.
 
     Args:
-        tensors: `<split>_images` uint8 [N, H, W, C] and `<split>_labels` int64 [N] of all three splits; one that was
-            not required may have N = 0.
+        tensors: `<split>_images` uint8 [N, H, W, C] and `<split>_labels` int64 [N], or uint8 [N, H, W] where pixels
+            have classes, of all three splits; one that was not required may have N = 0.
         class_names: One per class; empty where the archive names none.
     """
 
@@ -50,7 +51,8 @@ def read_archive(path: Path, required: Sequence[str] = SPLITS) -> Archive:
 
     Args:
         path: An .npz with `train|val|test_images` (uint8 [N, H, W] or [N, H, W, 3]), `train|val|test_labels`
-            (whole numbers, [N] or [N, 1]) and, where the classes have names, `class_names` (text [n_classes]).
+            (whole numbers, [N] or [N, 1]; or [N, H, W], a class per pixel, in [0, 255]) and, where the classes have
+            names, `class_names` (text [n_classes]).
         required: Splits that must be there, with at least one picture.
 
     Raises:
@@ -79,12 +81,13 @@ def read_archive(path: Path, required: Sequence[str] = SPLITS) -> Archive:
                 f"{len(labels)}"
             )
         tensors[f"{split}_images"], tensors[f"{split}_labels"] = images, labels
+    _check_maps(tensors, found_splits, where)
     shapes = {split: list(tensors[f"{split}_images"].shape[1:]) for split in found_splits}
     if len({tuple(shape) for shape in shapes.values()}) > 1:
         raise ValueError(f"the splits of {where} must have one picture shape [H, W, C]; got {shapes}")
     for split in SPLITS:
         tensors.setdefault(f"{split}_images", torch.empty(0, *shapes[found_splits[0]], dtype=torch.uint8))
-        tensors.setdefault(f"{split}_labels", torch.empty(0, dtype=torch.int64))
+        tensors.setdefault(f"{split}_labels", tensors[f"{found_splits[0]}_labels"][:0])
     return Archive(tensors, _class_names(arrays.get(CLASS_NAMES), f"{CLASS_NAMES} of {where}"))
 
 
@@ -175,11 +178,34 @@ def _labels(array: np.ndarray[Any, Any], name: str) -> Tensor:
         raise TypeError(f"{name} must be whole numbers; got {array.dtype}")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
+    if array.ndim == 3:
+        if array.size and not 0 <= array.min() <= array.max() <= _MOST_IN_MAPS:
+            raise ValueError(
+                f"{name} must be in [0, {_MOST_IN_MAPS}] where pixels have classes; got values from {array.min()} to "
+                f"{array.max()}"
+            )
+        return torch.from_numpy(array.astype(np.uint8))
     if array.ndim != 1:
-        raise ValueError(f"{name} must be [N] or [N, 1], one class per picture; got {list(array.shape)}")
+        raise ValueError(
+            f"{name} must be [N] or [N, 1], one class per picture, or [N, H, W], one per pixel; got {list(array.shape)}"
+        )
     if array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name} must fit 64 bits with a sign; got values up to {array.max()}")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _check_maps(tensors: dict[str, Tensor], splits: Sequence[str], where: str) -> None:
+    """Refuse label maps beside labels of whole pictures, and those of another size than their pictures."""
+    kinds = {tensors[f"{split}_labels"].ndim for split in splits if len(tensors[f"{split}_labels"])}
+    if len(kinds) > 1:
+        raise ValueError(f"the splits of {where} must all have a class per picture, or all one per pixel")
+    for split in splits:
+        labels, images = tensors[f"{split}_labels"], tensors[f"{split}_images"]
+        if labels.ndim == 3 and labels.shape[1:] != images.shape[1:3]:
+            raise ValueError(
+                f"{split}_labels of {where} must have a class for each of {list(images.shape[1:3])} pixels; got "
+                f"{list(labels.shape[1:])}"
+            )
 
 
 def _class_names(array: np.ndarray[Any, Any] | None, name: str) -> tuple[str, ...]:

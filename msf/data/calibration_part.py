@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
+import numpy as np
 import torch
 
 from msf.data.dataset import HeldOut, ImageDataset, Split
@@ -35,6 +36,8 @@ def hold_out_calibration(dataset: ImageDataset, share: float) -> ImageDataset:
     if share == 0:
         return dataset
     labels, groups = dataset.train.labels.numpy(), picture_groups(dataset, "train")
+    if dataset.is_per_pixel:  # whose pictures have no class to be divided by
+        labels = np.zeros(len(labels), np.int64)
     try:
         is_kept = torch.from_numpy(make_splits(labels, groups, val=share, test=0.0, seed=_SEED) == VAL)
     except ValueError as error:

@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from msf.config import TaskConfig
 from msf.data.archive import SPLITS, read_archive
 from msf.data.download import download_medmnist
-from msf.data.phantoms import PHANTOM_CLASSES, make_phantoms
+from msf.data.phantoms import PHANTOM_CLASSES, PHANTOM_TISSUES, make_phantom_masks, make_phantoms
 from msf.data.table import MEDMNIST, MEDMNIST_SIZES, NOT_TAKEN, DatasetInfo, split_size
 from msf.plain_values import shown_names
 from msf_kernels.shapes import Labels
@@ -22,11 +23,16 @@ from msf_kernels.shapes import Labels
 DATA_ENV = "MSF_DATA"
 PHANTOMS = "phantoms"
 CALIBRATION = "calibration"
+PHANTOM_MASKS = "phantom-masks"
 _N_LISTED = 8
 _WHY_BELOW = ", since every class needs a training picture"
-_PHANTOM_INFO = DatasetInfo(
-    PHANTOM_CLASSES, channels=3, flips=True, licence="Apache-2.0", citation="procedural, made by this project"
-)
+_OF_PHANTOMS: dict[str, Any] = {
+    "channels": 3, "flips": True, "licence": "Apache-2.0", "citation": "procedural, made by this project"
+}  # fmt: skip
+_PHANTOM_INFO = {
+    PHANTOMS: DatasetInfo(PHANTOM_CLASSES, **_OF_PHANTOMS),
+    PHANTOM_MASKS: DatasetInfo(PHANTOM_TISSUES, **_OF_PHANTOMS),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +41,7 @@ class Split:
 
     Args:
         images: uint8 [N, H, W, C].
-        labels: int64 [N].
+        labels: int64 [N], a class per picture; or uint8 [N, H, W], a class per pixel.
     """
 
     images: Tensor
@@ -98,6 +104,11 @@ class ImageDataset:
         return len(self.class_names)
 
     @property
+    def is_per_pixel(self) -> bool:
+        """Whether pixels have classes, and not whole pictures."""
+        return self.train.labels.ndim == 3
+
+    @property
     def n_channels(self) -> int:
         """Number of image channels, 1 or 3."""
         return self.train.images.shape[3]
@@ -106,6 +117,27 @@ class ImageDataset:
     def image_size(self) -> int:
         """Height and width of the stored pictures."""
         return self.train.images.shape[1]
+
+    @property
+    def task(self) -> TaskConfig:
+        """What the data decide of a network that is trained on them."""
+        return TaskConfig(
+            n_classes=self.n_classes,
+            image_channels=self.n_channels,
+            class_names=self.class_names,
+            is_ordinal=self.is_ordinal,
+            original_size=self.image_size,
+            is_per_pixel=self.is_per_pixel,
+        )
+
+    def require_classes_of_pictures(self) -> None:
+        """Refuse data whose pixels have classes.
+
+        Raises:
+            ValueError: They have.
+        """
+        if self.is_per_pixel:
+            raise ValueError(f"data set {self.name!r} must have a class per picture; it has one per pixel")
 
     def split(self, name: str) -> Split:
         """Return a split by name.
@@ -131,14 +163,14 @@ def load_dataset(
 ) -> ImageDataset:
     """Load a data set in MedMNIST layout.
 
-    A path (anything that ends in .npz or holds a separator) is read. `phantoms` is made on the spot. Another name is
-    looked for as `<name>.npz` in `data_root`, in the folder that the environment variable MSF_DATA names, and in
-    ~/.medmnist; a MedMNIST name that is found nowhere is downloaded into the first of these that is given, with its md5
-    checked.
+    A path (anything that ends in .npz or holds a separator) is read. `phantoms` and `phantom-masks` (the same cells,
+    with a class per pixel) are made on the spot. Another name is looked for as `<name>.npz` in `data_root`, in the
+    folder that the environment variable MSF_DATA names, and in ~/.medmnist; a MedMNIST name that is found nowhere is
+    downloaded into the first of these that is given, with its md5 checked.
 
     Args:
-        name_or_path: `phantoms`, a name such as `bloodmnist` or `bloodmnist_224`, the name of any archive in those
-            folders, or a path.
+        name_or_path: `phantoms`, `phantom-masks`, a name such as `bloodmnist` or `bloodmnist_224`, the name of any
+            archive in those folders, or a path.
         data_root: Folder to look in first.
         size: Picture size of a MedMNIST name without suffix: 28, 64, 128 or 224.
         required: Splits that must hold pictures; the others may be absent from an archive, and are then empty.
@@ -161,11 +193,11 @@ def load_dataset(
     if reason is not None:
         raise ValueError(f"data set {text!r} cannot be taken: {reason}")
     if size is not None:
-        if is_path or text == PHANTOMS or split_size(text)[0] != text:
+        if is_path or text in _PHANTOM_INFO or split_size(text)[0] != text:
             raise ValueError(f"size goes with a plain name such as 'bloodmnist'; got size={size} with {text!r}")
         text = text if size == MEDMNIST_SIZES[0] else f"{text}_{size}"
-    if text == PHANTOMS:
-        return _renamed(_make_phantom_dataset(), class_names)
+    if text in _PHANTOM_INFO:
+        return _renamed(_make_phantom_dataset(text), class_names)
     path = Path(text).expanduser() if is_path else _find(text, data_root)
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder: 'msf pack' makes a data set of its pictures")
@@ -188,17 +220,17 @@ def load_dataset(
 
 def known_datasets() -> tuple[str, ...]:
     """Return the names that `load_dataset` takes without a file at hand."""
-    return (PHANTOMS, *MEDMNIST)
+    return (*_PHANTOM_INFO, *MEDMNIST)
 
 
-def _make_phantom_dataset() -> ImageDataset:
-    tensors = make_phantoms()
+def _make_phantom_dataset(name: str) -> ImageDataset:
+    tensors = make_phantoms() if name == PHANTOMS else make_phantom_masks()
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(tensors[key].numpy().tobytes())
-    for split in SPLITS:
+    for split in SPLITS if name == PHANTOMS else ():
         tensors[f"{split}_labels"] = tensors[f"{split}_labels"][:, 0].long()
-    return _assemble(PHANTOMS, tensors, _PHANTOM_INFO, digest.hexdigest())
+    return _assemble(name, tensors, _PHANTOM_INFO[name], digest.hexdigest())
 
 
 def _assemble(
@@ -255,7 +287,7 @@ def _check_labels(
     tensors: dict[str, Tensor], path: Path, known: tuple[str, ...] | None, required: Sequence[str]
 ) -> int:
     """Return the number of classes: of those that are known, or what the labels say."""
-    labels = {split: values for split in SPLITS if len(values := tensors[f"{split}_labels"])}
+    labels = {split: values.flatten() for split in SPLITS if len(values := tensors[f"{split}_labels"])}
     # A class needs a training picture, so that more classes than pictures are none: a bound before they are counted.
     found = 1 + max(int(values.max()) for values in labels.values())
     n_classes = min(found, max(map(len, labels.values()))) if known is None else len(known)

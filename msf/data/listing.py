@@ -30,6 +30,8 @@ class Listing:
         group_names: Names of the groups, by number.
         details: Further columns of a table, per file; empty where there are none.
         errors: For files that will not be read: what is wrong.
+        masks: Of the files, where pixels have classes; empty for a file without one. `labels` are then 0, and
+            `class_names` may be unknown, and empty, until the masks are read.
     """
 
     source: Source
@@ -41,6 +43,7 @@ class Listing:
     group_names: list[str] = field(default_factory=list)
     details: list[tuple[str, ...]] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
+    masks: list[str] = field(default_factory=list)
 
 
 def read_listing(
@@ -76,8 +79,13 @@ def read_listing(
         and {_folded(name) for name in raw} <= {_folded(name) for name in known_names}
     ):
         class_names = known_names
-    listing.class_names, codes = name_classes(raw, class_names, place, needs_two=not only_test)
-    listing.labels = array("i", [codes[label] if label >= 0 else NOT_SAID for label in given])
+    if source.has_masks:
+        listing.class_names = tuple(class_names or known_names)
+        _check_names(listing.class_names)
+        listing.labels = array("i", bytes(array("i").itemsize * len(given)))
+    else:
+        listing.class_names, codes = name_classes(raw, class_names, place, needs_two=not only_test)
+        listing.labels = array("i", [codes[label] if label >= 0 else NOT_SAID for label in given])
     if only_test:
         return listing
     splits, usable = np.array(listing.splits), _usable(listing)
@@ -120,9 +128,7 @@ def name_classes(
         raise ValueError(f"{place!r} must have two classes or more; it has {shown_names(names, 1) or 'none'}")
     if wanted is None:
         return names, [names.index(name) for name in found]
-    known = [_folded(name) for name in names]
-    if "" in known or len(set(known)) < len(known):
-        raise ValueError(f"class-names must be different names; got {shown(list(names))}")
+    known = _check_names(names)
     matching = [_folded(name) in known for name in found]
     if all(matching):
         return names, [known.index(_folded(name)) for name in found]
@@ -134,6 +140,14 @@ def name_classes(
         f"class-names must hold all names of {place!r}, or none of them and as many new ones; it has "
         f"{shown_names(ordered, _N_LISTED)}, got {shown_names(names, _N_LISTED)}"
     )
+
+
+def _check_names(names: Sequence[str]) -> list[str]:
+    """Return names of classes without case and spaces; refuse such as are not different."""
+    known = [_folded(name) for name in names]
+    if "" in known or len(set(known)) < len(known):
+        raise ValueError(f"class-names must be different names; got {shown(list(names))}")
+    return known
 
 
 def _collect(source: Source) -> tuple[Listing, list[str], array[int]]:
@@ -149,6 +163,8 @@ def _collect(source: Source) -> tuple[Listing, list[str], array[int]]:
         listing.groups.append(NOT_SAID if entry.group is None else groups.setdefault(entry.group, len(groups)))
         if entry.error is not None:
             listing.errors[number] = entry.error
+        if source.has_masks:
+            listing.masks.append(entry.mask or "")
         if source.details:
             listing.details.append(entry.details)
     listing.group_names = list(groups)
@@ -172,7 +188,7 @@ def _check_given(listing: Listing, splits: IntArray, usable: IntArray) -> None:
             f"{place!r} must have every group in one split; {len(torn)} are in several, such as "
             f"{shown(name)} in {where}"
         )
-    if (splits == TRAIN).any():
+    if (splits == TRAIN).any() and not listing.source.has_masks:
         absent = np.flatnonzero(np.bincount(labels[splits == TRAIN], minlength=len(listing.class_names)) == 0)
         if len(absent):
             name = listing.class_names[absent[0]]

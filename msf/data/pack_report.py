@@ -20,6 +20,21 @@ MOST_LISTED = 1000  # of one kind; all files are in the rows
 _MOST_SIZES = 50
 
 
+@dataclass(frozen=True)
+class PackedMasks:
+    """What is known of the masks of the pictures that were read, in their order.
+
+    Args:
+        table: Class of each value of the masks; uint8 [256].
+        presence: Whether (0 or 1) each class occurs in each mask; int64 [n, n_classes].
+        digests: A number per mask that equal masks share; uint64 [n].
+    """
+
+    table: np.ndarray[tuple[int], np.dtype[np.uint8]]
+    presence: IntArray
+    digests: np.ndarray[tuple[int], np.dtype[np.uint64]]
+
+
 @dataclass
 class PackedPictures:
     """What is known of the pictures that were read, in their order.
@@ -33,6 +48,7 @@ class PackedPictures:
         shape: Of the pictures in the data set, [S, S, C].
         sizes: Height and width of the files' pictures, with their number.
         modes: Grey or colour, and depth, with their number.
+        masks: Where pixels have classes.
     """
 
     numbers: IntArray
@@ -43,6 +59,16 @@ class PackedPictures:
     shape: tuple[int, int, int]
     sizes: Counter[tuple[int, int]]
     modes: Counter[str]
+    masks: PackedMasks | None = None
+
+    def counts(self, labels: IntArray, splits: IntArray, n_classes: int) -> IntArray:
+        """Return the pictures of each class, or that show it, in each split: int64 [n_classes, 3]."""
+        counts = np.zeros((n_classes, len(SPLITS)), np.int64)
+        if self.masks is None:
+            np.add.at(counts, (labels, splits), 1)
+        else:
+            np.add.at(counts.T, splits, self.masks.presence)
+        return counts
 
 
 def make_report(listing: Listing, packed: PackedPictures, made: Sequence[str]) -> dict[str, Any]:
@@ -54,12 +80,12 @@ def make_report(listing: Listing, packed: PackedPictures, made: Sequence[str]) -
         made: Splits that were made, and not named by the source.
     """
     labels = np.array(listing.labels, np.int64)[packed.numbers]
-    counts = np.zeros((len(listing.class_names), len(SPLITS)), np.int64)
-    np.add.at(counts, (labels, packed.splits), 1)
-    n_in = dict(zip(SPLITS, counts.sum(0).tolist(), strict=True))
+    counts = packed.counts(labels, packed.splits, len(listing.class_names))
+    n_in = dict(zip(SPLITS, np.bincount(packed.splits, minlength=len(SPLITS)).tolist(), strict=True))
+    answers = labels if packed.masks is None else packed.masks.digests
     doubles = list(_doubles(packed.digests))
     crossing = [rows for rows in doubles if len(np.unique(packed.splits[rows])) > 1]
-    conflicts = [rows for rows in doubles if len(np.unique(labels[rows])) > 1]
+    conflicts = [rows for rows in doubles if len(np.unique(answers[rows])) > 1]
     near = list(_near(packed))
     constant = np.flatnonzero(packed.is_constant)
 
@@ -68,7 +94,7 @@ def make_report(listing: Listing, packed: PackedPictures, made: Sequence[str]) -
             {
                 "file": listing.files[packed.numbers[row]],
                 "split": SPLITS[packed.splits[row]],
-                "class": listing.class_names[labels[row]],
+                "class": listing.class_names[labels[row]] if packed.masks is None else "",
             }
             for row in rows.tolist()
         ]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -20,22 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msf.data.archive import CLASS_NAMES, SPLITS
+from msf.data.archive import SPLITS
 from msf.data.dicom import is_dicom
 from msf.data.images import HALF_RANGE, prepare_images
 from msf.data.listing import Listing, read_listing
-from msf.data.pack_report import PackedPictures, make_report
+from msf.data.masks import MaskReader
+from msf.data.pack_files import write_archive_of, write_rows_of
+from msf.data.pack_report import PackedMasks, PackedPictures, make_report
 from msf.data.pictures import Reading, made_square, read_image
 from msf.data.similar import perceptual_hash
 from msf.data.sources import open_source
 from msf.data.splits import NOT_SAID, TEST, TRAIN, IntArray, check_shares, groups_in_two_splits, make_splits
 from msf.data.table import MEDMNIST_SIZES
 from msf.files.atomic import write_atomically
-from msf.files.npy import NewArray, write_npz
 
 Mode = Literal["auto", "grey", "colour"]
 Progress = Callable[[int, int], None]
-_CHUNK_BYTES = 2**22
 _CHANNELS = {"grey": 1, "colour": 3}
 _SIZES = ", ".join(map(str, MEDMNIST_SIZES))
 _MOST_PIXELS = 2**14
@@ -56,6 +54,7 @@ class PackSettings:
         class_names: See `read_listing`.
         known_names: Likewise.
         columns: Names of a table's columns; see `open_source`.
+        masks: Folder of the masks of a folder of pictures, whose pixels then have the classes; see `open_source`.
         strict: A file that cannot be read ends the work.
 
     Raises:
@@ -72,6 +71,7 @@ class PackSettings:
     class_names: tuple[str, ...] | None = None
     known_names: tuple[str, ...] = ()
     columns: Mapping[str, str | None] = field(default_factory=dict)
+    masks: str | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -114,9 +114,13 @@ def pack_pictures(
         OSError: The disk is full or not writable.
     """
     settings = PackSettings() if settings is None else settings
-    opened = open_source(source, settings.columns)
-    listing = read_listing(opened, settings.class_names, known_names=settings.known_names, only_test=settings.only_test)
+    listing = _listing(source, settings)
     return pack_listing(listing, Path(out), settings, progress)
+
+
+def _listing(source: str | os.PathLike[str], settings: PackSettings) -> Listing:
+    opened = open_source(source, settings.columns, masks=settings.masks)
+    return read_listing(opened, settings.class_names, known_names=settings.known_names, only_test=settings.only_test)
 
 
 def pack_listing(
@@ -136,10 +140,10 @@ def pack_listing(
             if progress is not None:
                 progress(number + 1, len(listing.files))
         packed = reader.result()
-        packed.splits, made = _splits_of(listing, packed.numbers, settings)
+        packed.splits, made = _splits_of(listing, packed, settings)
         report = make_report(listing, packed, made)
-        _write_rows(out.with_suffix(".rows.csv"), listing, packed)
-        _write_archive(out, listing, packed, waiting)
+        write_rows_of(out.with_suffix(".rows.csv"), listing, packed)
+        write_archive_of(out, listing, packed, waiting)
     with out.open("rb") as file:
         report = {"file": out.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest(), **report}
     report["settings"] = _plain_settings(settings)
@@ -165,8 +169,7 @@ def pack_into(
     Raises:
         As `pack_pictures`.
     """
-    opened = open_source(source, settings.columns)
-    listing = read_listing(opened, settings.class_names, known_names=settings.known_names, only_test=settings.only_test)
+    listing = _listing(source, settings)
     name = Path(os.path.abspath(Path(source).expanduser())).stem
     out = folder / f"{name}-{_key(listing, settings)}.npz"
     if out.is_file() and out.with_suffix(".json").is_file():
@@ -183,13 +186,19 @@ def _key(listing: Listing, settings: PackSettings) -> str:
         digest.update(values.tobytes())
     digest.update(json.dumps([listing.class_names, listing.group_names, listing.details]).encode())
     for number, file in enumerate(listing.files):
-        try:
-            found = os.stat(file)
-            stamp = f"{found.st_size} {found.st_mtime_ns}"
-        except (OSError, ValueError):  # the second: a name with a NUL, which a table may hold
-            stamp = "none"
-        digest.update(f"{os.path.abspath(file)!r} {stamp} {listing.errors.get(number)!r}".encode())
+        digest.update(f"{_stamp(file)} {listing.errors.get(number)!r}".encode())
+    for mask in listing.masks:
+        digest.update(_stamp(mask).encode())
     return digest.hexdigest()
+
+
+def _stamp(file: str) -> str:
+    try:
+        found = os.stat(file)
+        stamp = f"{found.st_size} {found.st_mtime_ns}"
+    except (OSError, ValueError):  # the second: a name with a NUL, which a table may hold
+        stamp = "none"
+    return f"{os.path.abspath(file)!r} {stamp}"
 
 
 def _plain_settings(settings: PackSettings) -> dict[str, Any]:
@@ -214,6 +223,7 @@ class _Reader:
         self._digests = bytearray()
         self._hashes = bytearray()
         self._constant = bytearray()
+        self._masks = MaskReader(listing.class_names, settings.reading) if listing.source.has_masks else None
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._modes: Counter[str] = Counter()
 
@@ -225,6 +235,7 @@ class _Reader:
         path = Path(listing.files[number])
         try:
             image = read_image(path, max_pixels=reading.max_pixels, window=reading.window, frame=reading.frame)
+            mask = None if self._masks is None else self._masks.read(listing.masks[number], *image.shape[:2])
         except ValueError as error:
             if self._settings.strict:
                 raise
@@ -236,6 +247,8 @@ class _Reader:
         self._modes[f"{mode}, DICOM" if is_dicom(path) else mode] += 1
         packed = self._packed(made_square(image, reading.fit), str(path))
         self._waiting.write(packed.numpy().tobytes())
+        if self._masks is not None and mask is not None:
+            self._waiting.write(self._masks.keep(listing.masks[number], mask, len(packed)))
         self._numbers.append(number)
         self._constant.append(bool((image == image.flatten()[0]).all()))
         content = hashlib.blake2b(repr((tuple(image.shape), str(image.dtype))).encode(), digest_size=16)
@@ -249,6 +262,11 @@ class _Reader:
             errors = self._listing.errors
             raise ValueError(f"none of {len(self._listing.files)} pictures can be read; {errors[min(errors)]}")
         n = len(self._numbers)
+        masks = None
+        if self._masks is not None:
+            self._listing.class_names, table = self._masks.classes()
+            presence = self._masks.presence(table, len(self._listing.class_names))
+            masks = PackedMasks(table, presence, self._masks.digests)
         return PackedPictures(
             numbers=np.array(self._numbers, np.int64),
             splits=np.zeros(n, np.int8),
@@ -258,6 +276,7 @@ class _Reader:
             shape=(self._size, self._size, self._channels),
             sizes=self._sizes,
             modes=self._modes,
+            masks=masks,
         )
 
     def _packed(self, image: Tensor, file: str) -> Tensor:
@@ -289,8 +308,9 @@ class _Reader:
         return ((prepared + 1) * HALF_RANGE).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
-def _splits_of(listing: Listing, numbers: IntArray, settings: PackSettings) -> tuple[IntArray, tuple[str, ...]]:
+def _splits_of(listing: Listing, packed: PackedPictures, settings: PackSettings) -> tuple[IntArray, tuple[str, ...]]:
     """Return the split of each picture that was read, and the splits that were made here."""
+    numbers = packed.numbers
     labels, groups, given = (
         np.array(values)[numbers].astype(np.int64) for values in (listing.labels, listing.groups, listing.splits)
     )
@@ -311,64 +331,9 @@ def _splits_of(listing: Listing, numbers: IntArray, settings: PackSettings) -> t
     torn = groups_in_two_splits(groups, splits)
     if len(torn):  # read_listing looked at given splits, make_splits divides whole groups
         raise RuntimeError(f"{len(torn)} groups are in several splits")
-    absent = np.flatnonzero(np.bincount(labels[splits == TRAIN], minlength=len(listing.class_names)) == 0)
+    absent = np.flatnonzero(packed.counts(labels, splits, len(listing.class_names))[:, TRAIN] == 0)
     if len(absent):
         raise ValueError(
             f"every class needs a picture for training that can be read; {listing.class_names[absent[0]]!r} has none"
         )
     return splits, ("train", *(name for name, share in shares.items() if share))
-
-
-def _write_archive(out: Path, listing: Listing, packed: PackedPictures, waiting: IO[bytes]) -> None:
-    waiting.flush()
-    shape = packed.shape if packed.shape[2] == 3 else packed.shape[:2]
-    labels = np.array(listing.labels, np.int64)[packed.numbers]
-    arrays = {}
-    for code, split in enumerate(SPLITS):
-        rows = np.flatnonzero(packed.splits == code)
-        if len(rows):
-            arrays[f"{split}_images"] = NewArray((len(rows), *shape), np.dtype(np.uint8), _parts(waiting, rows, shape))
-            arrays[f"{split}_labels"] = NewArray((len(rows), 1), np.dtype(np.int64), [labels[rows, None]])
-    names = np.array(listing.class_names)
-    arrays[CLASS_NAMES] = NewArray(names.shape, names.dtype, [names])
-    write_atomically(out, lambda path: write_npz(path, arrays))
-
-
-def _parts(waiting: IO[bytes], rows: IntArray, shape: tuple[int, ...]) -> Iterator[np.ndarray[Any, Any]]:
-    n_bytes = math.prod(shape)
-    per_part = max(1, _CHUNK_BYTES // n_bytes)
-    for start in range(0, len(rows), per_part):
-        chosen = rows[start : start + per_part].tolist()
-        levels = np.empty((len(chosen), *shape), np.uint8)
-        for place, row in zip(levels.reshape(len(chosen), -1), chosen, strict=True):
-            waiting.seek(row * n_bytes)
-            place[:] = np.frombuffer(waiting.read(n_bytes), np.uint8)
-        yield levels
-
-
-def _write_rows(path: Path, listing: Listing, packed: PackedPictures) -> None:
-    places = {}
-    counts = [0] * len(SPLITS)
-    for number, split in zip(packed.numbers.tolist(), packed.splits.tolist(), strict=True):
-        places[number] = (SPLITS[split], counts[split])
-        counts[split] += 1
-
-    def write(target: Path) -> None:
-        with target.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file)
-            own = ("file", "split", "index", "label", "class", "group", "error")
-            writer.writerow(
-                [*own, *(name if name not in own else f"{name} (source)" for name in listing.source.details)]
-            )
-            for number, name in enumerate(listing.files):
-                label, group = listing.labels[number], listing.groups[number]
-                of_class = ("", "") if label < 0 else (label, listing.class_names[label])
-                details = listing.details[number] if listing.details else ()
-                writer.writerow(
-                    [
-                        name, *places.get(number, ("", "")), *of_class, "" if group < 0 else listing.group_names[group],
-                        listing.errors.get(number, ""), *details,
-                    ]
-                )  # fmt: skip
-
-    write_atomically(path, write)

@@ -17,6 +17,7 @@ from torch import Tensor
 from msf.data.batches import seeded_generator
 
 PHANTOM_CLASSES = ("pale disc", "round nucleus", "kidney nucleus", "two lobes", "three lobes")
+PHANTOM_TISSUES = ("background", "cytoplasm", "nucleus")
 PHANTOM_SIZE = 28
 PHANTOM_SPLITS = {"train": 3000, "val": 400, "test": 400}
 
@@ -61,6 +62,27 @@ def make_phantoms(seed: int = 0, splits: dict[str, int] | None = None) -> dict[s
     return arrays
 
 
+def make_phantom_masks(seed: int = 0, splits: dict[str, int] | None = None) -> dict[str, Tensor]:
+    """Return the pictures of `make_phantoms` with what their pixels show, which is known.
+
+    Args:
+        seed: As for `make_phantoms`.
+        splits: Likewise.
+
+    Returns:
+        `<split>_images` uint8 [n, 28, 28, 3] and `<split>_labels` uint8 [n, 28, 28]: the number in `PHANTOM_TISSUES` of
+        what covers most of the pixel; a nucleus less than half opaque counts as the cytoplasm that shows through.
+    """
+    arrays = {}
+    for number, (split, n) in enumerate((splits or PHANTOM_SPLITS).items()):
+        generator = seeded_generator(seed, number)
+        labels = torch.arange(n)[torch.randperm(n, generator=generator)] % len(PHANTOM_CLASSES)
+        pictures, cell, nucleus = _draw(sample_morph(labels, generator), generator)
+        arrays[f"{split}_images"] = pictures
+        arrays[f"{split}_labels"] = torch.where(nucleus > 0.5, 2, (cell > 0.5).long()).to(torch.uint8)
+    return arrays
+
+
 def sample_morph(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Draw the morph parameter of each label: float32 [N] from int64 [N]."""
     weights, widths = torch.tensor(_MORPH_MIXTURE).T
@@ -102,6 +124,11 @@ def draw_phantoms(morph: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         uint8 [N, 28, 28, 3].
     """
+    return _draw(morph, generator)[0]
+
+
+def _draw(morph: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pictures, and the share of each pixel that cell and nucleus cover; see `draw_phantoms`."""
     n = len(morph)
 
     def normal(*shape: int) -> Tensor:
@@ -139,7 +166,7 @@ def draw_phantoms(morph: Tensor, generator: torch.Generator) -> Tensor:
     picture = _paint(background[:, :, None, None], cytoplasm, cell * (1 - pallor))
     picture = _paint(picture, torch.tensor(_NUCLEUS) + tint + 7 * normal(3), nucleus)
     picture = picture + 3 * normal(3, PHANTOM_SIZE, PHANTOM_SIZE)
-    return picture.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return picture.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous(), cell, nucleus
 
 
 def _interpolate(morph: Tensor, values: tuple[float, ...]) -> Tensor:

@@ -34,6 +34,8 @@ _REFUSED_FORMATS = {"EPS": (".eps", ".ps"), "ICNS": (".icns",), "ICO": (".ico",)
 _SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
 _BITS_TAG, _FORMAT_TAG = 258, 339  # BitsPerSample and SampleFormat of TIFF
 _UNSIGNED = 1
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP")
+_MOST_CLASS = 255
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 # Not run here; with nibabel, NumPy and Pillow it writes the slices of a volume as 16-bit PNGs.
 _NIFTI_COMMAND = (
@@ -124,6 +126,34 @@ def read_image(
     except Exception as error:  # every format's decoder raises what it likes
         raise ValueError(f"{str(path)!r} must be an intact picture; got: {_reason(path, error)}") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1))
+
+
+def read_label_map(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Read a mask: the number of each pixel's class.
+
+    Numbers are those of a palette, or grey levels; black and white is 0 and 1.
+
+    Args:
+        path: A file that keeps values as they are: PNG, TIFF, BMP, GIF.
+        max_pixels: Pixels that may be decoded.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        ValueError: Not a picture, damaged or too large; JPEG, which changes values; colours without a palette; numbers
+            above 255. The text names the file.
+    """
+    try:
+        with _opened(path) as opened:
+            if opened.format in _LOSSY:
+                raise ValueError(f"{opened.format}, which changes values: save masks as PNG")
+            _choose_frame(opened, None)
+            _reduce_to(opened, max_pixels)
+            numbers = _class_numbers(ImageOps.exif_transpose(opened))
+    except Exception as error:  # every format's decoder raises what it likes
+        raise ValueError(f"{str(path)!r} must be an intact mask; got: {_reason(path, error)}") from error
+    return torch.from_numpy(numbers)
 
 
 def load_pictures(
@@ -251,6 +281,20 @@ def _reason(path: Path, error: Exception) -> str:
         code = _NIFTI_COMMAND.format(name=str(path))
         return f"NIfTI, a volume, which is not read: slices of it are, made by: python -c {shlex.quote(code)}"
     return first_line(error)
+
+
+def _class_numbers(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    values: np.ndarray[Any, Any] = np.asarray(image)
+    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+        if values.min() < 0 or values.max() > _MOST_CLASS:
+            raise ValueError(f"values from {values.min()} to {values.max()}, where classes are in [0, {_MOST_CLASS}]")
+        return values.astype(np.uint8)
+    if image.mode == "F":
+        raise ValueError("floating-point values, where classes are whole numbers")
+    channels = np.asarray(image.convert("RGB"))
+    if (channels != channels[..., :1]).any():
+        raise ValueError("colours without a palette: save it with one, or as grey levels that are numbers of classes")
+    return channels[..., 0].copy()
 
 
 def _pixels(image: Image.Image, bits: int | None, window: Window | None) -> np.ndarray[Any, Any]:

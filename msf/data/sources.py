@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from msf.data.masks import MaskFolder
 from msf.data.picture_files import ImageSearch
 from msf.plain_values import shown, shown_names
 
@@ -25,6 +26,7 @@ _COLUMNS = {
     "label": ("label", "class"),
     "split": ("split",),
     "group": ("group", "patient", "patient_id"),
+    "mask": ("mask",),
 }
 _DELIMITERS = (",", ";", "\t")
 _N_LISTED = 12
@@ -41,6 +43,7 @@ class Entry(NamedTuple):
         split: `train`, `val` or `test` where the source says so.
         group: What it shares with others, such as the patient; None where the source does not say.
         error: What is wrong with it, so far.
+        mask: The file with the classes of its pixels, where these have them.
         details: Further columns of its table, in the order of `Source.details`.
     """
 
@@ -50,6 +53,7 @@ class Entry(NamedTuple):
     group: str | None = None
     error: str | None = None
     details: tuple[str, ...] = ()
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Source:
         details: Names of further columns.
         has_splits: Whether it says which picture belongs to which split.
         has_groups: Whether it names groups.
-        columns: The table's own names of `file`, `label`, `split` and `group`, where it has them.
+        columns: The table's own names of `file`, `label`, `split`, `group` and `mask`, where it has them.
+        masks: Folder of the masks of a folder of pictures, where pixels have classes.
         skipped: What a search of folders left out: kind and number; complete once the entries were read.
     """
 
@@ -70,7 +75,13 @@ class Source:
     has_splits: bool = False
     has_groups: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    masks: Path | None = None
     skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it has a mask per picture, instead of a class."""
+        return self.masks is not None or "mask" in self.columns
 
     def entries(self) -> Iterator[Entry]:
         """Yield the pictures: of a folder in the order of names, of a table in its own.
@@ -78,6 +89,8 @@ class Source:
         Raises:
             ValueError: A table that cannot be read on; a folder that is no longer there.
         """
+        if self.masks is not None:
+            return _masked_entries(self, MaskFolder(self.masks))
         return _folder_entries(self) if self.path.is_dir() else _table_entries(self)
 
 
@@ -88,27 +101,36 @@ def is_source(path: str | os.PathLike[str]) -> bool:
 
 
 def open_source(
-    path: str | os.PathLike[str], columns: Mapping[str, str | None] | None = None, *, needs_labels: bool = True
+    path: str | os.PathLike[str],
+    columns: Mapping[str, str | None] | None = None,
+    *,
+    needs_labels: bool = True,
+    masks: str | os.PathLike[str] | None = None,
 ) -> Source:
     """Look at a folder or a table, without reading on.
 
     A folder holds one folder per class, or `train`, `val` and `test` with those; deeper folders belong to their class.
     A table (CSV with `,`, `;` or tabs in UTF-8, or Parquet) has one row per picture, with columns for file and label,
-    and where it has them split and group. Its paths are relative to the table's folder, or absolute.
+    and where it has them split and group. Its paths are relative to the table's folder, or absolute. Instead of a class
+    a picture may have a mask, with a class per pixel: a file at the same place in the folder `masks`, whatever the
+    suffix, or in the column `mask` of a table without labels.
 
     Args:
         path: Folder or table.
         columns: Names of the columns for `file`, `label`, `split`, `group`; what is not given is looked for under the
             usual names.
         needs_labels: Whether there must be classes.
+        masks: Folder of the masks of a folder of pictures.
 
     Raises:
-        FileNotFoundError: There is nothing.
+        FileNotFoundError: There is nothing, or no masks.
         ValueError: A table without the columns, twice with one name, in another encoding, or a Parquet file without
             the package pyarrow; a folder without class folders.
     """
     place = Path(path).expanduser()
     wanted = {name: given for name, given in (columns or {}).items() if given is not None}
+    if masks is not None:
+        return _masked_folder(place, Path(masks).expanduser(), wanted)
     if place.is_dir():
         if wanted:
             raise ValueError(f"columns are of a table; {str(place)!r} is a folder (columns {', '.join(wanted)})")
@@ -138,6 +160,21 @@ def table_files(path: Path) -> Iterator[Path]:
         yield Path(entry.file)
 
 
+def _masked_folder(place: Path, masks: Path, wanted: Mapping[str, str]) -> Source:
+    if wanted or not place.is_dir():
+        raise ValueError(
+            f"masks is the folder of the masks of a folder of pictures; {str(place)!r} is none (a table names them in "
+            "its column mask)"
+        )
+    MaskFolder(masks)
+    pictures, inner = (os.path.realpath(folder) for folder in (place, masks))
+    if os.path.commonpath([pictures, inner]) in (pictures, inner):
+        raise ValueError(f"masks must lie beside the pictures; got {str(masks)!r} for those of {str(place)!r}")
+    folders = _subfolders(place)
+    has_splits = bool(folders) and {name.casefold() for name in folders} <= SPLIT_NAMES.keys()
+    return Source(place, has_splits=has_splits, masks=masks)
+
+
 def _subfolders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -157,6 +194,16 @@ def _folder_entries(source: Source) -> Iterator[Entry]:
         for label in _subfolders(root):
             for name, failure in search.found([root / label]):
                 yield Entry(name, label, split, None, failure)
+    source.skipped.update(search.skipped)
+
+
+def _masked_entries(source: Source, masks: MaskFolder) -> Iterator[Entry]:
+    search = ImageSearch()
+    for name, failure in search.found([source.path]):
+        top = os.path.relpath(name, source.path).split(os.sep)[0]
+        split = SPLIT_NAMES.get(top.casefold()) if source.has_splits else None
+        mask, error = masks.of(name, source.path) if failure is None else (None, failure)
+        yield Entry(name, split=split, error=error, mask=mask)
     source.skipped.update(search.skipped)
 
 
@@ -190,6 +237,8 @@ def _table_entries(source: Source) -> Iterator[Entry]:
             error = f"{file!r} is named twice, in rows {seen[file]} and {number}{two}"
         elif "label" in roles and label is None:
             error = f"{file!r} has no label (row {number} of {str(source.path)!r})"
+        elif "mask" in roles and not row["mask"]:
+            error = f"{file!r} has no mask (row {number} of {str(source.path)!r})"
         seen.setdefault(file, number)
         if split is not None:
             split, given = SPLIT_NAMES.get(split.casefold()), split
@@ -197,7 +246,8 @@ def _table_entries(source: Source) -> Iterator[Entry]:
                 raise ValueError(
                     f"split must be train, val or test; row {number} of {str(source.path)!r} says {shown(given)}"
                 )
-        yield Entry(file, label, split, group, error, details)
+        mask = os.path.normpath(os.path.join(folder, row["mask"])) if row.get("mask") else None
+        yield Entry(file, label, split, group, error, details, mask)
 
 
 def _find_columns(path: Path, names: Sequence[str], wanted: Mapping[str, str], needs_labels: bool) -> dict[str, str]:
@@ -206,9 +256,12 @@ def _find_columns(path: Path, names: Sequence[str], wanted: Mapping[str, str], n
     twice = {name for name in folded if folded.count(name) > 1}
     if twice:
         raise ValueError(f"{str(path)!r} must name each column once; it has {shown_names(sorted(twice), 4)} twice")
-    found = {}
+    found: dict[str, str] = {}
     for role, usual in _COLUMNS.items():
-        candidates = [wanted[role].strip().casefold()] if role in wanted else usual
+        if role == "mask" and role not in wanted and "label" in found:
+            continue  # a further column
+        is_needed = role == "file" or (role == "mask" and needs_labels and "label" not in found)
+        candidates = (wanted[role].strip().casefold(),) if role in wanted else usual
         there = [
             name for candidate in candidates for name, known in zip(names, folded, strict=True) if known == candidate
         ]
@@ -218,11 +271,15 @@ def _find_columns(path: Path, names: Sequence[str], wanted: Mapping[str, str], n
             )
         if there:
             found[role] = there[0]
-        elif role in wanted or role == "file" or (role == "label" and needs_labels):
+        elif role in wanted or is_needed:
+            asked = "label" if role == "mask" and role not in wanted else role
+            usual = candidates if asked == role else _COLUMNS[asked]
             raise ValueError(
-                f"{str(path)!r} must have a column for the {role} ({' or '.join(candidates)}; --{role}-column names "
+                f"{str(path)!r} must have a column for the {asked} ({' or '.join(usual)}; --{asked}-column names "
                 f"another); its columns are {listed}"
             )
+    if "mask" in found and found.pop("label", None) is not None and "label" in wanted:
+        raise ValueError(f"{str(path)!r} must have labels or masks; columns of both were named")
     return found
 
 

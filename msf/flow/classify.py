@@ -177,6 +177,8 @@ def classify(
     if request.noise is not None:
         wanted = (len(images), settings.n_samples, *space.semantic_shape)
         check_noise(request.noise, "[N, n_samples, K, H, W]", wanted)
+    if space.is_per_pixel and (settings.stop is not None or settings.keep_samples):
+        raise ValueError("where pixels have classes, stop must be None and keep_samples False")
     readout = space.readout(settings.readout, device, is_mean=solver.is_single_evaluation)
     is_posterior_mean = readout.weights is not None
     # Decoded maps go through the autoencoder, whose weights are its owner's and may be moved.
@@ -205,7 +207,8 @@ def classify(
         parts.append(part)
 
     def joined(statistic: str, name: str) -> Tensor:
-        return torch.cat([part.statistics[statistic][name] for part in parts]).to(images.device)
+        values = torch.cat([part.statistics[statistic][name] for part in parts]).to(images.device)
+        return _rows_of_pixels(values) if space.is_per_pixel else values
 
     draws = Draws(
         class_distance=joined("distance", "mean"),
@@ -229,11 +232,19 @@ def classify(
         precision=precision_of(solver.dtype),
         convolution=solver.network.convolution,
     )
+    if space.is_per_pixel:
+        prediction = dataclasses.replace(prediction, map_shape=space.semantic_shape[1:])
     is_invalid = torch.cat([part.first_invalid >= 0 for part in parts])
     if is_invalid.any():
-        label = prediction.label.masked_fill(is_invalid.to(images.device), -1)
+        of_rows = is_invalid.repeat_interleave(len(prediction) // len(images))
+        label = prediction.label.masked_fill(of_rows.to(images.device), -1)
         raise InvalidPredictionError(dataclasses.replace(prediction, label=label), is_invalid.nonzero()[:, 0].tolist())
     return prediction
+
+
+def _rows_of_pixels(values: Tensor) -> Tensor:
+    """Return values of pixels [N, H, W] or [N, n, H, W] as rows, picture by picture: [N * H * W] or [N * H * W, n]."""
+    return values.flatten() if values.ndim == 3 else values.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _draw_part(

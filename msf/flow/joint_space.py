@@ -11,8 +11,8 @@ from msf.autoencoder import Autoencoder
 from msf.autoencoder.batches import decode_in_parts, encode_in_parts
 from msf.codes.label_codes import LabelCode
 from msf.codes.latent import make_latent_code
-from msf.config import ExperimentConfig, ReadoutName
-from msf.flow.readout import Readout
+from msf.config import ExperimentConfig, ReadoutName, TaskConfig
+from msf.flow.readout import Readout, per_pixel
 from msf_kernels.shapes import ImageBatch, SemanticBatch
 
 
@@ -23,7 +23,8 @@ class JointSpace:
         autoencoder: Between pictures and the image part; moved by its owner.
         code: Label code, in the units of pictures for `rgb`.
         experiment: `data.image_size`, `autoencoder` and `network` matter.
-        image_channels: Channels of the pictures.
+        task: `image_channels` of the pictures, and `is_per_pixel`: whether semantic maps are compared with the classes
+            pixel by pixel.
 
     Attributes:
         is_latent: Whether the image part holds latents instead of pixels.
@@ -33,18 +34,21 @@ class JointSpace:
 
     Raises:
         ValueError: Pictures of this size cannot be encoded, or give latents that the network cannot take; or the
-            configured read-out is not to be had with this code.
+            configured read-out is not to be had with this code; or classes of pixels with an autoencoder.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, code: LabelCode, experiment: ExperimentConfig, image_channels: int
+        self, autoencoder: Autoencoder, code: LabelCode, experiment: ExperimentConfig, task: TaskConfig
     ) -> None:
         """Work out shapes, and check them against the network."""
         self.autoencoder = autoencoder
         self.code = code
-        self.image_channels = image_channels
+        self.image_channels = task.image_channels
         self.image_size = experiment.data.image_size
         self.is_latent = experiment.autoencoder.name != "identity"
+        self.is_per_pixel = task.is_per_pixel
+        if self.is_per_pixel and self.is_latent:
+            raise ValueError("autoencoder must be 'identity' where pixels have classes: latents have no pixels")
         self.image_shape = autoencoder.latent_shape(self.image_size, self.image_size)
         self.has_noise = self.is_latent and experiment.autoencoder.posterior == "sample"
         self._has_latent_code = self.is_latent and code.is_picture
@@ -112,7 +116,8 @@ class JointSpace:
         if self.decodes(name):
             return Readout(name, self._decoded_distance, is_decoding=True)
         code = self.semantic_code(device)
-        return Readout(name, code.distance, code.weights if is_mean and code.is_affinely_independent else None)
+        whole = Readout(name, code.distance, code.weights if is_mean and code.is_affinely_independent else None)
+        return per_pixel(whole) if self.is_per_pixel else whole
 
     def decodes(self, name: ReadoutName) -> bool:
         """Return whether a read-out takes maps through the autoencoder."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -28,3 +30,29 @@ class Readout:
     distance: Callable[[SemanticBatch], tuple[Tensor, Tensor]]
     weights: Callable[[SemanticBatch], Tensor] | None = None
     is_decoding: bool = False
+
+
+def per_pixel(readout: Readout) -> Readout:
+    """Return the same comparison for every pixel on its own, a map of one pixel; results are [B, n_classes, H, W]."""
+    weights = readout.weights
+    return dataclasses.replace(
+        readout,
+        distance=_OfPixels(readout.distance),
+        weights=None if weights is None else _OfPixels(weights),
+    )
+
+
+@dataclass(frozen=True)
+class _OfPixels:
+    """A comparison, pixel by pixel; two of the same comparison are equal."""
+
+    compare: Callable[[SemanticBatch], Any]
+
+    def __call__(self, semantic: SemanticBatch) -> Any:
+        n, n_channels, height, width = semantic.shape
+        values = self.compare(semantic.permute(0, 2, 3, 1).reshape(-1, n_channels, 1, 1))
+
+        def mapped(each: Tensor) -> Tensor:
+            return each.reshape(n, height, width, -1).permute(0, 3, 1, 2)
+
+        return mapped(values) if isinstance(values, Tensor) else tuple(map(mapped, values))

@@ -62,6 +62,8 @@ class Prediction:
         convolution: What convolved: names of backends, the most frequent first, as in `native+onednn`.
         sample_distance: Distance to each class per draw, where samples were kept; [N, S, n_classes], NaN for draws
             that a stopped picture did not make.
+        map_shape: Height and width of label maps, whose pixels, picture by picture and row by row, are then what the N
+            rows are about; None where these are whole pictures.
     """
 
     label: Tensor
@@ -84,10 +86,27 @@ class Prediction:
     precision: str = "fp32"
     convolution: str = "torch"
     sample_distance: Tensor | None = None
+    map_shape: tuple[int, int] | None = None
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of pictures, or of the pixels of label maps."""
         return len(self.label)
+
+    def maps(self, values: Tensor) -> Tensor:
+        """Return values of rows as maps, such as `maps(label)` or `maps(scores()["margin"])`.
+
+        Args:
+            values: One or more per row; [N * H * W, ...].
+
+        Returns:
+            [N, H, W, ...].
+
+        Raises:
+            ValueError: The rows are whole pictures.
+        """
+        if self.map_shape is None:
+            raise ValueError("there are maps only where pixels have classes; the rows of this prediction are pictures")
+        return values.reshape(-1, *self.map_shape, *values.shape[1:])
 
     def scores(self) -> dict[str, Tensor]:
         """Return every uncertainty score by name, oriented so that higher means more uncertain; each [N]."""
@@ -116,7 +135,7 @@ class Prediction:
         columns = {
             entry.name: getattr(self, entry.name)
             for entry in dataclasses.fields(self)
-            if entry.name != "sample_distance"
+            if entry.name not in ("sample_distance", "map_shape")
         }
         plain = {name: _plain(value) for name, value in columns.items()}
         classes = told_apart(names)
@@ -177,9 +196,10 @@ class InvalidPredictionError(ValueError):
         """Word the error by the first invalid picture."""
         self.prediction = prediction
         self.invalid = invalid
+        n_pictures = len(prediction) // math.prod(prediction.map_shape or (1,))
         super().__init__(
             f"the network must give finite values; got others for picture {invalid[0]} ({len(invalid)} of "
-            f"{len(prediction)} pictures): its weights or its dtype do not serve it"
+            f"{n_pictures} pictures): its weights or its dtype do not serve it"
         )
 
 
@@ -353,6 +373,16 @@ def check_decision(decision: str) -> None:
     known = get_args(Decision)
     if decision not in known:
         raise ValueError(f"decision must be one of {', '.join(known)}; got {decision!r}")
+
+
+def check_score(name: str) -> None:
+    """Refuse an uncertainty score that does not exist.
+
+    Raises:
+        ValueError: The text lists the known scores.
+    """
+    if name not in UNCERTAINTY_SCORES:
+        raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {name!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -233,6 +233,7 @@ def _class_names(pool: Pool, flow: MedSymmFlow, dataset: ImageDataset) -> Sequen
 
 
 def _require_comparable(pool: Pool, dataset: ImageDataset, flow: MedSymmFlow) -> None:
+    dataset.require_classes_of_pictures()
     if int(pool.labels.max()) >= dataset.n_classes or flow.task.n_classes != dataset.n_classes:
         raise ValueError(
             f"pool, data and network must have the same classes; {str(pool.place)!r} has labels up to "

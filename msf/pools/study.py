@@ -102,8 +102,10 @@ def run_study(
         `n_real`, `n_synthetic`, `accuracy` and `correct`, a string with 1 for every test picture that is right.
 
     Raises:
-        ValueError: The folder holds another study; or a class has fewer than two training pictures.
+        ValueError: The folder holds another study; or a class has fewer than two training pictures; or pixels have
+            the classes.
     """
+    dataset.require_classes_of_pictures()
     folder.mkdir(parents=True, exist_ok=True)
     report = progress or (lambda *_, **__: None)
     cells: list[tuple[int | None, str]] = [(None, SYNTHETIC)]

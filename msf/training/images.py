@@ -10,6 +10,7 @@ from torch import Tensor
 from msf.autoencoder.batches import encode_in_parts
 from msf.autoencoder.latent_cache import open_latent_cache
 from msf.data import ImageDataset, Split, apply_flips, draw_flips, prepare_images
+from msf.data.label_maps import flip_label_maps
 from msf.flow.joint_space import JointSpace
 
 Progress = Callable[[int, int], None]
@@ -58,8 +59,8 @@ class TrainingImages:
                 progress=progress,
             )
 
-    def batch(self, rows: Tensor, generator: torch.Generator, mine: slice) -> Tensor:
-        """Return the image parts that one process works on.
+    def batch(self, rows: Tensor, generator: torch.Generator, mine: slice) -> tuple[Tensor, Tensor]:
+        """Return the image parts that one process works on, and the labels of the whole batch.
 
         Args:
             rows: Pictures of the whole batch; int64 [B].
@@ -67,9 +68,15 @@ class TrainingImages:
             mine: Which of the rows this process works on.
 
         Returns:
-            [rows of this process, C, h, w], float32; on the CPU, or on `device` where they are encoded now.
+            [rows of this process, C, h, w], float32; on the CPU, or on `device` where they are encoded now. And int64
+            [B], or label maps [B, H, W], mirrored as their pictures are.
         """
-        flips = draw_flips(len(rows), generator)[mine] if self._flips else None
+        drawn, labels = draw_flips(len(rows), generator) if self._flips else None, self._split.labels[rows].long()
+        if drawn is not None and labels.ndim == 3:
+            labels = flip_label_maps(labels, drawn)
+        return self._images(rows, None if drawn is None else drawn[mine], generator, mine), labels
+
+    def _images(self, rows: Tensor, flips: Tensor | None, generator: torch.Generator, mine: slice) -> Tensor:
         noise = None
         if self._space.has_noise:
             noise = torch.randn(len(rows), *self._space.image_shape, generator=generator)[mine]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
-from msf.config import ExperimentConfig, Selection, TaskConfig
+from msf.config import ExperimentConfig, Selection
 from msf.data import ImageDataset, epoch_batches, hold_out_calibration, seeded_generator
 from msf.device import choose_device
 from msf.evaluate import evaluate
@@ -157,14 +157,8 @@ class TrainingRun:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.precision = training_precision(experiment.train.precision, self.device)
-        self.task = TaskConfig(
-            n_classes=dataset.n_classes,
-            image_channels=dataset.n_channels,
-            class_names=dataset.class_names,
-            is_ordinal=dataset.is_ordinal,
-            original_size=dataset.image_size,
-        )
-        has_one_class = bool((dataset.val.labels == dataset.val.labels[0]).all())
+        self.task = dataset.task
+        has_one_class = bool((dataset.val.labels == dataset.val.labels.flatten()[0]).all())
         if experiment.train.selection == "auc_macro_ovr" and has_one_class:
             raise ValueError(
                 "selection must be accuracy or balanced_accuracy where the val split holds a single class; "
@@ -275,8 +269,8 @@ class TrainingRun:
         # processes share it; each then works on its own rows.
         generator = seeded_generator(settings.seed, STEP_STREAM, step)
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        image = self.images.batch(rows, generator, mine)
-        maps = self.flow.semantic_maps(self.dataset.train.labels[rows], generator)
+        image, labels = self.images.batch(rows, generator, mine)
+        maps = self.flow.semantic_maps(labels, generator)
         t = sample_times(len(rows), self.experiment.path, generator)[mine]
         semantic, is_labelled = self._drop(maps, generator)
         sample_index = step * settings.batch_size + torch.arange(len(rows))[mine]

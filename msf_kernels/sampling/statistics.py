@@ -7,6 +7,7 @@ additions inside a block: its bits depend on the samples and on the block bounds
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -97,8 +98,8 @@ class Mean:
 class MeanEntropy:
     """Mean over samples of the entropy of each sample's own probabilities, in nats.
 
-    Results: `mean`, fp64 [N]. With the entropy of the mean probability it gives the mutual information. A sample with a
-    negative probability cannot be used.
+    Results: `mean`, fp64 [N] (with further axes, such as pixels, [N, ...]). With the entropy of the mean probability it
+    gives the mutual information. A sample with a negative probability cannot be used.
 
     Args:
         reads: Name of the readout, probabilities [B, n_classes].
@@ -116,12 +117,12 @@ class Votes:
     """How many samples vote for each class.
 
     NaN never votes, nor does a label that is not whole or not in [0, n_classes). Results: `count`, int64
-    [N, n_classes], and `share`, fp64 [N, n_classes]: NaN for an input with such a sample.
+    [N, n_classes, ...], and `share`, fp64 of that shape: NaN for an input with such a sample.
 
     Args:
         reads: Name of the readout.
         rule: `argmin` (distances [B, n_classes]; ties go to the lowest class), `argmax` (scores [B, n_classes]), or
-            `label` (class numbers [B]).
+            `label` (class numbers [B]). Of further axes of distances and scores, such as pixels, each place votes.
         n_classes: Number of classes, for the rule `label` only.
     """
 
@@ -145,7 +146,7 @@ class Votes:
     def start(self, n_inputs: int, readout: Tensor) -> VotesAccumulator:
         """Return an empty accumulator; see `Statistic.start`."""
         n_axes = 1 if self.rule == "label" else 2
-        if readout.dim() != n_axes:
+        if readout.dim() < n_axes or (readout.dim() > n_axes and self.rule == "label"):
             wanted = "[B]" if n_axes == 1 else "[B, n_classes]"
             raise ValueError(
                 f"readout {self.reads!r} must be {wanted} for votes by {self.rule}; got {list(readout.shape)}"
@@ -153,7 +154,7 @@ class Votes:
         if readout.is_complex():
             raise TypeError(f"readout {self.reads!r} must hold real numbers for votes; got {readout.dtype}")
         n_classes = self.n_classes if self.n_classes is not None else readout.shape[1]
-        return VotesAccumulator(n_inputs, n_classes, self.rule, readout.device)
+        return VotesAccumulator(n_inputs, n_classes, self.rule, readout.device, readout.shape[n_axes:])
 
 
 def are_finite(values: Tensor) -> Tensor:
@@ -196,7 +197,8 @@ class _MeanEntropyAccumulator(_MeanAccumulator):
         super().update(rows, tree_sum(torch.special.entr(values.double()), 2))
 
     def accepts(self, values: Tensor) -> Tensor:
-        return (values >= 0).all(2)
+        positive = (values >= 0).all(2)
+        return positive.flatten(2).all(2) if positive.dim() > 2 else positive
 
     @property
     def wanted(self) -> str:
@@ -237,11 +239,13 @@ class _MeanVarianceAccumulator:
 class VotesAccumulator:
     """Vote counts; integers, so any order of additions gives the same."""
 
-    def __init__(self, n_inputs: int, n_classes: int, rule: VoteRule, device: torch.device) -> None:
-        """Start with no votes; `Votes` describes the rules."""
-        self.count = torch.zeros(n_inputs, n_classes, dtype=torch.int64, device=device)
+    def __init__(
+        self, n_inputs: int, n_classes: int, rule: VoteRule, device: torch.device, voters: Sequence[int] = ()
+    ) -> None:
+        """Start with no votes; `Votes` describes the rules, and `voters` are the further axes."""
+        self.count = torch.zeros(n_inputs, n_classes, *voters, dtype=torch.int64, device=device)
         self.is_valid = torch.ones(n_inputs, dtype=torch.bool, device=device)
-        self._classes = torch.arange(n_classes, device=device)
+        self._classes = torch.arange(n_classes, device=device).reshape(-1, *[1] * len(voters))
         self._rule = rule
 
     def update(self, rows: Tensor, values: Tensor) -> None:
@@ -251,8 +255,9 @@ class VotesAccumulator:
             label = values.argmin(2)
         elif self._rule == "argmax":
             label = values.argmax(2)
-        accepted = self.accepts(values)
-        votes = ((label.unsqueeze(2) == self._classes) & accepted.unsqueeze(2)).sum(1)
+        accepted = self.accepts(values)  # [n, length]
+        is_vote = label.unsqueeze(2) == self._classes  # [n, length, n_classes, ...]
+        votes = (is_vote & accepted.reshape(*accepted.shape, *[1] * (is_vote.dim() - 2))).sum(1)
         self.count.index_copy_(0, rows, self.count.index_select(0, rows) + votes)
         self.is_valid.index_copy_(0, rows, self.is_valid.index_select(0, rows) & accepted.all(1))
 
@@ -270,7 +275,7 @@ class VotesAccumulator:
     def finish(self) -> dict[str, Tensor]:
         """Return `count` and `share`; see `Votes`."""
         share = self.count.double() / self.count.sum(1, keepdim=True)
-        return {"count": self.count, "share": torch.where(self.is_valid.unsqueeze(1), share, torch.nan)}
+        return {"count": self.count, "share": torch.where(_per_input(self.is_valid, share), share, torch.nan)}
 
 
 def _per_input(values: Tensor, like: Tensor) -> Tensor:

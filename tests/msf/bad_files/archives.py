@@ -122,7 +122,7 @@ for title, replaced, text in [
     ("labels that are NaN", labels(strange_labels(np.nan, np.float32)), "train_labels .*whole numbers; got float32"),
     ("labels of bools", labels(np.arange(12) % 2 == 0), "train_labels .*whole numbers; got bool"),
     ("several labels per picture", np.zeros((12, 14), np.uint8), "train_labels .*one class per picture"),
-    ("labels of three axes", np.zeros((12, 1, 1), np.uint8), "train_labels .*one class per picture"),
+    ("labels of three axes", np.zeros((12, 1, 1), np.uint8), "all have a class per picture, or all one per pixel"),
     ("a label for all", np.zeros((), np.uint8), "train_labels .*one class per picture"),
     ("too few labels", np.zeros((5, 1), np.uint8), "train_labels .*equally many; got 12 and 5"),
     ("a class without pictures", labels(np.where(np.arange(12) % 3 == 1, 2, np.arange(12) % 3)), r"without.*\[1\]"),

@@ -241,6 +241,7 @@ _RUNS = {
     "classify": lambda p: p.classify(p.picture()),
     "generate": lambda p: p.generate(),
     "evaluate": lambda p: p.evaluate(),
+    "report": lambda p: ["report", p.run, "--device", "cpu", "--out", p.folder / "r.html"],
     "train": lambda p: p.train(),
     "import-official": lambda p: p.import_official(p.file("a.pt")),
     "info": lambda p: ["info"],
@@ -259,6 +260,7 @@ for _command, _run in _RUNS.items():
         bad(f"{_command} --json {_what}", lambda p, r=_run, t=_target: [*r(p), "--json", t(p)], _word)
 for _what, (_target, _word) in _TARGETS.items():
     bad(f"classify --csv {_what}", lambda p, t=_target: p.classify(p.picture(), "--csv", t(p)), _word)
+    bad(f"report --out {_what}", lambda p, t=_target: ["report", p.run, "--device", "cpu", "--out", t(p)], _word)
 
 
 def _both(place):
@@ -273,6 +275,7 @@ bad("JSON over the data", lambda p: p.evaluate("--json", p.npz), "--json")
 
 for _command, _run in _RUNS.items():
     bad(f"{_command} --json -", lambda p, r=_run: [*r(p), "--json", "-"], "'-' is none")
+bad("report --out -", lambda p: ["report", p.run, "--device", "cpu", "--out", "-"], "'-' is none")
 bad("classify --csv -", lambda p: p.classify(p.picture(), "--csv", "-"), "'-' is none")
 
 # Folders to write.

@@ -20,6 +20,7 @@ READ_BY = {
         lambda place, path: ["generate", "--checkpoint", path, "--device", "cpu", "--out", place.folder / "out"],
         lambda place, path: ["classify", place.picture(), "--checkpoint", path, "--device", "cpu"],
         lambda place, path: ["info", "--checkpoint", path],
+        lambda place, path: ["report", path, "--device", "cpu"],
     ],
     "official": [lambda place, path: place.import_official(path, "--n-classes", "8", "--head-channels", "32")],
     "training_state": [lambda place, path: place.train("--resume", "--out", path.parent)],

@@ -165,7 +165,9 @@ def test_the_demo_writes_page_numbers_and_pictures(msf, tmp_path, small_demo):
     out = tmp_path / "demo"
     code, printed, err = msf("demo", "--out", out, "--epochs", 1, "--device", "cpu")
     assert code == 0
-    assert {"summary.md", "metrics.json", "generated.png", "certainty.png", "risk_coverage.png"} <= set(os.listdir(out))
+    assert {"report.html", "summary.md", "metrics.json", "generated.png", "certainty.png", "risk_coverage.png"} <= set(
+        os.listdir(out)
+    )
     page = (out / "summary.md").read_text()
     assert "synthetic" in page
     assert "predictive_entropy" in page

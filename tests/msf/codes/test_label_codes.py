@@ -254,7 +254,7 @@ def test_grey_needs_a_scale():
     [
         (torch.tensor([0, 5]), ValueError, r"labels must be in \[0, 5\); got values from 0 to 5"),
         (torch.tensor([-1, 2]), ValueError, "got values from -1 to 2"),
-        (torch.tensor([[0], [1]]), ValueError, r"labels must be \[N\]; got shape \[2, 1\]"),
+        (torch.tensor([[0], [1]]), ValueError, r"labels must be \[N\], or \[N, H, W\] for pixels; got shape \[2, 1\]"),
         (torch.tensor([0.0]), TypeError, "labels must be int64; got torch.float32"),
     ],
 )

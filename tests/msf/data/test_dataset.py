@@ -129,7 +129,7 @@ OBJECTS = np.array([[{}]] * 12, dtype=object)
         ({"train_images": bytes_of(12, 6, 6, 3)}, ValueError, "one picture shape"),
         ({"train_images": bytes_of(11, 8, 8, 3)}, ValueError, "equally many; got 11 and 12"),
         (EMPTY_VAL, ValueError, "val_images .*must hold at least one picture; it is empty"),
-        ({"train_labels": bytes_of(12, 14)}, ValueError, r"one class per picture; got \[12, 14\]"),
+        ({"train_labels": bytes_of(12, 14)}, ValueError, r"one class per picture, .*got \[12, 14\]"),
         ({"train_labels": np.zeros((12, 1), np.float32)}, TypeError, "whole numbers; got float32"),
         ({"train_labels": -np.ones((12, 1), np.int8)}, ValueError, r"train_labels .*in \[0, 3\); got values from -1"),
         ({"train_labels": bytes_of(12, 1) + 1}, ValueError, r"without training pictures: \[0, 2\]"),
@@ -205,7 +205,7 @@ def test_a_missing_file_is_a_value_error_that_names_it(tmp_path):
 
 def test_an_unknown_name_lists_the_known_ones_and_what_lies_in_the_folders(archive, tmp_path):
     archive("mine")
-    with pytest.raises(ValueError, match="phantoms, bloodmnist, .*got 'bloodmnits'; archives at hand: mine"):
+    with pytest.raises(ValueError, match=r"phantom-masks, bloodmnist, .*got .bloodmnits.; archives at hand: mine"):
         load_dataset("bloodmnits", tmp_path)
     assert known_datasets()[0] == "phantoms"
 
