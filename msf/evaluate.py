@@ -56,9 +56,9 @@ def evaluate(
     Returns:
         What `msf.judge.metrics.prediction_metrics` returns (with a warning where the data name their classes otherwise
         than the model), and `dataset`, `split`, the settings that a checkpoint stores (`n_samples`, `n_steps`,
-        `method`, `flow`, `decision`, `readout`, `antithetic`, and `precision` as `auto` chose it), `convolution`,
-        `mean_n_samples` (less with `stop`), `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the
-        classification.
+        `method`, `grid`, `flow`, `decision`, `readout`, `antithetic`, and `precision` as `auto` chose it),
+        `convolution`, `mean_n_samples` (less with `stop`), `nfe`, `seed`, `micro_batch`, `seconds` and
+        `samples_per_second` of the classification.
 
     Raises:
         TypeError: A setting that does not exist.

@@ -397,4 +397,4 @@ class MedSymmFlow:
         require_trained_for(settings, self.config)
         network = self.velocity(settings.precision, getattr(settings, "n_samples", None))
         network = guided(network, settings, self.space, self.device)
-        return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow)
+        return FlowSolver.of(network, settings)

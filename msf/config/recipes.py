@@ -13,9 +13,11 @@ from msf.config.experiment import (
     TrainConfig,
     UNetConfig,
 )
+from msf.config.settings import InferenceConfig
 
 _PUBLISHED_28 = ExperimentConfig(
     data=DataConfig(dataset="bloodmnist", image_size=32),
+    inference=InferenceConfig(classify_grid="uniform"),
 )
 
 RECIPES: dict[str, ExperimentConfig] = {

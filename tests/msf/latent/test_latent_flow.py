@@ -78,8 +78,8 @@ def test_a_prediction_is_what_plain_loops_over_pictures_and_draws_give(make_late
         noise = philox_normal(index, (4, 16, 16), seed, stream=SEMANTIC_STREAM)
         z = torch.cat([latents[item].expand(n_samples, -1, -1, -1), noise], 1)
         with torch.no_grad():
-            for t in (1.0, 0.5):
-                z = z - 0.5 * flow.network(z, t)
+            for t, end in ((1.0, 0.875), (0.875, 0.0)):
+                z = z + (end - t) * flow.network(z, t)
         semantic = z[:, 4:]
         if readout == "latent":
             expected = (semantic[:, None] - maps).square().sum(2).sqrt().mean((2, 3))
