@@ -1,12 +1,15 @@
 """Configurations: of an experiment, of what is made with its checkpoint, and the named recipes."""
 
 from msf.config.experiment import (
+    ALTERNATIVES,
     AutoencoderConfig,
+    CodeChoice,
     CodeConfig,
     CodeName,
     DataConfig,
     ExperimentConfig,
     FitName,
+    LossWeighting,
     PathConfig,
     PosteriorUse,
     Precision,
@@ -34,10 +37,12 @@ from msf.config.settings import (
 )
 
 __all__ = [
+    "ALTERNATIVES",
     "RECIPES",
     "SHORT_NAMES",
     "AutoencoderConfig",
     "ClassifySettings",
+    "CodeChoice",
     "CodeConfig",
     "CodeName",
     "DataConfig",
@@ -48,6 +53,7 @@ __all__ = [
     "GenerateSettings",
     "GridName",
     "InferenceConfig",
+    "LossWeighting",
     "PathConfig",
     "PosteriorUse",
     "Precision",

@@ -16,6 +16,7 @@ class TrainingProgress:
         step: Optimiser steps done, of `n_steps`.
         n_steps: Steps of the whole run.
         epoch: Current epoch, from 0.
+        n_epochs: Epochs of the whole run.
         loss: Mean training loss of this epoch so far.
         validation: Figures of the last validation, None before the first.
         validated: Share of the current validation that is done, in [0, 1]; None while the network is trained. 1: the
@@ -25,6 +26,7 @@ class TrainingProgress:
     step: int
     n_steps: int
     epoch: int
+    n_epochs: int
     loss: float
     validation: dict[str, Any] | None
     validated: float | None = None
