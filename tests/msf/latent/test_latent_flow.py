@@ -210,7 +210,8 @@ def test_the_small_recipe_fits_the_autoencoder_that_one_trains_for_it(make_autoe
     )
     assert recipe.data.image_size == settings.image_size
     flow = MedSymmFlow(TaskConfig(n_classes=8, image_channels=3), recipe, autoencoder=trained)
-    assert flow.image_shape == flow.semantic_shape == (4, 32, 32)
+    assert flow.image_shape == (4, 32, 32)
+    assert flow.semantic_shape == (7, 32, 32), "its code is a simplex at latent resolution"
     assert sum(parameter.numel() for parameter in flow.network.parameters()) < 3e6
 
 
