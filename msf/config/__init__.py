@@ -2,6 +2,7 @@
 
 from msf.config.experiment import (
     ALTERNATIVES,
+    LOWER_IS_BETTER,
     AutoencoderConfig,
     CodeChoice,
     CodeConfig,
@@ -38,6 +39,7 @@ from msf.config.settings import (
 
 __all__ = [
     "ALTERNATIVES",
+    "LOWER_IS_BETTER",
     "RECIPES",
     "SHORT_NAMES",
     "AutoencoderConfig",

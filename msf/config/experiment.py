@@ -23,7 +23,8 @@ TimeSampling = Literal["uniform", "logit_normal", "cubic"]
 LossWeighting = Literal["velocity", "endpoint"]
 QkvOrder = Literal["legacy", "new"]
 Precision = Literal["auto", "fp32", "bf16"]
-Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
+Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy", "nll", "brier"]
+LOWER_IS_BETTER = ("nll", "brier")  # of the figures to select by
 PosteriorUse = Literal["mode", "sample"]
 FitName = Literal["stretch", "crop", "pad"]
 

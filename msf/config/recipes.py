@@ -36,8 +36,8 @@ RECIPES: dict[str, ExperimentConfig] = {
         data=DataConfig(dataset="phantoms", image_size=28),
         code=CodeConfig(name="auto"),
         path=PathConfig(time_coupling="independent", end_share=0.6, time_sampling="cubic", loss_weighting="endpoint"),
-        network=_SMALL,
-        train=dataclasses.replace(_AVERAGED, steps=2500, label_drop=0.1),
+        network=dataclasses.replace(_SMALL, dropout=0.1),
+        train=dataclasses.replace(_AVERAGED, label_drop=0.1, selection="brier"),
         inference=InferenceConfig(flow="conditional"),
     ),
     # Half of the items are at t = 1: with uniform times only, a one-step classifier is still at the majority class

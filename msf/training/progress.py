@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msf.config import LOWER_IS_BETTER, Selection
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -49,6 +51,13 @@ class TrainingResult:
     best_value: float
     history: list[dict[str, Any]]
     seconds: float
+
+
+def is_better(value: float, best: float, selection: Selection) -> bool:
+    """Return whether a figure of the validation is better than the best so far, which is -inf before the first."""
+    if best == -math.inf:
+        return True
+    return value < best if selection in LOWER_IS_BETTER else value > best
 
 
 @dataclass

@@ -34,7 +34,7 @@ def require_suitable(dataset: ImageDataset, settings: TrainConfig) -> None:
     has_one_class = bool((dataset.val.labels == dataset.val.labels[0]).all())
     if settings.selection == "auc_macro_ovr" and has_one_class:
         raise ValueError(
-            "selection must be accuracy or balanced_accuracy where the val split holds a single class; "
+            "selection must be accuracy, balanced_accuracy, nll or brier where the val split holds a single class; "
             "got 'auc_macro_ovr'"
         )
     if settings.batch_size > len(dataset.train):

@@ -34,7 +34,7 @@ from msf.training.ema import weight_average
 from msf.training.folder import HISTORY_FILE, RunFolder
 from msf.training.images import TrainingImages, validation_latents
 from msf.training.losses import symmetric_loss
-from msf.training.progress import Position, TrainingProgress, TrainingResult
+from msf.training.progress import Position, TrainingProgress, TrainingResult, is_better
 from msf.training.state import require_state_of_run
 from msf.training.suitability import require_suitable, warn_of_dependent_code
 from msf.training.weighting import weighted
@@ -350,10 +350,11 @@ class TrainingRun:
             raise self._diverged(f"validation failed ({error})") from error
         figures = {name: metrics[name] for name in get_args(Selection)}
         position = self.position
-        is_best = figures[self.settings.selection] > position.best_value
+        selection = self.settings.selection
+        is_best = is_better(figures[selection], position.best_value, selection)
         if is_best and self.accelerator.is_main_process:
             self.averaged_flow.save_pretrained(self.folder.path)
-        best = {"best_epoch": epoch, "best_value": figures[self.settings.selection]} if is_best else {}
+        best = {"best_epoch": epoch, "best_value": figures[selection]} if is_best else {}
         history = [*position.history, {"epoch": epoch, "train_loss": loss, **figures}]
         with undisturbed():
             self._is_whole = False

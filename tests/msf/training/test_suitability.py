@@ -88,7 +88,7 @@ def test_an_empty_split_is_named(split):
 def test_a_validation_of_one_picture_selects_by_accuracy_and_says_so_otherwise(tmp_path):
     dataset = tiny_dataset()
     single = dataclasses.replace(dataset, val=part(dataset.val, slice(0, 1)))
-    with pytest.raises(ValueError, match="selection must be accuracy or balanced_accuracy where the val split holds a"):
+    with pytest.raises(ValueError, match="selection must be accuracy, .* where the val split holds a single class"):
         train(tiny_experiment(), single, tmp_path / "a", device="cpu")
     result = train(tiny_experiment(selection="accuracy", epochs=2), single, tmp_path / "b", device="cpu")
     assert [row["auc_macro_ovr"] for row in result.history] == [None, None]

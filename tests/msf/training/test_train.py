@@ -162,6 +162,14 @@ def test_loss_weighting_and_balance_change_what_is_learnt(uninterrupted, tmp_pat
     assert result.history != uninterrupted[0].history
 
 
+@pytest.mark.parametrize("selection", ["accuracy", "brier", "nll"])
+def test_the_kept_epoch_is_the_best_by_the_figure_that_selects(tmp_path, selection):
+    result = train(tiny_experiment(selection=selection), tiny_dataset(), tmp_path, device="cpu")
+    values = [row[selection] for row in result.history]
+    best = max(values) if selection == "accuracy" else min(values)
+    assert (result.best_value, result.best_epoch) == (best, values.index(best))
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     first = train(tiny_experiment(), tiny_dataset(), tmp_path, device="cpu")
     before = (tmp_path / "model.safetensors").read_bytes()
