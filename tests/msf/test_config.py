@@ -154,6 +154,19 @@ def test_configurations_from_before_there_were_steps_are_read():
     )
 
 
+def test_a_run_of_the_small_recipe_from_before_there_were_steps_goes_on_with_flags():
+    flags = {"code": "rgb", "epochs": 12, "ema_decay": 0.99, "classify_grid": "uniform"}
+    before = configured("cpu-small", flags).to_dict()
+    for group, names in {
+        "path": ["loss_weighting"],
+        "train": ["steps", "ema_length", "class_balanced"],
+    }.items():
+        for name in names:
+            del before[group][name]
+    del before["inference"]["classify"]["grid"]
+    assert ExperimentConfig.from_dict(before) == configured("cpu-small", flags)
+
+
 @pytest.mark.parametrize(("is_ordinal", "name"), [(False, "simplex"), (True, "thermometer")])
 def test_the_code_auto_is_that_of_the_classes_and_others_stay(is_ordinal, name):
     task = TaskConfig(n_classes=5, image_channels=1, is_ordinal=is_ordinal)
