@@ -28,7 +28,7 @@ from msf.precision.processor import this_processor
 from msf.training.train import train
 
 SMALL = {"train": 546, "val": 78}
-SUBSETS = {"pneumoniamnist": SMALL, "retinamnist": {}}
+SUBSETS: dict[str, dict[str, int]] = {"pneumoniamnist": SMALL, "retinamnist": {}}
 FIGURES = ("accuracy", "auc_macro_ovr", "nll", "brier", "ece", "aurc")
 SCORES = ("nearest_distance", "predictive_entropy")
 REJECTED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -45,7 +45,7 @@ def subset(dataset: ImageDataset, sizes: dict[str, int]) -> ImageDataset:
         return dataset
     from sklearn.model_selection import train_test_split
 
-    parts = {}
+    parts: dict[str, Any] = {}
     for name, size in sizes.items():
         whole = dataset.split(name)
         rows = torch.arange(len(whole)).numpy()

@@ -148,7 +148,8 @@ def _warp(uniform: Tensor, sampling: TimeSampling) -> Tensor:
     """Map uniforms to the distribution of times."""
     uniform = uniform.clamp(0, 1)
     if sampling == "cubic":
-        return 1 - (1 - uniform) ** 3
+        cubic: Tensor = 1 - (1 - uniform) ** 3
+        return cubic
     if sampling == "logit_normal":
         normal: Tensor = torch.special.ndtri(uniform)
         return normal.sigmoid()
