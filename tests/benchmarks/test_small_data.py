@@ -32,7 +32,12 @@ def test_what_is_done_is_not_done_again_and_the_test_split_is_read_when_asked(fo
         recipe,
         data=dataclasses.replace(recipe.data, image_size=8),
         network=UNetConfig(
-            base_channels=8, n_groups=4, channel_multipliers=(1,), n_res_blocks=1, attention_down_rates=()
+            base_channels=8,
+            n_groups=4,
+            channel_multipliers=(1,),
+            n_res_blocks=1,
+            attention_down_rates=(),
+            head_channels=8,
         ),
         train=dataclasses.replace(recipe.train, steps=4, precision="fp32"),
     )
