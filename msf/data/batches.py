@@ -49,7 +49,7 @@ def balanced_order(labels: Labels, seed: int, epoch: int) -> Tensor:
         int64 [N].
     """
     generator = seeded_generator(seed, epoch)
-    n, classes = len(labels), labels.unique()
+    n, classes = len(labels), labels.bincount().nonzero()[:, 0]
     wanted = torch.full((len(classes),), n // len(classes))
     wanted[torch.randperm(len(classes), generator=generator)[: n % len(classes)]] += 1
     chosen = []
