@@ -17,7 +17,7 @@ from msf.config.settings import MOST_PIXELS, InferenceConfig
 from msf.plain_values import require
 
 CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
-CodeChoice = Literal["auto", CodeName]
+CodeChoice = Literal[CodeName, "auto"]
 TimeCoupling = Literal["shared", "independent"]
 TimeSampling = Literal["uniform", "logit_normal", "cubic"]
 LossWeighting = Literal["velocity", "endpoint"]
