@@ -59,7 +59,7 @@ def evaluate(
         What `msf.judge.metrics.prediction_metrics` returns, or for classes of pixels, at the working size,
         `msf.judge.segmentation.segmentation_metrics` (with a warning where the data name their classes otherwise than
         the model), and `dataset`, `split`, the settings that a checkpoint stores (`n_samples`, `n_steps`, `method`,
-        `flow`, `decision`, `readout`, `antithetic`, and `precision` as `auto` chose it), `convolution`,
+        `grid`, `flow`, `decision`, `readout`, `antithetic`, and `precision` as `auto` chose it), `convolution`,
         `mean_n_samples` (less with `stop`), `nfe`, `seed`, `micro_batch`, `seconds` and `samples_per_second` of the
         classification.
 

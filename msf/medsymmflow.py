@@ -57,7 +57,7 @@ class MedSymmFlow:
 
     Attributes:
         task: As given.
-        config: The experiment.
+        config: The experiment, with the code that `auto` means for these classes.
         code: The label code, in the units of pictures for `rgb`; see `semantic_code`.
         network: The velocity network, `network(z, t)`, on joint states [N, C + K, H, W] of pictures or latents.
         autoencoder: Between pictures and the network's image channels; `PixelIdentity` where they are the same.
@@ -83,7 +83,7 @@ class MedSymmFlow:
     ) -> None:
         """Wire network, code and autoencoder together."""
         self.task = task
-        self.config = experiment
+        self.config = experiment = experiment.settled(task)
         self.code = make_code(experiment.code, task.n_classes)
         self.autoencoder = autoencoder or load_autoencoder(experiment.autoencoder, task.image_channels)
         for settings in (experiment.inference.classify, experiment.inference.generate):
@@ -397,4 +397,4 @@ class MedSymmFlow:
         require_trained_for(settings, self.config)
         network = self.velocity(settings.precision, getattr(settings, "n_samples", None))
         network = guided(network, settings, self.space, self.device)
-        return FlowSolver(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow)
+        return FlowSolver.of(network, settings)

@@ -24,9 +24,9 @@ ORDER = {
     ),
     "benchmarks": (
         "__init__", "published", "rows", "timing", "context", "agreement", "figures", "peers", "energy", "limits",
-        "registry", "workloads", "cold_start", "solver_overhead", "precision_gate", "suites", "peak_memory",
-        "test_operators", "verify", "layers", "gpu_launches", "gpu_model", "gpu_operators", "gpu_bench", "gpu_check",
-        "gpu_run", "compare", "readme", "report", "run", "__main__",
+        "registry", "workloads", "cold_start", "solver_overhead", "precision_gate", "small_data", "suites",
+        "peak_memory", "test_operators", "verify", "layers", "gpu_launches", "gpu_model", "gpu_operators", "gpu_bench",
+        "gpu_check", "gpu_run", "compare", "readme", "report", "run", "__main__",
     ),
 }  # fmt: skip
 

@@ -107,7 +107,7 @@ def _latent_steps(quick: bool, device: torch.device) -> Mapping[str, Callable[[]
     size, generator = flow.config.data.image_size, torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.arange(batch))
-    names = tuple(str(label) for label in range(workloads.N_CLASSES))
+    names = tuple(str(label) for label in range(batch))
     data = ImageDataset(
         name="random", train=split, val=split, test=split, class_names=names, flips=False, is_ordinal=False,
         licence="", citation="", fingerprint="random",

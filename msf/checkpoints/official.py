@@ -23,6 +23,7 @@ from msf.config import (
     CodeName,
     DataConfig,
     ExperimentConfig,
+    InferenceConfig,
     QkvOrder,
     TaskConfig,
     UNetConfig,
@@ -152,6 +153,7 @@ def load_official(
         code=code_config,
         network=network,
         autoencoder=autoencoder if is_latent else AutoencoderConfig(),
+        inference=InferenceConfig(classify_grid="uniform"),
     )
 
     inferred |= {"channels": channels, "space": "latent" if is_latent else "pixel"}

@@ -51,7 +51,9 @@ def demo(
     """
     started = time.monotonic()
     recipe = RECIPES["demo"]
-    settings = dataclasses.replace(recipe.train, seed=run.seed, epochs=epochs or recipe.train.epochs)
+    settings = dataclasses.replace(recipe.train, seed=run.seed)
+    if epochs is not None:
+        settings = dataclasses.replace(settings, epochs=epochs, steps=None)
     experiment = dataclasses.replace(recipe, train=settings)
     with console.resumable(shlex.join(["msf", *sys.argv[1:]])) as kept:  # a second call goes on by itself
         with console.progress_bar("making synthetic cells", lines=True) as advance:

@@ -19,7 +19,15 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from msf.cli.targets import check_target
-from msf.config import RECIPES, SHORT_NAMES, ClassifySettings, ExperimentConfig, GenerateSettings, InferenceConfig
+from msf.config import (
+    ALTERNATIVES,
+    RECIPES,
+    SHORT_NAMES,
+    ClassifySettings,
+    ExperimentConfig,
+    GenerateSettings,
+    InferenceConfig,
+)
 from msf.plain_values import optional_base
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -146,8 +154,9 @@ def configured(recipe: str, flags: Mapping[str, Any]) -> ExperimentConfig:
             for entry, hint in _fields(group)
             if flags.get(_argument(entry)) is not None
         }
-        if "head_channels" in values or "n_heads" in values:  # giving one of the two replaces the recipe's other
-            values = {"head_channels": None, "n_heads": None, **values}
+        for pair in ALTERNATIVES:  # giving one of the two replaces the recipe's other
+            if values.keys() & pair:
+                values = {**dict.fromkeys(pair), **values}
         if values:
             changed[group] = dataclasses.replace(getattr(experiment, group), **values)
     return dataclasses.replace(experiment, **changed)

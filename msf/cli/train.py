@@ -11,6 +11,7 @@ import typer
 
 from msf.cli import console, flags
 from msf.cli.sources import DatasetFlags, is_packed, open_dataset
+from msf.config import RECIPES
 
 if TYPE_CHECKING:
     from msf.training.train import TrainingProgress
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def train(
     *,
     recipe: Annotated[
-        str, typer.Option(help="Named configuration to start from: cpu-small, published-28 or published-224.")
+        str, typer.Option(help=f"Named configuration to start from: {', '.join(RECIPES)}.")
     ] = "cpu-small",
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the run. Default: runs/<dataset>-<recipe>.")
@@ -94,7 +95,7 @@ def train(
 
 def show_training(progress: TrainingProgress, advance: console.Advance, name: str, selection: str) -> None:
     """Show how far a training is, with the validation figure that chooses the kept epoch."""
-    note = f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}"
+    note = f"epoch {progress.epoch + 1} of {progress.n_epochs}, loss {progress.loss:.3f}"
     ends_epoch = progress.validated == 1
     if progress.validated is not None and not ends_epoch:
         note += f", validating {progress.validated:.0%}"

@@ -57,10 +57,14 @@ class LabelCode:
         return self.codes.shape[1]
 
     @functools.cached_property
+    def affine_rank(self) -> int:
+        """Dimensions that the points span: n_classes - 1 where they are affinely independent."""
+        return int(torch.linalg.matrix_rank((self.codes[1:] - self.codes[0]).double()))
+
+    @property
     def is_affinely_independent(self) -> bool:
         """Whether a mean of codes determines the weights of the classes in it."""
-        edges = (self.codes[1:] - self.codes[0]).double()
-        return int(torch.linalg.matrix_rank(edges)) == self.n_classes - 1
+        return self.affine_rank == self.n_classes - 1
 
     def encode(
         self, labels: Labels, height: int, width: int, *, generator: torch.Generator | None = None

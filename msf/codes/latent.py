@@ -37,14 +37,14 @@ class LatentCode(LabelCode):
     std: Tensor | None = field(kw_only=True)
 
     @functools.cached_property
-    def is_affinely_independent(self) -> bool:
-        """Whether a mean of codes determines the weights of the classes in it, without magnifying errors much.
+    def affine_rank(self) -> int:
+        """Dimensions that the points span without magnifying errors much.
 
-        The smallest extent of the codes is compared with the largest: exact dependence does not survive an encoder,
-        while points that are nearly dependent determine nothing in practice.
+        Extents of the codes are compared with the largest: exact dependence does not survive an encoder, while points
+        that are nearly dependent determine nothing in practice.
         """
         edges = (self.codes[1:] - self.codes[0]).double()
-        return int(torch.linalg.matrix_rank(edges, rtol=SMALLEST_SPREAD)) == self.n_classes - 1
+        return int(torch.linalg.matrix_rank(edges, rtol=SMALLEST_SPREAD))
 
     def encode(
         self, labels: Labels, height: int, width: int, *, generator: torch.Generator | None = None

@@ -1,12 +1,16 @@
 """Configurations: of an experiment, of what is made with its checkpoint, and the named recipes."""
 
 from msf.config.experiment import (
+    ALTERNATIVES,
+    LOWER_IS_BETTER,
     AutoencoderConfig,
+    CodeChoice,
     CodeConfig,
     CodeName,
     DataConfig,
     ExperimentConfig,
     FitName,
+    LossWeighting,
     PathConfig,
     PosteriorUse,
     Precision,
@@ -25,6 +29,7 @@ from msf.config.settings import (
     Decision,
     FlowName,
     GenerateSettings,
+    GridName,
     InferenceConfig,
     PrecisionName,
     ReadoutName,
@@ -36,10 +41,13 @@ from msf.config.settings import (
 )
 
 __all__ = [
+    "ALTERNATIVES",
+    "LOWER_IS_BETTER",
     "RECIPES",
     "SHORT_NAMES",
     "AutoencoderConfig",
     "ClassifySettings",
+    "CodeChoice",
     "CodeConfig",
     "CodeName",
     "DataConfig",
@@ -48,7 +56,9 @@ __all__ = [
     "FitName",
     "FlowName",
     "GenerateSettings",
+    "GridName",
     "InferenceConfig",
+    "LossWeighting",
     "PathConfig",
     "PosteriorUse",
     "Precision",

@@ -7,21 +7,31 @@ configuration of everything.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from msf.config.checked import Checked, described
 from msf.config.settings import MOST_PIXELS, InferenceConfig
 from msf.plain_values import require
 
 CodeName = Literal["rgb", "grey", "one_hot", "simplex", "thermometer"]
+CodeChoice = Literal[CodeName, "auto"]
 TimeCoupling = Literal["shared", "independent"]
-TimeSampling = Literal["uniform", "logit_normal"]
+TimeSampling = Literal["uniform", "logit_normal", "cubic"]
+LossWeighting = Literal["velocity", "endpoint"]
 QkvOrder = Literal["legacy", "new"]
 Precision = Literal["auto", "fp32", "bf16"]
-Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy"]
+Selection = Literal["auc_macro_ovr", "accuracy", "balanced_accuracy", "nll", "brier"]
+LOWER_IS_BETTER = ("nll", "brier")  # of the figures to select by
 PosteriorUse = Literal["mode", "sample"]
 FitName = Literal["stretch", "crop", "pad"]
+
+# Pairs of fields of which one is in force, and the other None.
+ALTERNATIVES = (("head_channels", "n_heads"), ("epochs", "steps"), ("ema_decay", "ema_length"))
+
+MOST_EMA_LENGTH = 0.28  # that of equal weights is 1 / sqrt(12)
 
 # No network or picture is larger; what is would be built, or filled, for minutes before memory ends.
 _MOST_CHANNELS = 2**14
@@ -33,12 +43,22 @@ _MOST_BLOCKS = 64
 class CodeConfig(Checked):
     """How a label becomes a semantic map (method: label codes)."""
 
-    name: CodeName = described("rgb", "label code: what the semantic channels mean", "code")
+    name: CodeChoice = described(
+        "rgb",
+        "label code: what the semantic channels mean; auto: thermometer where the classes are grades, else simplex",
+        "code",
+    )
     beta: float = described(4.0, "rgb: width of the dequantisation noise in colour levels; grey: scale of the labels")
 
     def _check(self) -> None:
         require(self.beta >= 0, "beta", ">= 0", self.beta)
         require(self.beta <= 1e6, "beta", "<= 1e6", self.beta)
+
+    def settled(self, *, is_ordinal: bool) -> Self:
+        """Return the code that `auto` means for the classes, and any other one as it is."""
+        if self.name != "auto":
+            return self
+        return dataclasses.replace(self, name="thermometer" if is_ordinal else "simplex")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +70,18 @@ class PathConfig(Checked):
     )
     sigma_min: float = described(1e-4, "smallest noise of the path, in training only")
     image_weight: float = described(0.7, "lambda: weight of the image part of the loss")
-    time_sampling: TimeSampling = described("uniform", "distribution of the training times")
+    time_sampling: TimeSampling = described(
+        "uniform",
+        "distribution of the training times: uniform (published), logit_normal, or cubic, dense at t = 1 as the grid "
+        "of that name (of independent times only the label's)",
+    )
     end_share: float = described(
         0.0, "share of the training items at exactly t = 1, where one-step classification starts"
+    )
+    loss_weighting: LossWeighting = described(
+        "velocity",
+        "what the loss measures: velocity (published), or endpoint, the picture and the code that it leads to, which "
+        "leaves out what no network can know",
     )
 
     def _check(self) -> None:
@@ -112,11 +141,7 @@ class UNetConfig(Checked):
             "attention_down_rates", f"among {known} for {len(multipliers)} levels",
             self.attention_down_rates,
         )  # fmt: skip
-        if (self.head_channels is None) == (self.n_heads is None):
-            raise ValueError(
-                "exactly one of head_channels and n_heads must be given; got "
-                f"head_channels={self.head_channels!r}, n_heads={self.n_heads!r}"
-            )
+        _require_one(self, "head_channels", "n_heads")
         require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
 
     @property
@@ -150,14 +175,24 @@ class DataConfig(Checked):
 class TrainConfig(Checked):
     """Optimiser, schedule, weight averaging and precision."""
 
-    epochs: int = described(1000, "passes over the training split")
+    epochs: int | None = described(1000, "passes over the training split; instead of steps")
+    steps: int | None = described(None, "optimiser steps, rounded up to whole epochs; instead of epochs")
     batch_size: int = described(64, "pictures per step")
     learning_rate: float = described(4e-4, "largest learning rate of the one-cycle cosine schedule")
     min_learning_rate: float = described(1e-6, "first and last learning rate of the schedule")
     warmup_share: float = described(0.1, "share of the steps in which the rate rises")
     weight_decay: float = described(0.0, "decoupled weight decay of AdamW")
     gradient_clip: float = described(1.0, "largest gradient norm; 0 switches clipping off")
-    ema_decay: float = described(0.7, "decay of the exponential moving average, per step")
+    ema_decay: float | None = described(
+        0.7, "decay of the moving average of the weights, per step; instead of ema-length"
+    )
+    ema_length: float | None = described(
+        None, "length of a moving average that grows with the run, as a share of it; instead of ema-decay"
+    )
+    class_balanced: bool = described(
+        False,
+        "show pictures of every class equally often; probabilities are then those of equally frequent classes",
+    )
     label_drop: float = described(
         0.0, "share of the training items whose label is hidden, which --guidance of generation needs; 0.1 is usual"
     )
@@ -170,7 +205,9 @@ class TrainConfig(Checked):
     seed: int = described(0, "seed of weights, order, times and noise")
 
     def _check(self) -> None:
-        require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
+        _require_one(self, "epochs", "steps")
+        require(self.epochs is None or self.epochs >= 1, "epochs", ">= 1", self.epochs)
+        require(self.steps is None or self.steps >= 1, "steps", ">= 1", self.steps)
         require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
         require(
             0 < self.min_learning_rate <= self.learning_rate,
@@ -180,12 +217,21 @@ class TrainConfig(Checked):
         require(0 <= self.warmup_share < 1, "warmup_share", "in [0, 1)", self.warmup_share)
         require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
         require(self.gradient_clip >= 0, "gradient_clip", ">= 0", self.gradient_clip)
-        require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        _require_one(self, "ema_decay", "ema_length")
+        decay, length = self.ema_decay, self.ema_length
+        require(decay is None or 0 <= decay < 1, "ema_decay", "in [0, 1)", decay)
+        require(length is None or 0 < length <= MOST_EMA_LENGTH, "ema_length", f"in (0, {MOST_EMA_LENGTH}]", length)
         require(0 <= self.label_drop < 1, "label_drop", "in [0, 1)", self.label_drop)
         samples = self.validation_samples
         require(1 <= samples < 2**32, "validation_samples", "in [1, 2^32)", samples)
         require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
         require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
+
+    def n_epochs(self, n_pictures: int) -> int:
+        """Return the passes over so many training pictures: `epochs`, or the least that take `steps` steps."""
+        if self.epochs is not None:
+            return self.epochs
+        return math.ceil((self.steps or 0) / math.ceil(n_pictures / self.batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +284,10 @@ class ExperimentConfig(Checked):
     train: TrainConfig = field(default_factory=TrainConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
+    def settled(self, task: TaskConfig) -> Self:
+        """Return the experiment with what it leaves to the data: the code that `auto` means for these classes."""
+        return dataclasses.replace(self, code=self.code.settled(is_ordinal=task.is_ordinal))
+
     def _check(self) -> None:
         if self.autoencoder.name != "identity" and self.code.name == "grey":
             raise ValueError(
@@ -260,3 +310,9 @@ class ExperimentConfig(Checked):
             raise ValueError(
                 "flow 'conditional' needs a network trained with time_coupling='independent'; got 'shared'"
             )
+
+
+def _require_one(config: Checked, *names: str) -> None:
+    if sum(getattr(config, name) is not None for name in names) != 1:
+        got = ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
+        raise ValueError(f"exactly one of {' and '.join(names)} must be given, and the other be None; got {got}")

@@ -17,6 +17,7 @@ from msf.plain_values import require, shown
 FlowName = Literal["joint", "conditional"]
 ReadoutName = Literal["latent", "decoded"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
+GridName = Literal["cubic", "uniform"]
 Decision = Literal["distance", "pixel_votes", "probability"]
 SetMethod = Literal["split", "class_conditional", "adaptive", "raps", "distance"]
 ScalingMethod = Literal["temperature", "vector", "dirichlet"]
@@ -24,6 +25,7 @@ ScalingSource = Literal["probability", "distance"]
 ValueRange = Literal["signed", "unit"]
 
 MOST_STEPS = 10**6
+MOST_CUBIC_STEPS = 10**5  # the first of more would be too short for a double beside t = 1
 MOST_PIXELS = 2**14  # along a side of a picture
 
 _PRECISION_HELP = "arithmetic of the network: fp32, bf16, or auto, what is faster here by a fixed rule"
@@ -37,7 +39,10 @@ class ClassifySettings(Checked):
         n_samples: Noise draws per picture, >= 1; at most, with `stop`.
         n_steps: Solver steps, >= 1. One Euler step (published) estimates the mean over all answers; several give one
             possible answer per draw.
-        method: Name of a tableau of `msf_kernels.solvers`; its existence is checked by the flow.
+        method: Name of a tableau of `msf_kernels.solvers`; its existence is checked by the flow. Each of them, embedded
+            ones too, takes the steps of the grid.
+        grid: Where the steps end: `cubic` (`msf_kernels.solvers.cubic_grid`), dense at t = 1, where the class is
+            decided, or `uniform` (published). With one step both are the same.
         flow: `joint` (published): both streams move. `conditional`: the picture is held; needs a network trained with
             independent times.
         decision: Rule for the label: `distance` (published mean rule), `pixel_votes` (published mode rule) or
@@ -63,6 +68,10 @@ class ClassifySettings(Checked):
     n_samples: int = described(16, "noise draws per picture")
     n_steps: int = described(1, "solver steps of the classification")
     method: str = described("euler", "solver of the classification, such as euler, midpoint, heun, rk4")
+    grid: GridName = described(
+        "cubic",
+        "where several steps end: cubic, dense at t = 1, where the class is decided, or uniform (published)",
+    )
     flow: FlowName = described("joint", "joint (published) or conditional (independent times)")
     decision: Decision = described(
         "distance", "rule for the label: smallest mean distance, most pixels, or largest probability"
@@ -84,6 +93,11 @@ class ClassifySettings(Checked):
     def _check(self) -> None:
         _require_positive(self, "n_samples", "n_steps", "micro_batch")
         require(self.n_steps <= MOST_STEPS, "n_steps", f"<= {MOST_STEPS}", self.n_steps)
+        is_cubic = self.grid == "cubic"
+        require(
+            not is_cubic or self.n_steps <= MOST_CUBIC_STEPS,
+            "n_steps", f"<= {MOST_CUBIC_STEPS} with grid 'cubic'", self.n_steps,
+        )  # fmt: skip
         require(self.n_samples < 2**32, "n_samples", "< 2^32", self.n_samples)
         parts = [getattr(self.stop, name, None) for name in ("checkpoints", "start")]
         if self.stop is not None and not all(map(callable, parts)):
@@ -171,6 +185,7 @@ SHORT_NAMES = {
     "flow": (("classify", "flow"), ("generate", "flow")),
     "classify_method": (("classify", "method"),),
     "classify_steps": (("classify", "n_steps"),),
+    "classify_grid": (("classify", "grid"),),
     "n_samples": (("classify", "n_samples"),),
     "readout": (("classify", "readout"),),
     "generate_method": (("generate", "method"),),
@@ -185,8 +200,9 @@ class InferenceConfig(Checked):
     Args:
         classify: Settings of the classification.
         generate: Settings of the generation.
-        **short: Single fields by their short names: `flow` (of both), `classify_method`, `classify_steps`, `n_samples`,
-            `readout`, `generate_method`, `generate_steps`. They can be read as attributes too.
+        **short: Single fields by their short names: `flow` (of both), `classify_method`, `classify_steps`,
+            `classify_grid`, `n_samples`, `readout`, `generate_method`, `generate_steps`. They can be read as attributes
+            too.
 
     Raises:
         TypeError: A name that is none of these, or a value of the wrong type.
@@ -223,11 +239,16 @@ class InferenceConfig(Checked):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "inference") -> Self:
-        """Build from nested plain values, or from the short names of older checkpoints."""
+        """Build from nested plain values, or from the short names of older checkpoints.
+
+        Without a grid they are from before there was another than the uniform one, and go on to mean that.
+        """
         if not isinstance(values, Mapping):
             raise TypeError(f"{where} must be a mapping of fields; got {type(values).__name__}")
         short = {name: value for name, value in values.items() if name in SHORT_NAMES}
         others = {name: value for name, value in values.items() if name not in SHORT_NAMES}
+        if isinstance(given := others.get("classify", {}), Mapping):
+            others["classify"] = {"grid": "uniform", **given}
         nested = super().from_dict(others, where)
         return dataclasses.replace(nested, **short)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from msf_kernels.shapes import Labels
+
 
 def seeded_generator(*words: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator whose stream depends on all the words, such as (seed, epoch) or (seed, step).
@@ -32,8 +34,36 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=seeded_generator(seed, epoch))
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, *, first_batch: int = 0) -> Iterator[Tensor]:
-    """Yield the picture numbers of an epoch's batches, in the order of `epoch_order`.
+def balanced_order(labels: Labels, seed: int, epoch: int) -> Tensor:
+    """Return as many numbers of pictures as there are, of every class equally many, in random order.
+
+    Pictures of a frequent class are left out, those of a rare one come again; of one class none comes twice before all
+    have come once. Which classes have one more, where the number is not divisible, is drawn too.
+
+    Args:
+        labels: Classes of the pictures; int64 [N], N >= 1.
+        seed: Seed of the run, >= 0.
+        epoch: Number of the epoch, >= 0. Both together determine the order.
+
+    Returns:
+        int64 [N].
+    """
+    generator = seeded_generator(seed, epoch)
+    n, classes = len(labels), labels.bincount().nonzero()[:, 0]
+    wanted = torch.full((len(classes),), n // len(classes))
+    wanted[torch.randperm(len(classes), generator=generator)[: n % len(classes)]] += 1
+    chosen = []
+    for label, n_wanted in zip(classes, wanted.tolist(), strict=True):
+        own = (labels == label).nonzero()[:, 0]
+        passes = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-n_wanted // len(own)))]
+        chosen.append(torch.cat(passes)[:n_wanted] if passes else own[:0])
+    return torch.cat(chosen)[torch.randperm(n, generator=generator)]
+
+
+def epoch_batches(
+    n: int, batch_size: int, seed: int, epoch: int, *, first_batch: int = 0, balanced_by: Labels | None = None
+) -> Iterator[Tensor]:
+    """Yield the picture numbers of an epoch's batches, in the order of `epoch_order`, or of `balanced_order`.
 
     Args:
         n: Pictures.
@@ -41,6 +71,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, *, first_batch
         seed: Seed of the run, >= 0.
         epoch: Number of the epoch, >= 0.
         first_batch: Batches to leave out at the start: those that an interrupted run has already seen.
+        balanced_by: Classes of the pictures, int64 [n], for batches with every class equally often.
 
     Yields:
         int64 [batch_size], the last one shorter.
@@ -50,6 +81,6 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, *, first_batch
     """
     if batch_size < 1 or first_batch < 0:
         raise ValueError(f"batch_size must be >= 1 and first_batch >= 0; got {batch_size} and {first_batch}")
-    order = epoch_order(n, seed, epoch)
+    order = epoch_order(n, seed, epoch) if balanced_by is None else balanced_order(balanced_by, seed, epoch)
     for start in range(first_batch * batch_size, n, batch_size):
         yield order[start : start + batch_size]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msf.config import PathConfig
+from msf.config import PathConfig, TimeSampling
 from msf_kernels.shapes import ImageBatch, JointState, SemanticBatch, TimeBatch
 
 
@@ -96,7 +96,8 @@ def sample_times(n: int, path_config: PathConfig, generator: torch.Generator) ->
     """Draw the training times of a batch.
 
     Shared coupling: a share `end_share` of the items gets exactly t = 1, where one-step classification starts; the
-    others follow `time_sampling` (uniform, or the logistic of a standard normal).
+    others follow `time_sampling`: uniform, the logistic of a standard normal, or `1 - u^3` with u uniform, whose
+    density `(1 - t)^(-2/3) / 3` is that of the nodes of `msf_kernels.solvers.cubic_grid`.
 
     Independent coupling gives every use of the network its part of the unit square, e = `end_share`:
 
@@ -104,6 +105,8 @@ def sample_times(n: int, path_config: PathConfig, generator: torch.Generator) ->
     - e (1 - e): (1, t), the picture held while the label forms (conditional classification);
     - (1 - e) e: (t, 0), the label held while the picture forms (conditional generation);
     - (1 - e)^2: two independent times (joint flow).
+
+    Cubic times are then the label's alone, which is decided near t = 1; those of pictures are uniform.
 
     Times are stratified within the batch: the items' uniforms lie one in each of n equal intervals, in random order.
     Each item's own distribution is as stated; the batch mean of the loss varies less.
@@ -120,14 +123,15 @@ def sample_times(n: int, path_config: PathConfig, generator: torch.Generator) ->
     first = _stratified_uniform(n, generator)
     if path_config.time_coupling == "shared":
         is_end = first < share
-        return torch.where(is_end, 1.0, _warp((first - share) / (1 - share or 1), path_config)).float()
+        return torch.where(is_end, 1.0, _warp((first - share) / (1 - share or 1), path_config.time_sampling)).float()
     # The first uniform chooses the region; its position inside the region is again uniform and is the image's time.
     edges = torch.tensor([0.0, share**2, share, share + (1 - share) * share, 1.0], dtype=torch.float64)
     edges = edges.to(first.device)
     region = (torch.bucketize(first, edges, right=True) - 1).clamp(0, 3)
     low, high = edges[region], edges[region + 1]
-    t_image = _warp((first - low) / (high - low), path_config)
-    t_semantic = _warp(_stratified_uniform(n, generator), path_config)
+    sampling = path_config.time_sampling
+    t_image = _warp((first - low) / (high - low), "uniform" if sampling == "cubic" else sampling)
+    t_semantic = _warp(_stratified_uniform(n, generator), sampling)
     t_image = torch.where(region <= 1, 1.0, t_image)
     t_semantic = torch.where(region == 0, 1.0, torch.where(region == 2, 0.0, t_semantic))
     return torch.stack([t_image, t_semantic], dim=1).float()
@@ -140,10 +144,13 @@ def _stratified_uniform(n: int, generator: torch.Generator) -> Tensor:
     return uniform.clamp(max=1 - 2**-53)  # rounding must not make a 1, which lies in no interval
 
 
-def _warp(uniform: Tensor, path_config: PathConfig) -> Tensor:
+def _warp(uniform: Tensor, sampling: TimeSampling) -> Tensor:
     """Map uniforms to the distribution of times."""
     uniform = uniform.clamp(0, 1)
-    if path_config.time_sampling == "logit_normal":
+    if sampling == "cubic":
+        cubic: Tensor = 1 - (1 - uniform) ** 3
+        return cubic
+    if sampling == "logit_normal":
         normal: Tensor = torch.special.ndtri(uniform)
         return normal.sigmoid()
     return uniform

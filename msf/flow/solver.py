@@ -8,17 +8,19 @@ never rounded below float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from msf.config import ClassifySettings, ExperimentConfig, FlowName, GenerateSettings
+from msf.config import ClassifySettings, ExperimentConfig, FlowName, GenerateSettings, GridName
 from msf.network.velocity import Time, Velocity, as_velocity
 from msf_kernels import rk_combine
 from msf_kernels.shapes import ImageBatch, SemanticBatch
-from msf_kernels.solvers import Tableau, get_tableau, integrate, uniform_grid
+from msf_kernels.solvers import Tableau, cubic_grid, get_tableau, integrate, uniform_grid
 
 VelocityField = Callable[[Tensor, Time], Tensor]
+_GRIDS = {"cubic": cubic_grid, "uniform": uniform_grid}
 Network = Velocity | VelocityField
 """A velocity, or any network `(z, t) -> v`; see `msf.network.unet.UNet.forward` for the forms of `t`."""
 
@@ -31,6 +33,7 @@ class FlowSolver:
         n_steps: Steps from one end of the time axis to the other.
         method: Name of the method.
         flow: `joint`: both streams move, and what was given dissolves into noise. `conditional`: it is held.
+        grid: Where the steps to the code end; those to the picture are uniform.
         dtype: Dtype in which the network wants its input; the state is float32. None: that of the velocity.
 
     Attributes:
@@ -42,7 +45,14 @@ class FlowSolver:
     """
 
     def __init__(
-        self, network: Network, *, n_steps: int, method: str, flow: FlowName, dtype: torch.dtype | None = None
+        self,
+        network: Network,
+        *,
+        n_steps: int,
+        method: str,
+        flow: FlowName,
+        grid: GridName = "uniform",
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Choose grids and tableau."""
         self.network = as_velocity(network)
@@ -50,10 +60,16 @@ class FlowSolver:
         self.dtype = self.network.dtype if dtype is None else dtype
         self.tableau = tableau_of(method)
         self.nfe = 0
-        self._to_code_grid = uniform_grid(n_steps, start=1.0, end=0.0)
+        self._to_code_grid = _GRIDS[grid](n_steps, start=1.0, end=0.0)
         self._to_picture_grid = uniform_grid(n_steps)
         # A second copy of the state only where the network reads another dtype.
         self._cast_to = None if self.dtype == torch.float32 else self.dtype
+
+    @classmethod
+    def of(cls, network: Network, settings: ClassifySettings | GenerateSettings) -> Self:
+        """Return what follows a network's flow as the settings say."""
+        grid = settings.grid if isinstance(settings, ClassifySettings) else "uniform"
+        return cls(network, n_steps=settings.n_steps, method=settings.method, flow=settings.flow, grid=grid)
 
     @property
     def is_single_evaluation(self) -> bool:

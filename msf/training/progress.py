@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msf.config import LOWER_IS_BETTER, Selection
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -16,6 +18,7 @@ class TrainingProgress:
         step: Optimiser steps done, of `n_steps`.
         n_steps: Steps of the whole run.
         epoch: Current epoch, from 0.
+        n_epochs: Epochs of the whole run.
         loss: Mean training loss of this epoch so far.
         validation: Figures of the last validation, None before the first.
         validated: Share of the current validation that is done, in [0, 1]; None while the network is trained. 1: the
@@ -25,6 +28,7 @@ class TrainingProgress:
     step: int
     n_steps: int
     epoch: int
+    n_epochs: int
     loss: float
     validation: dict[str, Any] | None
     validated: float | None = None
@@ -47,6 +51,13 @@ class TrainingResult:
     best_value: float
     history: list[dict[str, Any]]
     seconds: float
+
+
+def is_better(value: float, best: float, selection: Selection) -> bool:
+    """Return whether a figure of the validation is better than the best so far, which is -inf before the first."""
+    if best == -math.inf:
+        return True
+    return value < best if selection in LOWER_IS_BETTER else value > best
 
 
 @dataclass

@@ -6,7 +6,6 @@ resumed run therefore sees what the uninterrupted run would have seen.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -35,8 +34,10 @@ from msf.training.ema import weight_average
 from msf.training.folder import HISTORY_FILE, RunFolder
 from msf.training.images import TrainingImages, validation_latents
 from msf.training.losses import symmetric_loss
-from msf.training.progress import Position, TrainingProgress, TrainingResult
+from msf.training.progress import Position, TrainingProgress, TrainingResult, is_better
 from msf.training.state import require_state_of_run
+from msf.training.suitability import require_suitable, warn_of_dependent_code
+from msf.training.weighting import weighted
 from msf_kernels import symmetric_path
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ REPORT_EVERY = 10
 REPORT_SECONDS = 10.0
 # Keeps the draws of a step apart from those of an epoch's order.
 STEP_STREAM = 1
-
-_log = logging.getLogger(__name__)
 
 
 def train(
@@ -151,27 +150,17 @@ class TrainingRun:
         resume: bool,
     ) -> None:
         """Build networks and optimiser, and take over the training state."""
-        self.experiment = experiment
         self.settings = experiment.train
         self.dataset = dataset = hold_out_calibration(dataset, experiment.data.calibration_share)
         self.accelerator = accelerator
         self.device = accelerator.device
         self.precision = training_precision(experiment.train.precision, self.device)
         self.task = dataset.task
-        has_one_class = bool((dataset.val.labels == dataset.val.labels.flatten()[0]).all())
-        if experiment.train.selection == "auc_macro_ovr" and has_one_class:
-            raise ValueError(
-                "selection must be accuracy or balanced_accuracy where the val split holds a single class; "
-                "got 'auc_macro_ovr'"
-            )
-        if self.settings.batch_size > len(dataset.train):
-            _log.warning(
-                "batch_size is %d, but there are %d pictures to train on: every step sees them all",
-                self.settings.batch_size,
-                len(dataset.train),
-            )
+        self.experiment = experiment = experiment.settled(self.task)
+        require_suitable(dataset, self.settings)
         self.steps_per_epoch = math.ceil(len(dataset.train) / self.settings.batch_size)
-        self.n_steps = self.steps_per_epoch * self.settings.epochs
+        self.n_epochs = self.settings.n_epochs(len(dataset.train))
+        self.n_steps = self.steps_per_epoch * self.n_epochs
         self.position = Position()
         self._is_whole = True  # weights and position belong to the same step
 
@@ -179,9 +168,10 @@ class TrainingRun:
         self.flow = flow = MedSymmFlow(self.task, experiment).to(self.device)
         # The layout in which convolutions are fastest, forward and backward.
         flow.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        warn_of_dependent_code(flow.semantic_code)
         self._drop = LabelDrop(flow, self.settings.label_drop)
         # Averaged before `prepare`, which may wrap the network.
-        self.average = weight_average(flow.network, self.settings.ema_decay)
+        self.average = weight_average(flow.network, self.settings.ema_decay, self.settings.ema_length)
         self.averaged_flow = MedSymmFlow(
             self.task, experiment, network=self.average.module, autoencoder=flow.autoencoder
         )
@@ -214,7 +204,7 @@ class TrainingRun:
         self._started = time.monotonic() - self.position.seconds
         self._saved = time.monotonic()
         try:
-            while len(self.position.history) < self.settings.epochs:
+            while len(self.position.history) < self.n_epochs:
                 self._run_epoch(progress)
         except (Interrupted, KeyboardInterrupt) as error:
             self._save_at_last(error)
@@ -230,7 +220,10 @@ class TrainingRun:
         first_batch = self.position.step - epoch * self.steps_per_epoch
         settings, n, reported = self.settings, len(self.dataset.train), time.monotonic()
         self.network.train()
-        batches = epoch_batches(n, settings.batch_size, settings.seed, epoch, first_batch=first_batch)
+        balanced_by = self.dataset.train.labels if settings.class_balanced else None
+        batches = epoch_batches(
+            n, settings.batch_size, settings.seed, epoch, first_batch=first_batch, balanced_by=balanced_by
+        )
         for batch, rows in enumerate(batches, start=first_batch + 1):
             with undisturbed():
                 loss = self.step(rows)
@@ -289,7 +282,9 @@ class TrainingRun:
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             velocity = self.network(z_t, t)
-        loss = symmetric_loss(velocity, dz_t, image.shape[1], self.experiment.path.image_weight, is_labelled).total
+        path, n_image = self.experiment.path, image.shape[1]
+        velocity, dz_t = (weighted(each, t, n_image, path.loss_weighting) for each in (velocity, dz_t))
+        loss = symmetric_loss(velocity, dz_t, n_image, path.image_weight, is_labelled).total
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         if settings.gradient_clip:
@@ -329,7 +324,7 @@ class TrainingRun:
         if progress is not None and self.accelerator.is_main_process:
             position = self.position
             last = position.history[-1] if position.history else None
-            progress(TrainingProgress(position.step, self.n_steps, epoch, loss, last, validated))
+            progress(TrainingProgress(position.step, self.n_steps, epoch, self.n_epochs, loss, last, validated))
 
     def _finish_epoch(self, epoch: int, loss: float, progress: Callable[[TrainingProgress], None] | None) -> None:
         """Validate the averaged weights and keep them if they are the best so far."""
@@ -349,10 +344,11 @@ class TrainingRun:
             raise self._diverged(f"validation failed ({error})") from error
         figures = {name: metrics[name] for name in get_args(Selection)}
         position = self.position
-        is_best = figures[self.settings.selection] > position.best_value
+        selection = self.settings.selection
+        is_best = is_better(figures[selection], position.best_value, selection)
         if is_best and self.accelerator.is_main_process:
             self.averaged_flow.save_pretrained(self.folder.path)
-        best = {"best_epoch": epoch, "best_value": figures[self.settings.selection]} if is_best else {}
+        best = {"best_epoch": epoch, "best_value": figures[selection]} if is_best else {}
         history = [*position.history, {"epoch": epoch, "train_loss": loss, **figures}]
         with undisturbed():
             self._is_whole = False

@@ -22,7 +22,7 @@ from msf_kernels.solvers.tableau import (
     Tableau,
     get_tableau,
 )
-from msf_kernels.solvers.time_grid import check_time_grid, grid_from_step_size, uniform_grid
+from msf_kernels.solvers.time_grid import check_time_grid, cubic_grid, grid_from_step_size, uniform_grid
 
 __all__ = [
     "BOSH3",
@@ -41,6 +41,7 @@ __all__ = [
     "SolveStatus",
     "Tableau",
     "check_time_grid",
+    "cubic_grid",
     "get_tableau",
     "grid_from_step_size",
     "integrate",

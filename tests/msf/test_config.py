@@ -12,6 +12,7 @@ from msf.cli.flags import PANELS, configured
 from msf.cli.sources import DatasetFlags
 from msf.cli.train import train
 from msf.config import (
+    ALTERNATIVES,
     RECIPES,
     SHORT_NAMES,
     AutoencoderConfig,
@@ -46,6 +47,13 @@ def test_a_recipe_survives_json(name):
         (lambda: UNetConfig(n_heads=4), ["head_channels", "n_heads"]),
         (lambda: DataConfig(image_size=0), ["image_size", "positive"]),
         (lambda: TrainConfig(epochs=0), ["epochs", ">= 1"]),
+        (lambda: TrainConfig(epochs=None, steps=0), ["steps", ">= 1"]),
+        (lambda: TrainConfig(steps=5), ["exactly one of epochs and steps", "epochs=1000, steps=5"]),
+        (lambda: TrainConfig(epochs=None), ["exactly one of epochs and steps", "epochs=None, steps=None"]),
+        (lambda: TrainConfig(ema_length=0.1), ["exactly one of ema_decay and ema_length", "ema_decay=0.7"]),
+        (lambda: TrainConfig(ema_decay=None, ema_length=0.3), ["ema_length", "(0, 0.28]", "0.3"]),
+        (lambda: InferenceConfig(classify_steps=10**6), ["n_steps", "<= 100000 with grid 'cubic'"]),
+        (lambda: InferenceConfig(classify_grid="dense"), ["grid", "cubic, uniform", "dense"]),
         (lambda: TrainConfig(min_learning_rate=1.0), ["min_learning_rate"]),
         (lambda: InferenceConfig(n_samples=0), ["n_samples", ">= 1"]),
         (lambda: TaskConfig(n_classes=1, image_channels=3), ["n_classes", ">= 2", "1"]),
@@ -101,12 +109,103 @@ def test_every_field_of_the_configuration_is_a_flag_of_its_own():
 def test_flags_change_the_recipe_and_leave_the_rest():
     changed = configured("cpu-small", {"epochs": 3, "channel_multipliers": "1,2", "code": "simplex", "n_heads": 2})
     recipe = RECIPES["cpu-small"]
-    assert changed.train == dataclasses.replace(recipe.train, epochs=3)
+    assert changed.train == dataclasses.replace(recipe.train, epochs=3, steps=None)
     assert changed.code == CodeConfig(name="simplex")
     assert changed.network == dataclasses.replace(
         recipe.network, channel_multipliers=(1, 2), n_heads=2, head_channels=None
     )
     assert changed.path == recipe.path
+
+
+@pytest.mark.parametrize("pair", ALTERNATIVES)
+def test_a_flag_of_a_pair_takes_the_place_of_the_recipe_s_other_and_both_are_refused(pair):
+    values = {"head_channels": 16, "n_heads": 2, "epochs": 3, "steps": 50, "ema_decay": 0.9, "ema_length": 0.1}
+    group = next(g for g in ("network", "train") if hasattr(getattr(RECIPES["cpu-small"], g), pair[0]))
+    for recipe in RECIPES:
+        for name, other in (pair, pair[::-1]):
+            changed = getattr(configured(recipe, {name: values[name]}), group)
+            assert (getattr(changed, name), getattr(changed, other)) == (values[name], None)
+    with pytest.raises(ValueError, match=f"exactly one of {pair[0]} and {pair[1]} must be given"):
+        configured("cpu-small", {name: values[name] for name in pair})
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_pictures", "n_epochs"),
+    [
+        ({"epochs": 7}, 10, 7),
+        ({"epochs": None, "steps": 2000, "batch_size": 32}, 546, 112),  # of 18 steps
+        ({"epochs": None, "steps": 2000, "batch_size": 32}, 4708, 14),  # of 148
+        ({"epochs": None, "steps": 2000, "batch_size": 32}, 64_000, 1),
+        ({"epochs": None, "steps": 2000, "batch_size": 32}, 64_001, 1),
+        ({"epochs": None, "steps": 2000, "batch_size": 600}, 546, 2000),
+        ({"epochs": None, "steps": 1, "batch_size": 1}, 1, 1),
+    ],
+)
+def test_steps_are_rounded_up_to_whole_epochs(settings, n_pictures, n_epochs):
+    assert TrainConfig(**settings).n_epochs(n_pictures) == n_epochs
+
+
+def test_configurations_from_before_there_were_steps_are_read():
+    train = RECIPES["published-28"].train.to_dict()
+    for name in ("steps", "ema_length", "class_balanced"):
+        del train[name]
+    assert TrainConfig.from_dict({**train, "epochs": 12, "ema_decay": 0.99}) == dataclasses.replace(
+        RECIPES["published-28"].train, epochs=12, ema_decay=0.99
+    )
+
+
+def test_a_run_of_the_small_recipe_from_before_there_were_steps_goes_on_with_flags():
+    flags = {"code": "rgb", "epochs": 12, "ema_decay": 0.99, "classify_grid": "uniform"}
+    before = configured("cpu-small", flags).to_dict()
+    for group, names in {
+        "path": ["loss_weighting"],
+        "train": ["steps", "ema_length", "class_balanced"],
+    }.items():
+        for name in names:
+            del before[group][name]
+    del before["inference"]["classify"]["grid"]
+    assert ExperimentConfig.from_dict(before) == configured("cpu-small", flags)
+
+
+@pytest.mark.parametrize(("is_ordinal", "name"), [(False, "simplex"), (True, "thermometer")])
+def test_the_code_auto_is_that_of_the_classes_and_others_stay(is_ordinal, name):
+    task = TaskConfig(n_classes=5, image_channels=1, is_ordinal=is_ordinal)
+    experiment = ExperimentConfig(code=CodeConfig(name="auto", beta=2.0))
+    assert experiment.settled(task) == dataclasses.replace(experiment, code=CodeConfig(name=name, beta=2.0))
+    assert ExperimentConfig(code=CodeConfig(name="one_hot")).settled(task).code.name == "one_hot"
+
+
+def test_recipes_other_than_the_published_ones_count_steps_and_take_codes_that_tell_probabilities():
+    for name, recipe in RECIPES.items():
+        is_published = name.startswith("published")
+        assert (recipe.code.name == "rgb") == is_published
+        assert (recipe.code.name == "auto") != is_published
+        assert (recipe.train.steps is None) == is_published
+        assert (recipe.train.ema_length is None) == is_published
+        assert (recipe.inference.classify.grid == "uniform") == is_published
+        assert is_published or name == "demo" or recipe.train.steps >= 2000
+
+
+@pytest.mark.parametrize(("name", "size", "width"), [("published-28", 32, 64), ("published-224", 256, 128)])
+def test_the_published_recipes_are_the_paper_s(name, size, width):
+    recipe = RECIPES[name]
+    assert recipe.train == TrainConfig(
+        epochs=1000,
+        steps=None,
+        batch_size=64,
+        learning_rate=4e-4,
+        min_learning_rate=1e-6,
+        warmup_share=100 / 1000,
+        weight_decay=0.0,
+        gradient_clip=0.0,
+        ema_decay=0.7,
+        precision="bf16",
+    )
+    assert (recipe.path.image_weight, recipe.path.end_share, recipe.code.beta) == (0.7, 0.0, 4.0)
+    assert (recipe.path.time_coupling, recipe.path.time_sampling) == ("shared", "uniform")
+    assert (recipe.path.loss_weighting, recipe.data.image_size) == ("velocity", size)
+    assert recipe.network == UNetConfig(base_channels=width)
+    assert recipe.data.flips is None, "the four data sets differ in this alone, and say it themselves"
 
 
 JUNK = [

@@ -34,6 +34,7 @@ CLASSIFY = ClassifySettings(
     n_samples=4,
     n_steps=2,
     method="midpoint",
+    grid="uniform",
     flow="conditional",
     decision="pixel_votes",
     readout="decoded",
@@ -248,8 +249,13 @@ def test_settings_are_stored_and_those_of_older_checkpoints_are_read():
     assert "micro_batch" not in config.to_dict()["classify"]
     old = {"flow": "conditional", "classify_method": "heun", "classify_steps": 4, "n_samples": 5, "generate_steps": 9}
     read = InferenceConfig.from_dict(old)
-    assert read.classify == ClassifySettings(flow="conditional", method="heun", n_steps=4, n_samples=5)
+    assert read.classify == ClassifySettings(
+        flow="conditional", method="heun", n_steps=4, n_samples=5, grid="uniform"
+    ), "without a grid they are from before there was another"
     assert read.generate == GenerateSettings(flow="conditional", n_steps=9)
     assert (read.flow, read.classify_steps, read.readout) == ("conditional", 4, "latent")
+    nested = {"classify": {"n_steps": 4}, "generate": {"n_steps": 9}}
+    assert InferenceConfig.from_dict(nested).classify == ClassifySettings(n_steps=4, grid="uniform")
+    assert InferenceConfig.from_dict({**nested, "classify": {"grid": "cubic"}}).classify == ClassifySettings()
     with pytest.raises(TypeError, match="InferenceConfig has no field steps"):
         InferenceConfig(steps=3)

@@ -84,6 +84,7 @@ def test_the_published_layouts_are_read_back(write, base_channels, channels, spa
     assert experiment.autoencoder.name == ("kl" if space == "latent" else "identity")
     assert (task.n_classes, task.image_channels) == (8, 3)
     assert report.inferred["space"] == space
+    assert experiment.inference.classify.grid == "uniform", "several steps are the authors'"
 
 
 def test_parity_files_give_the_network_that_computed_them(golden):

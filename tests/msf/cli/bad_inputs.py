@@ -296,6 +296,10 @@ for _name, _run in {"classify": lambda p: p.classify(p.picture()), "evaluate": l
     bad(f"{_name} of 10^12 steps", lambda p, r=_run: [*r(p), "--n-steps", 10**12], "n_steps")
     bad(f"{_name} of 10^12 samples", lambda p, r=_run: [*r(p), "--n-samples", 10**12], "n_samples")
 bad("generate of 10^12 steps", lambda p: p.generate("--n-steps", 10**12), "n_steps")
+bad("training of steps and epochs", lambda p: p.train("--steps", 5), "exactly one of epochs and steps")
+bad("training of no step", lambda p: ["train", "--steps", 0, "--dataset", p.npz, "--out", p.folder / "out"], "steps")
+bad("training with two averages", lambda p: p.train("--ema-decay", 0.9, "--ema-length", 0.1), "ema_length")
+bad("training on labels of text", lambda p: p.train("--dataset", p.archive(train_labels=np.array(["a"] * 32))), "<U1")
 bad("training of 10^12 steps to classify", lambda p: p.train("--classify-steps", 10**12), "n_steps")
 bad("training of 10^12 samples to validate", lambda p: p.train("--validation-samples", 10**12), "validation_samples")
 

@@ -197,7 +197,7 @@ def test_the_best_epoch_is_printed_as_progress_counts_and_written_as_the_history
     flags = {"dataset": tiny_npz, "out": tmp_path / "run", **TINY, "json": tmp_path / "t.json"}
     code, out, err = msf("train", *(f"--{name}={value}" for name, value in flags.items()))
     assert code == 0
-    assert "epoch 1," in err
+    assert "epoch 1 of 1," in err
     assert re.search(r"best_epoch +1 of 1\n", out)
     content = json.loads((tmp_path / "t.json").read_text())
     assert content["best_epoch"] == content["history"][0]["epoch"] == 0

@@ -202,7 +202,7 @@ def test_no_stage_is_silent(tiny_npz, tmp_path):
     assert process.returncode == 0, err
     assert err.count("reading ") >= 3
     assert err.count("started") >= 3
-    assert err.count("training on tiny: 2/2, epoch 1, loss") >= 3
+    assert err.count("training on tiny: 2/2, epoch 1 of 1, loss") >= 3
 
 
 def test_a_reader_that_goes_away_ends_the_training_with_its_state(tiny_npz, tmp_path):

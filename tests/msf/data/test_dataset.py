@@ -131,6 +131,7 @@ OBJECTS = np.array([[{}]] * 12, dtype=object)
         (EMPTY_VAL, ValueError, "val_images .*must hold at least one picture; it is empty"),
         ({"train_labels": bytes_of(12, 14)}, ValueError, r"one class per picture, .*got \[12, 14\]"),
         ({"train_labels": np.zeros((12, 1), np.float32)}, TypeError, "whole numbers; got float32"),
+        ({"train_labels": np.array([["disc"]] * 12)}, TypeError, "train_labels .*whole numbers; got <U4"),
         ({"train_labels": -np.ones((12, 1), np.int8)}, ValueError, r"train_labels .*in \[0, 3\); got values from -1"),
         ({"train_labels": bytes_of(12, 1) + 1}, ValueError, r"without training pictures: \[0, 2\]"),
         (ONE_CLASS, ValueError, "got 1 class"),

@@ -78,7 +78,8 @@ def test_guided_generations_record_once_per_weight_of_the_guidance():
 def test_what_a_graph_bakes_in_makes_another_one():
     graphs, plain = FakeGraphs(), graphed_flow(None)
     flow = graphed_flow(graphs)
-    variants = [{}, {"n_steps": 2}, {"n_steps": 2, "method": "heun"}, {"antithetic": True}]
+    variants = [{}, {"n_steps": 2}, {"n_steps": 2, "grid": "uniform"}, {"n_steps": 2, "method": "heun"},
+                {"antithetic": True}]  # fmt: skip
     for _ in range(3):
         for seed, options in enumerate(variants):
             assert same(classified(flow, seed, **options), classified(plain, seed, **options))

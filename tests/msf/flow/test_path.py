@@ -106,6 +106,10 @@ def logit_normal_cdf(t):
     return torch.special.ndtr(torch.logit(t))
 
 
+def cubic_cdf(t):
+    return 1 - (1 - t) ** (1 / 3)
+
+
 @pytest.mark.parametrize("coupling", ["shared", "independent"])
 @pytest.mark.parametrize(("sampling", "cumulative"), [("uniform", lambda t: t), ("logit_normal", logit_normal_cdf)])
 def test_each_item_of_a_batch_has_the_named_distribution_although_the_batch_is_stratified(
@@ -116,6 +120,23 @@ def test_each_item_of_a_batch_has_the_named_distribution_although_the_batch_is_s
         for item in (0, 17, 49):
             # 1.95 / sqrt(n): exceeded with probability 1e-3 by independent draws.
             assert largest_gap(t[:, item, stream], cumulative) < 1.95 / 400**0.5
+
+
+@pytest.mark.parametrize("coupling", ["shared", "independent"])
+def test_cubic_times_are_dense_at_the_end_of_the_label_alone_where_streams_have_their_own(coupling):
+    t = many_times(time_sampling="cubic", time_coupling=coupling).reshape(400, 50, -1).double()
+    for item in (0, 17, 49):
+        assert largest_gap(t[:, item, -1], cubic_cdf) < 1.95 / 400**0.5
+        assert coupling == "shared" or largest_gap(t[:, item, 0], lambda u: u) < 1.95 / 400**0.5
+
+
+def test_cubic_times_beside_the_ends_of_independent_ones_keep_their_distributions():
+    t = many_times(n=100, time_coupling="independent", time_sampling="cubic", end_share=0.5).reshape(-1, 2).double()
+    held_picture = t[(t[:, 0] == 1) & (t[:, 1] < 1), 1]
+    held_label = t[(t[:, 1] == 0) & (t[:, 0] < 1), 0]
+    # Beside 1 a float32 has no room for the last of them: u^3 < 2^-25.
+    assert largest_gap(held_picture, cubic_cdf) < 1.95 / len(held_picture) ** 0.5 + 2 ** (-25 / 3)
+    assert largest_gap(held_label, lambda u: u) < 1.95 / len(held_label) ** 0.5
 
 
 def test_a_batch_of_uniform_times_has_one_in_each_interval():

@@ -19,11 +19,11 @@ EPOCHS = 3
 STEPS_PER_EPOCH = 3
 
 
-def tiny_experiment(**changes):
+def tiny_experiment(*, code="simplex", path=None, **changes):
     return ExperimentConfig(
         data=DataConfig(image_size=8),
-        code=CodeConfig(name="simplex"),
-        path=PathConfig(end_share=0.5),
+        code=CodeConfig(name=code),
+        path=path or PathConfig(end_share=0.5),
         network=UNetConfig(
             base_channels=32,
             channel_multipliers=(1,),
@@ -32,7 +32,9 @@ def tiny_experiment(**changes):
             head_channels=32,
             dropout=0.1,
         ),
-        train=TrainConfig(epochs=EPOCHS, batch_size=16, validation_samples=1, precision="fp32", **changes),
+        train=TrainConfig(
+            **{"epochs": EPOCHS, "batch_size": 16, "validation_samples": 1, "precision": "fp32", **changes}
+        ),
     )
 
 
@@ -107,6 +109,65 @@ def test_hidden_labels_are_the_same_after_a_resume_and_another_training(uninterr
     with pytest.raises(Interrupted):
         train(experiment, tiny_dataset(), tmp_path / "broken", device="cpu", progress=interrupt_at(2))
     assert train(experiment, tiny_dataset(), tmp_path / "broken", device="cpu", resume=True).history == whole.history
+
+
+def test_a_run_of_steps_goes_on_to_the_end_of_their_epoch_and_tells_epochs_too(tmp_path):
+    seen = []
+    experiment = tiny_experiment(epochs=None, steps=2 * STEPS_PER_EPOCH - 1)
+    result = train(experiment, tiny_dataset(), tmp_path, device="cpu", progress=seen.append)
+    assert len(result.history) == 2
+    assert {(p.n_steps, p.n_epochs) for p in seen} == {(2 * STEPS_PER_EPOCH, 2)}
+    assert seen[-1].step == 2 * STEPS_PER_EPOCH
+
+
+def test_steps_learn_what_as_many_epochs_learn(uninterrupted, tmp_path):
+    experiment = tiny_experiment(epochs=None, steps=EPOCHS * STEPS_PER_EPOCH)
+    assert train(experiment, tiny_dataset(), tmp_path, device="cpu").history == uninterrupted[0].history
+
+
+RECOMMENDED = {
+    "path": PathConfig(time_coupling="independent", end_share=0.5, time_sampling="cubic", loss_weighting="endpoint"),
+    "code": "auto",
+    "class_balanced": True,
+    "label_drop": 0.2,
+    "ema_decay": None,
+    "ema_length": 0.1,
+    "checkpoint_seconds": 0.0,
+}
+
+
+def test_every_choice_of_the_recommended_recipe_survives_an_interruption(uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "REPORT_EVERY", 1)
+    experiment = tiny_experiment(**RECOMMENDED)
+    whole = train(experiment, tiny_dataset(), tmp_path / "whole", device="cpu")
+    with pytest.raises(Interrupted):
+        train(experiment, tiny_dataset(), tmp_path / "broken", device="cpu", progress=interrupt_at(STEPS_PER_EPOCH + 1))
+    result = train(experiment, tiny_dataset(), tmp_path / "broken", device="cpu", resume=True)
+    assert result.history == whole.history
+    weights = [load_checkpoint(tmp_path / name)[2] for name in ("whole", "broken")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(("is_ordinal", "code"), [(False, "simplex"), (True, "thermometer")])
+def test_the_code_auto_is_stored_as_what_it_was(tmp_path, is_ordinal, code):
+    dataset = dataclasses.replace(tiny_dataset(), is_ordinal=is_ordinal)
+    train(tiny_experiment(code="auto", epochs=1), dataset, tmp_path, device="cpu")
+    assert load_checkpoint(tmp_path).experiment.code.name == code
+
+
+@pytest.mark.parametrize("change", ["path", "class_balanced"])
+def test_loss_weighting_and_balance_change_what_is_learnt(uninterrupted, tmp_path, change):
+    values = {"path": PathConfig(end_share=0.5, loss_weighting="endpoint"), "class_balanced": True}
+    result = train(tiny_experiment(**{change: values[change]}), tiny_dataset(), tmp_path, device="cpu")
+    assert result.history != uninterrupted[0].history
+
+
+@pytest.mark.parametrize("selection", ["accuracy", "brier", "nll"])
+def test_the_kept_epoch_is_the_best_by_the_figure_that_selects(tmp_path, selection):
+    result = train(tiny_experiment(selection=selection), tiny_dataset(), tmp_path, device="cpu")
+    values = [row[selection] for row in result.history]
+    best = max(values) if selection == "accuracy" else min(values)
+    assert (result.best_value, result.best_epoch) == (best, values.index(best))
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
