@@ -31,8 +31,7 @@ from msf_kernels.memory_format import output_memory_format
 
 # Two tiles (xhat and dy) and twice the vectors per channel: a quarter of what forward can hold, or registers spill.
 MAX_VALUES = 8192
-# With a skip a value has two more addresses: with 16 values a thread float32 spills 16 bytes in Triton 3.6, on sm_90 and
-# sm_100.
+# With a skip a value has two more addresses: with 16 values a thread float32 spills 16 bytes in Triton 3.6 on sm_90.
 VALUES_PER_THREAD_OF_TWO_MAPS = 8
 
 
