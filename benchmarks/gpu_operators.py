@@ -109,7 +109,6 @@ def _weights(context: Context, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def _residual_convolution(layer: Layer) -> Job:
-    """The norm's moments come with the map in ours, from the convolution before; peers read the map for them."""
     channels = layer.channels
 
     def inputs(context: Context) -> dict[str, Tensor]:
@@ -117,24 +116,7 @@ def _residual_convolution(layer: Layer) -> Job:
         x = _map(context, layer)
         return {"x": x, "residual": x.flip(0), "weight": weight, "bias": bias, "gain": 1 + 0.1 * bias}
 
-    def fused(context: Context) -> Callable[[], Tensor]:
-        t, backend = inputs(context), _backend(context)
-        bundle = channels // _GROUPS
-        centre = torch.zeros_like(t["weight"])
-        centre[:, :, 1, 1] = torch.eye(channels, device=context.device, dtype=DTYPE)
-        _, moments = msf_kernels.conv3x3(t["x"], centre, None, bundle=bundle, backend=backend)  # x itself
-
-        def call() -> Tensor:
-            scale, shift = msf_kernels.norm_affine(moments, _GROUPS, t["gain"], t["bias"], backend=backend)
-            out, _ = msf_kernels.conv3x3(
-                t["x"], t["weight"], t["bias"], residual=t["residual"], norm_scale=scale, norm_shift=shift,
-                bundle=bundle, backend=backend,
-            )  # fmt: skip
-            return out
-
-        return call
-
-    def separate(convolution: str) -> Build:
+    def norm_then(convolution: str) -> Build:
         """Our fused norm in a pass of its own, then a convolution."""
 
         def build(context: Context) -> Callable[[], Tensor]:
@@ -159,9 +141,8 @@ def _residual_convolution(layer: Layer) -> Job:
         return lambda: run(t)
 
     variants: dict[str, Build] = {
-        OURS: fused,
-        "ours-norm-then-conv": separate("triton"),
-        "ours-norm-then-cudnn": separate("aten"),
+        OURS: norm_then("triton"),
+        "ours-norm-then-cudnn": norm_then("aten"),
         "eager": eager,
     }
     if layer.compiles:

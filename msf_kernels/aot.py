@@ -6,7 +6,7 @@ Triton kernels are compiled in the configurations that their launchers really us
 with nvcc on PATH) with the flags of the build. Reported per kernel: registers, spilled bytes, shared memory and the
 family of tensor-core instructions. Exit code 1 when something does not compile, spills, needs more shared memory than a
 block can have, or multiplies matrices without the architecture's own instructions; 2 on bad arguments or where Triton
-is missing.
+is missing. Triton caches what it compiles, so that a run after one that was cut short compiles only what is missing.
 """
 
 from __future__ import annotations

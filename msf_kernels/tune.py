@@ -193,28 +193,25 @@ _LEVELS = (
 
 
 def _conv_keys() -> Iterator[Key]:
-    def key(channels: int, n_out: int, side: int, *, stride: int = 1, upsample: bool = False, norm: bool = True) -> Key:
+    def key(channels: int, n_out: int, side: int, *, stride: int = 1, upsample: bool = False) -> Key:
         return {
             "dtype": "bfloat16",
             "in_channels": channels,
             "out_channels": n_out,
             "stride": stride,
             "upsample": upsample,
-            "is_normalised": norm,
             "n_pixels": side * side,
         }
 
-    for channels, n_out, side in _LEVELS:  # first, as the networks call them
-        yield key(channels, n_out, side, norm=False)
-    for channels in (64, 128, 256):
-        for side in (32, 16, 8):
-            yield key(channels, channels, side, stride=2, norm=False)
-            yield key(channels, channels, side // 2, upsample=True, norm=False)
-    for channels, n_out in ((8, 128), (6, 64)):
-        yield key(channels, n_out, 32, norm=False)
-        yield key(n_out, channels, 32, norm=False)
     for channels, n_out, side in _LEVELS:
         yield key(channels, n_out, side)
+    for channels in (64, 128, 256):
+        for side in (32, 16, 8):
+            yield key(channels, channels, side, stride=2)
+            yield key(channels, channels, side // 2, upsample=True)
+    for channels, n_out in ((8, 128), (6, 64)):
+        yield key(channels, n_out, 32)
+        yield key(n_out, channels, 32)
 
 
 def _conv_call(key: Key, n_items: int, device: torch.device) -> Call:
@@ -223,8 +220,6 @@ def _conv_call(key: Key, n_items: int, device: torch.device) -> Call:
     x = _normal(device, dtype, n_items, channels, side, side).contiguous(memory_format=torch.channels_last)
     weight = _normal(device, dtype, n_out, channels, 3, 3) / (9 * channels) ** 0.5
     options: dict[str, Any] = {"stride": int(key["stride"]), "upsample": bool(key["upsample"])}
-    if key["is_normalised"]:
-        options |= {name: _normal(device, torch.float32, n_items, channels) for name in ("norm_scale", "norm_shift")}
     bias = _normal(device, torch.float32, n_out)
     return Call("conv3x3", (x, pack_weight(weight, upsample=bool(key["upsample"])), bias), options)
 

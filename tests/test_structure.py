@@ -17,7 +17,7 @@ ORDER = {
     ),
     "msf_kernels": (
         "errors", "shapes", "distinct", "fixed_order", "_schemas", "_tracing", "_derivatives", "_overlap",
-        "memory_format", "partial_moments", "moments", "_measured", "checks", "backend", "_ext", "_triton",
+        "memory_format", "_measured", "checks", "backend", "_ext", "_triton",
         "philox_normal", "rk_combine", "scaled_error_norm", "symmetric_path", "class_distance", "group_norm_silu",
         "spatial_attention", "conv3x3", "attention_block", "prepared", "__init__", "fp8", "solvers", "sampling",
         "environment", "testing", "selftest", "tune", "_aot", "aot",

@@ -28,7 +28,8 @@ class Judged:
         typer.Option(
             metavar="classifier|encoder|FILE",
             help="What pictures are compared in: the features of a small classifier that is trained on the real "
-            "training pictures now, the encoder of a flow on latents, or a TorchScript network such as Inception's.",
+            "training pictures now, the encoder of a flow on latents, or a file: weights of Inception for FID (needs "
+            "torch-fidelity), or a TorchScript network.",
         ),
     ] = "classifier"
     level: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msf.cli import console, flags
+from msf.cli.sources import DatasetFlags, is_packed, open_dataset
 
 if TYPE_CHECKING:
     from msf.autoencoder.train import AutoencoderProgress
@@ -66,13 +67,16 @@ class Fields:
 def train_autoencoder(
     *,
     dataset: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of a known data set, or the path of an .npz in MedMNIST layout.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Data set name, path of an .npz in MedMNIST layout, or a folder or table of pictures."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: autoencoders/<dataset>.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in that folder.")] = False,
-    data_root: flags.DataRoot = None,
+    packing: DatasetFlags,
     fields: Fields,
     run: flags.Run,
 ) -> None:
@@ -86,10 +90,9 @@ def train_autoencoder(
         with console.progress_bar(f"reading {dataset}", lines=True) as advance:
             from msf.autoencoder.train import AutoencoderTraining
             from msf.autoencoder.train import train_autoencoder as run_training
-            from msf.data import load_dataset
 
             settings = AutoencoderTraining(seed=run.seed, **values)
-            pictures = load_dataset(dataset, data_root)
+            pictures = open_dataset(dataset, packing, advance, size=settings.image_size)
             folder = out if out is not None else Path("autoencoders") / pictures.name
             stages = {
                 "colours": "training an autoencoder on colours",
@@ -126,7 +129,8 @@ def train_autoencoder(
         console.print_figures(f"Autoencoder trained on {pictures.name}", figures)
         console.out.print(f"Look at {folder / PICTURE_FILE}: originals above their reconstructions.")
         console.out.print(
-            f"Next: msf train --recipe latent-cpu-small --dataset {dataset} --image-size {settings.image_size} "
-            f"--autoencoder-source {folder}"
+            # Of a folder or a table the packed file, whose splits the flow then shares.
+            f"Next: msf train --recipe latent-cpu-small --dataset {pictures.path if is_packed(pictures) else dataset} "
+            f"--image-size {settings.image_size} --autoencoder-source {folder}"
         )
         console.write_json(run.json_file, {**figures, "history": result.history})

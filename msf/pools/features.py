@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +20,8 @@ from msf.medsymmflow import MedSymmFlow
 CLASSIFIER, ENCODER = "classifier", "encoder"
 _PART = 128
 _POOLED = 4  # latents are averaged over a grid of so many places each way
+_INCEPTION_FEATURES = 2048
+_INCEPTION_KEYS = {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch1x1.conv.weight", "fc.weight"}
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,14 @@ def feature_network(wanted: str, flow: MedSymmFlow) -> FeatureNetwork | None:
 
     Args:
         wanted: `classifier`: the last features of the reference classifier, which is trained later. `encoder`: the
-            latents of the flow's autoencoder, averaged to 4 x 4 places. Else a file with a TorchScript network, such as
-            Inception's: it gets uint8 [N, 3, H, W] and returns [N, F]. TorchScript is a program: load only what you
-            trust.
+            latents of the flow's autoencoder, averaged to 4 x 4 places. Else a file: the weights of Inception that FID
+            is usually computed with (needs torch-fidelity), or a TorchScript network, which gets uint8 [N, 3, H, W] and
+            returns [N, F]. TorchScript is a program: load only what you trust.
         flow: Has the autoencoder.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: `encoder` of a flow on pixels, or a file that is no such network.
+        ValueError: `encoder` of a flow on pixels, a file that is no such network, or no torch-fidelity.
     """
     if wanted == CLASSIFIER:
         return None
@@ -54,7 +59,7 @@ def feature_network(wanted: str, flow: MedSymmFlow) -> FeatureNetwork | None:
         return FeatureNetwork(
             "encoder of the flow's autoencoder, averaged to 4 x 4", lambda images: _latents(flow, images)
         )
-    return _scripted(Path(wanted))
+    return _from_file(Path(wanted))
 
 
 def _latents(flow: MedSymmFlow, images: Tensor) -> Tensor:
@@ -67,18 +72,15 @@ def _latents(flow: MedSymmFlow, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _scripted(path: Path) -> FeatureNetwork:
+def _from_file(path: Path) -> FeatureNetwork:
     if not path.is_file():
         raise FileNotFoundError(
-            f"features must be '{CLASSIFIER}', '{ENCODER}' or the file of a TorchScript network; there is none at "
-            f"{str(path)!r}"
+            f"features must be '{CLASSIFIER}', '{ENCODER}' or the file of a network; there is none at {str(path)!r}"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the format, which these networks come in
-            network = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-    except DAMAGE as error:
-        raise ValueError(f"{str(path)!r} is no TorchScript network: {first_line(error)}") from error
+    if _is_torchscript(path):
+        name, network = f"TorchScript network {path.name}", _scripted(path)
+    else:
+        name, network = f"Inception, {_INCEPTION_FEATURES} features, weights of {path.name}", _inception(path)
 
     def features(images: Tensor) -> Tensor:
         parts = []
@@ -91,4 +93,51 @@ def _scripted(path: Path) -> FeatureNetwork:
                 parts.append(found.float())
         return torch.cat(parts)
 
-    return FeatureNetwork(f"TorchScript network {path.name}", features)
+    return FeatureNetwork(name, features)
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except DAMAGE:
+        return False
+
+
+def _scripted(path: Path) -> Callable[[Tensor], Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the format, which these networks come in
+            network = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            arguments = {argument.name for argument in network.forward.schema.arguments}
+    except DAMAGE as error:
+        raise ValueError(f"{str(path)!r} is no TorchScript network: {first_line(error)}") from error
+    # Inception as StyleGAN's authors publish it returns probabilities of classes unless told so.
+    return partial(network, return_features=True) if "return_features" in arguments else network
+
+
+def _inception(path: Path) -> Callable[[Tensor], Any]:
+    where = repr(str(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the old format, in which these weights come
+            # torch-fidelity would run whatever a pickle says; what this reads can hold nothing that runs.
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        raise ValueError(f"{where} is neither a TorchScript network nor a state dict: {first_line(error)}") from error
+    if not isinstance(weights, dict) or not weights.keys() >= _INCEPTION_KEYS:
+        raise ValueError(
+            f"{where} must hold a TorchScript network, or the weights of Inception for FID "
+            "(pt_inception-2015-12-05-6726825d.pth); it holds something else"
+        )
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        return NoTrainInceptionV3("inception-v3-compat", [str(_INCEPTION_FEATURES)], str(path))
+    except ImportError as error:
+        raise ValueError(
+            f"{where} holds weights of Inception, whose network comes with torch-fidelity: pip install torch-fidelity "
+            f"({first_line(error)})"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f"{where} must hold all weights of Inception for FID: {first_line(error)}") from error

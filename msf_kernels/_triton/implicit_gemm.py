@@ -1,20 +1,19 @@
 # (kernel bodies are compiled, not executed: their names have no Python types)
 """Convolutions of 1x1, 2x2 and 3x3 taps as one matrix product whose operand is gathered on the way.
 
-    out[n, k, p] = bias[k] + residual[n, k, p] + sum over taps r and channels c of weight[k, r, c] * a[n, c, q(p, r)]
+    out[n, k, p] = bias[k] + residual[n, k, p] + sum over taps r and channels c of weight[k, r, c] * x[n, c, q(p, r)]
                  + sum over channels c of shortcut_weight[k, c] * [shortcut ; shortcut_skip][n, c, p]
-    a = x, or silu(x * scale + shift), or x * scale + shift; zero where the pixel q(p, r) lies outside of the map
 
-q is an index map: `stride * p + r - 1` for 3x3 taps, `p` for one tap. Nearest-upsampling by two followed by 3x3 taps is
-four convolutions of 2x2 taps (one per parity of the output's row and column, which is a *phase* here): phase (a, b)
-reads rows `i + a - 1` and `i + a` of the small map, and columns likewise.
+x is zero where the pixel q(p, r) lies outside of the map. q is an index map: `stride * p + r - 1` for 3x3 taps, `p` for
+one tap. Nearest-upsampling by two followed by 3x3 taps is four convolutions of 2x2 taps (one per parity of the output's
+row and column, which is a *phase* here): phase (a, b) reads rows `i + a - 1` and `i + a` of the small map, and columns
+likewise.
 
 A program owns BLOCK_M pixels x BLOCK_N output channels, and sums over taps inside blocks of channels, so that the same
 pixels are read for all taps while they are in the caches. Where an item has fewer pixels than a tile, a tile holds
 several items. An output value is summed in one order, whatever batch it travels in. Bytes: x and weight are read about
 once from memory (taps and blocks of output channels read them again from the caches), residual once, out is written
-once: with `bundle` the moments that the next norm needs come with it, and no pass over the map is left to the norm.
-The activation costs one exponential per tap and block of output channels.
+once.
 
 The shortcut of a residual block is a product of one tap over further channels, summed in the same tile: its result is
 never stored. Where a tile holds whole items, the group norm of the result, with SiLU, is applied before it is stored.
@@ -34,22 +33,19 @@ from msf_kernels._triton.launch import KernelConfig, launch
 from msf_kernels._triton.offsets import offset_type
 from msf_kernels._triton.output_norm import MAX_NORMALISED_PIXELS, OutputNorm
 from msf_kernels._triton.recording import compute_capability
-from msf_kernels._triton.rows import dense, row_stride
-from msf_kernels.partial_moments import CHUNK_PIXELS, empty_moments
+from msf_kernels._triton.rows import dense
 
 MAX_BLOCK_M = 256
-CHUNKED_ROWS = 128
 FEW_PIXELS = 16
 HOPPER = 9
 
 
 @triton.jit
 def _add_products(
-    acc, x_ptr, weight_ptr, scale_ptr, shift_ptr,
+    acc, x_ptr, weight_ptr,
     items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels, channel_offset, n_channels_all,
-    first_row, first_column, stride_x_n, stride_x_h, stride_x_w, stride_x_c, stride_affine_n,
-    SIDE: tl.constexpr, STRIDE: tl.constexpr, SILU: tl.constexpr, FAST_SILU: tl.constexpr, HAS_ONE_ITEM: tl.constexpr,
-    OFFSET_TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    first_row, first_column, stride_x_n, stride_x_h, stride_x_w, stride_x_c,
+    SIDE: tl.constexpr, STRIDE: tl.constexpr, OFFSET_TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Add the products with the channels of one input; [BLOCK_M, BLOCK_N]."""
     TAPS: tl.constexpr = SIDE * SIDE
@@ -64,58 +60,11 @@ def _add_products(
         pixel_ptrs = item_ptrs + y.to(OFFSET_TYPE) * stride_x_h + x.to(OFFSET_TYPE) * stride_x_w
         in_tile = in_map[:, None] & in_channels[None, :]
         a = tl.load(pixel_ptrs[:, None] + channels.to(OFFSET_TYPE)[None, :] * stride_x_c, mask=in_tile, other=0.0)
-        if scale_ptr is not None:
-            all_channels = channel_offset + channels
-            if HAS_ONE_ITEM:
-                # One row of the tile serves them all.
-                offs = tl.min(items, axis=0).to(tl.int64) * stride_affine_n + all_channels
-                scale = tl.load(scale_ptr + offs, mask=in_channels, other=0.0)[None, :]
-                shift = tl.load(shift_ptr + offs, mask=in_channels, other=0.0)[None, :]
-            else:
-                offs = items.to(tl.int64)[:, None] * stride_affine_n + all_channels[None, :]
-                scale = tl.load(scale_ptr + offs, mask=in_tile, other=0.0)
-                shift = tl.load(shift_ptr + offs, mask=in_tile, other=0.0)
-            value = a.to(tl.float32) * scale + shift
-            if SILU:
-                value = silu(value, FAST_SILU)
-            # Beyond the map there are zeros after the activation, not its value at zero.
-            a = tl.where(in_tile, value, 0.0).to(a.dtype)
         offs_weight = offs_out[None, :] * (TAPS * n_channels_all) + (tap * n_channels_all + channel_offset)
         in_weight = in_channels[:, None] & in_out[None, :]
         w = tl.load(weight_ptr + (offs_weight + channels[:, None]), mask=in_weight, other=0.0)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
     return acc
-
-
-@triton.jit
-def _store_moments(
-    moments_ptr, stored, in_rows, items, pixels, first_out, n_items, n_pixels, n_out, first_chunk, n_chunks,
-    CHUNK_PIXELS: tl.constexpr, BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Leave count, mean and squared deviation of every chunk of pixels and bundle of channels of the tile."""
-    CHUNKS: tl.constexpr = BLOCK_M // CHUNK_PIXELS
-    BUNDLES: tl.constexpr = BLOCK_N // BUNDLE
-    values = tl.reshape(stored, [CHUNKS, CHUNK_PIXELS, BUNDLES, BUNDLE])
-    exists = tl.reshape(in_rows.to(tl.float32), [CHUNKS, CHUNK_PIXELS])
-    count = tl.sum(exists, axis=1) * BUNDLE  # [CHUNKS]
-    safe_count = tl.maximum(count, 1.0)[:, None]
-    weights = exists[:, :, None, None]
-    mean = tl.sum(tl.sum(values * weights, axis=3), axis=1) / safe_count  # [CHUNKS, BUNDLES]
-    centred = (values - mean[:, None, :, None]) * weights
-    residual = tl.sum(tl.sum(centred, axis=3), axis=1) / safe_count
-    deviation = tl.sum(tl.sum(centred * centred, axis=3), axis=1) - count[:, None] * residual * residual
-
-    # The first row of a chunk says which chunk of which item it is.
-    item = tl.min(tl.reshape(items, [CHUNKS, CHUNK_PIXELS]), axis=1)
-    pixel = tl.min(tl.reshape(pixels, [CHUNKS, CHUNK_PIXELS]), axis=1)
-    n_bundles = n_out // BUNDLE
-    bundles = first_out // BUNDLE + tl.arange(0, BUNDLES)
-    chunk = item.to(tl.int64) * n_chunks + (first_chunk + pixel // CHUNK_PIXELS)
-    offs = (chunk[:, None] * n_bundles + bundles[None, :]) * 3
-    inside = ((item < n_items) & (pixel < n_pixels))[:, None] & (bundles < n_bundles)[None, :]
-    tl.store(moments_ptr + offs, count[:, None] + tl.zeros_like(mean), mask=inside)
-    tl.store(moments_ptr + offs + 1, mean + residual, mask=inside)
-    tl.store(moments_ptr + offs + 2, deviation, mask=inside)
 
 
 @triton.jit
@@ -148,19 +97,19 @@ def _group_normalised(
 
 @triton.jit
 def _implicit_gemm_kernel(
-    out_ptr, moments_ptr,
-    x_ptr, skip_ptr, weight_ptr, bias_ptr, residual_ptr, scale_ptr, shift_ptr,
+    out_ptr,
+    x_ptr, skip_ptr, weight_ptr, bias_ptr, residual_ptr,
     shortcut_ptr, shortcut_skip_ptr, shortcut_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_eps,
     n_items, n_out, n_channels_x, n_channels_skip, n_channels_shortcut, n_channels_shortcut_skip,
-    height, width, grid_height, grid_width, n_chunks,
+    height, width, grid_height, grid_width,
     stride_out_n, stride_out_h, stride_out_w, stride_x_n, stride_x_h, stride_x_w, stride_x_c,
     stride_skip_n, stride_skip_h, stride_skip_w, stride_skip_c,
-    stride_residual_n, stride_residual_h, stride_residual_w, stride_residual_c, stride_affine_n,
+    stride_residual_n, stride_residual_h, stride_residual_w, stride_residual_c,
     stride_shortcut_n, stride_shortcut_h, stride_shortcut_w, stride_shortcut_c,
     stride_shortcut_skip_n, stride_shortcut_skip_h, stride_shortcut_skip_w, stride_shortcut_skip_c,
-    SIDE: tl.constexpr, STRIDE: tl.constexpr, UPSAMPLE: tl.constexpr, SILU: tl.constexpr, BUNDLE: tl.constexpr,
+    SIDE: tl.constexpr, STRIDE: tl.constexpr, UPSAMPLE: tl.constexpr,
     GROUP_CHANNELS: tl.constexpr, NORM_SILU: tl.constexpr, FAST_SILU: tl.constexpr,
-    ITEM_PIXELS: tl.constexpr, CHUNK_PIXELS: tl.constexpr, OFFSET_TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ITEM_PIXELS: tl.constexpr, OFFSET_TYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile; out is channels-last, weight [phases, n_out, SIDE, SIDE, channels] contiguous."""
@@ -197,17 +146,17 @@ def _implicit_gemm_kernel(
     phase_weight_ptr = weight_ptr + phase * (SIDE * SIDE) * n_channels * n_out
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc = _add_products(
-        acc, x_ptr, phase_weight_ptr, scale_ptr, shift_ptr,
+        acc, x_ptr, phase_weight_ptr,
         items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels_x, 0, n_channels,
-        first_row, first_column, stride_x_n, stride_x_h, stride_x_w, stride_x_c, stride_affine_n,
-        SIDE, STRIDE, SILU, FAST_SILU, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+        first_row, first_column, stride_x_n, stride_x_h, stride_x_w, stride_x_c,
+        SIDE, STRIDE, OFFSET_TYPE, PRECISION, BLOCK_K,
     )  # fmt: skip
     if skip_ptr is not None:
         acc = _add_products(
-            acc, skip_ptr, phase_weight_ptr, scale_ptr, shift_ptr,
+            acc, skip_ptr, phase_weight_ptr,
             items, rows, columns, in_rows, offs_out, in_out, height, width, n_channels_skip, n_channels_x, n_channels,
-            first_row, first_column, stride_skip_n, stride_skip_h, stride_skip_w, stride_skip_c, stride_affine_n,
-            SIDE, STRIDE, SILU, FAST_SILU, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+            first_row, first_column, stride_skip_n, stride_skip_h, stride_skip_w, stride_skip_c,
+            SIDE, STRIDE, OFFSET_TYPE, PRECISION, BLOCK_K,
         )  # fmt: skip
 
     if shortcut_ptr is not None:
@@ -215,19 +164,19 @@ def _implicit_gemm_kernel(
         out_width = grid_width * 2 if UPSAMPLE else grid_width
         n_channels_all = n_channels_shortcut + n_channels_shortcut_skip
         acc = _add_products(
-            acc, shortcut_ptr, shortcut_weight_ptr, None, None,
+            acc, shortcut_ptr, shortcut_weight_ptr,
             items, out_rows, out_columns, in_rows, offs_out, in_out, out_height, out_width,
             n_channels_shortcut, 0, n_channels_all, 0, 0,
-            stride_shortcut_n, stride_shortcut_h, stride_shortcut_w, stride_shortcut_c, 0,
-            1, 1, False, False, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+            stride_shortcut_n, stride_shortcut_h, stride_shortcut_w, stride_shortcut_c,
+            1, 1, OFFSET_TYPE, PRECISION, BLOCK_K,
         )  # fmt: skip
         if shortcut_skip_ptr is not None:
             acc = _add_products(
-                acc, shortcut_skip_ptr, shortcut_weight_ptr, None, None,
+                acc, shortcut_skip_ptr, shortcut_weight_ptr,
                 items, out_rows, out_columns, in_rows, offs_out, in_out, out_height, out_width,
                 n_channels_shortcut_skip, n_channels_shortcut, n_channels_all, 0, 0,
-                stride_shortcut_skip_n, stride_shortcut_skip_h, stride_shortcut_skip_w, stride_shortcut_skip_c, 0,
-                1, 1, False, False, ITEMS == 1, OFFSET_TYPE, PRECISION, BLOCK_K,
+                stride_shortcut_skip_n, stride_shortcut_skip_h, stride_shortcut_skip_w, stride_shortcut_skip_c,
+                1, 1, OFFSET_TYPE, PRECISION, BLOCK_K,
             )  # fmt: skip
 
     in_tile = in_rows[:, None] & in_out[None, :]
@@ -248,12 +197,6 @@ def _implicit_gemm_kernel(
     out = acc.to(out_ptr.dtype.element_ty)
     out_ptrs = out_ptr + items.to(tl.int64) * stride_out_n + (out_rows * stride_out_h + out_columns * stride_out_w)
     tl.store(out_ptrs[:, None] + offs_out[None, :], out, mask=in_tile)
-    if BUNDLE > 0:
-        first_chunk = phase * tl.cdiv(n_pixels, CHUNK_PIXELS)
-        _store_moments(
-            moments_ptr, out.to(tl.float32), in_rows, items, pixels, first_out, n_items, n_pixels, n_out,
-            first_chunk, n_chunks, CHUNK_PIXELS, BUNDLE, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
 
 
 def launch_implicit_gemm(
@@ -263,25 +206,18 @@ def launch_implicit_gemm(
     *,
     residual: Tensor | None = None,
     skip: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    silu: bool = True,
     stride: int = 1,
     upsample: bool = False,
-    bundle: int = 0,
     shortcut: Sequence[Tensor] = (),
     shortcut_weight: Tensor | None = None,
     norm: OutputNorm | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return out [N, K, OH, OW], channels-last, and its moments; weight is [phases, K, side, side, C], contiguous.
+) -> Tensor:
+    """Return out [N, K, OH, OW], channels-last; weight is [phases, K, side, side, C], contiguous.
 
     The shortcut is one map or two, [N, Cs, OH, OW], with a contiguous weight [K, all of their channels]. A norm must be
     one of those of `can_normalise`.
     """
     bias = dense(bias)
-    if scale is not None and shift is not None:
-        # The kernel walks both by one stride.
-        scale, shift = (rows.contiguous() for rows in torch.broadcast_tensors(scale, shift))
     n, channels_x, height, width = x.shape
     n_out, side = weight.shape[1:3]
     grid_height, grid_width = -(-height // stride), -(-width // stride)
@@ -292,9 +228,8 @@ def launch_implicit_gemm(
         device=x.device,
         memory_format=torch.channels_last,
     )
-    moments = empty_moments(out, bundle, upsample=upsample)
     if out.numel() == 0:
-        return out, moments
+        return out
     n_pixels = grid_height * grid_width
     item_pixels = min(MAX_BLOCK_M, triton.next_power_of_2(n_pixels))
     channels_skip = 0 if skip is None else skip.shape[1]
@@ -312,25 +247,20 @@ def launch_implicit_gemm(
             n_out,
             min(channels_x, channels_skip or channels_x),
             n_pixels,
-            scale is not None,
-            bundle,
             compute_capability(x.device),
         ),
         grid,
         configuration_key=(
-            (x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride, scale is None, bundle),
+            (x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride),
             (tuple(each.shape[1] for each in shortcut), norm is None),
         ),
         is_matmul=x.dtype != torch.float32,
         out_ptr=out,
-        moments_ptr=moments if bundle else None,
         x_ptr=x,
         skip_ptr=skip,
         weight_ptr=weight,
         bias_ptr=bias,
         residual_ptr=residual,
-        scale_ptr=scale,
-        shift_ptr=shift,
         shortcut_ptr=first,
         shortcut_skip_ptr=second,
         shortcut_weight_ptr=shortcut_weight,
@@ -347,7 +277,6 @@ def launch_implicit_gemm(
         width=width,
         grid_height=grid_height,
         grid_width=grid_width,
-        n_chunks=moments.shape[1] if bundle else 0,
         stride_out_n=out.stride(0),
         stride_out_h=out.stride(2),
         stride_out_w=out.stride(3),
@@ -356,22 +285,18 @@ def launch_implicit_gemm(
         **_strides("residual", residual),
         **_strides("shortcut", first),
         **_strides("shortcut_skip", second),
-        stride_affine_n=row_stride(scale),
         SIDE=side,
         STRIDE=stride,
         UPSAMPLE=upsample,
-        SILU=silu,
-        BUNDLE=bundle,
         GROUP_CHANNELS=0 if norm is None else n_out // norm.num_groups,
         NORM_SILU=norm is not None and norm.silu,
         FAST_SILU=has_fast_silu(x.dtype),
         ITEM_PIXELS=item_pixels,
-        CHUNK_PIXELS=min(CHUNK_PIXELS, item_pixels),
         OFFSET_TYPE=offset_type(x, skip, residual, first, second, out),
         # TF32 would round fp32 inputs to 10 bits.
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
     )
-    return out, moments
+    return out
 
 
 def _strides(name: str, x: Tensor | None) -> dict[str, int]:
@@ -380,14 +305,12 @@ def _strides(name: str, x: Tensor | None) -> dict[str, int]:
 
 
 # Not measured on a GPU yet: the first is what runs unless all are tried. All of a list have one block of
-# channels, so that a value is summed in one order; the last bits of the moments may follow the layout of a tile.
+# channels, so that a value is summed in one order; the last bits of a norm may follow the layout of a tile.
 def _configs(
     dtype: torch.dtype,
     n_out: int,
     n_channels: int,
     n_pixels: int,
-    has_affine: bool,
-    bundle: int,
     capability: int | None,
 ) -> tuple[KernelConfig, ...]:
     def config(m: int, n: int, warps: int, stages: int) -> KernelConfig:
@@ -395,13 +318,10 @@ def _configs(
         return KernelConfig({"BLOCK_M": m, "BLOCK_N": min(n, block_n), "BLOCK_K": block_k}, warps, stages)
 
     block_k = max(16, min(64, triton.next_power_of_2(n_channels)))
-    block_n = max(16, bundle, triton.next_power_of_2(n_out))
+    block_n = max(16, triton.next_power_of_2(n_out))
     if dtype == torch.float32:
         block_k = min(32, block_k)
         return (config(64, 64, 4, 1),)
-    if has_affine and n_pixels < CHUNKED_ROWS:
-        # With several items in a tile the factors are as large as the tile, in float32, in every stage.
-        return (config(64, 128, 4, 3), config(64, 64, 4, 3))
     if block_n < 128:
         return (config(128, block_n, 4, 3), config(64, block_n, 4, 3))
     large = (config(128, 128, 8, 3), config(128, 128, 8, 4), config(64, 128, 4, 3))
@@ -409,10 +329,10 @@ def _configs(
         # Small tiles where large ones would leave most of the multiprocessors without one.
         small = (config(64, 64, 4, 4), config(64, 128, 4, 4))
         return (*(small if n_pixels <= FEW_PIXELS else reversed(small)), *large[:2])
-    if has_affine or n_pixels < MAX_BLOCK_M:
+    if n_pixels < MAX_BLOCK_M:
         return large
     wide = (*large, config(128, 64, 8, 3))
-    if capability is None or capability // 10 != HOPPER or bundle:
+    if capability is None or capability // 10 != HOPPER:
         return wide  # the largest tile spills: 64 bytes on sm_80 with a shortcut, 88 on sm_100 with a residual
     # The tiles are read from the cache, which is the limit in the model (docs/gpu-model.md): the largest first.
     return (config(256, 128, 8, 3), *wide)

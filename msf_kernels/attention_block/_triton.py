@@ -24,8 +24,7 @@ def launch_attention_block_projection(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> Tensor:
     """Return weight x + bias + residual of every pixel; [N, C, H, W] -> [N, K, H, W], channels-last."""
-    out, _ = launch_implicit_gemm(x, weight.contiguous()[None, :, None, None, :], bias, residual=residual)
-    return out
+    return launch_implicit_gemm(x, weight.contiguous()[None, :, None, None, :], bias, residual=residual)
 
 
 # Channels, height = width: the networks' attention at 16x16 and 4x4, and up to 1024 tokens.

@@ -1,5 +1,5 @@
 from msf_kernels.conv3x3._choice import library_order
-from msf_kernels.conv3x3.api import conv3x3, norm_affine, pack_weight
+from msf_kernels.conv3x3.api import conv3x3, pack_weight
 from msf_kernels.conv3x3.transformed import (
     TransformedWeight,
     convolve_transformed,
@@ -17,7 +17,6 @@ __all__ = [
     "is_native_convolution_faster",
     "library_order",
     "native_convolution_reasons",
-    "norm_affine",
     "pack_weight",
     "transform_weight",
 ]

@@ -15,12 +15,8 @@ class ConvCall(NamedTuple):
     bias: Tensor | None
     residual: Tensor | None = None
     skip: Tensor | None = None
-    norm_scale: Tensor | None = None
-    norm_shift: Tensor | None = None
     stride: int = 1
     upsample: bool = False
-    silu: bool = True
-    bundle: int | None = None
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -63,13 +63,12 @@ def auto_order(call: ConvCall) -> tuple[str, ...]:
         call.weight.shape[-4],
         call.stride,
         call.upsample,
-        call.norm_scale is not None,
         x.shape[2] * x.shape[3],
     )
 
 
 def library_order(x: Tensor, out_channels: int, *, stride: int = 1, upsample: bool = False) -> tuple[str, ...]:
-    """Return in which order the backends of a plain convolution of a map on a GPU are tried, by what was measured.
+    """Return in which order the backends of a convolution of a map on a GPU are tried, by what was measured.
 
     Args:
         x: The map; [N, C, H, W].
@@ -77,9 +76,7 @@ def library_order(x: Tensor, out_channels: int, *, stride: int = 1, upsample: bo
         stride: Step of the output.
         upsample: Whether the map is doubled first.
     """
-    return _cuda_order(
-        x.device.index, x.dtype, x.shape[1], out_channels, stride, upsample, False, x.shape[2] * x.shape[3]
-    )
+    return _cuda_order(x.device.index, x.dtype, x.shape[1], out_channels, stride, upsample, x.shape[2] * x.shape[3])
 
 
 def is_native_measured_faster(
@@ -105,7 +102,6 @@ def _cuda_order(
     out_channels: int,
     stride: int,
     upsample: bool,
-    is_normalised: bool,
     n_pixels: int,
 ) -> tuple[str, ...]:
     return TABLE.order(
@@ -116,6 +112,5 @@ def _cuda_order(
         out_channels=out_channels,
         stride=stride,
         upsample=upsample,
-        is_normalised=is_normalised,
         n_pixels=n_pixels,
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from msf_kernels._derivatives import any_transformed, once_then_composed
+from msf_kernels._derivatives import any_transformed
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -14,20 +14,9 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# PyTorch's backward pass of SiLU has no forward mode.
-_silu = once_then_composed(functional.silu, lambda h: h * torch.sigmoid(h))
-
-
-def activated(
-    x: Tensor, skip: Tensor | None, norm_scale: Tensor | None, norm_shift: Tensor | None, silu: bool
-) -> Tensor:
-    """Return what is convolved, rounded to the dtype of x: matrix units take no wider operand; [N, C, H, W]."""
-    h = x if skip is None else torch.cat([x, skip], dim=1)
-    if norm_scale is None or norm_shift is None:
-        return h
-    dtype = compute_dtype(x)
-    h = torch.addcmul(norm_shift.to(dtype)[:, :, None, None], h.to(dtype), norm_scale.to(dtype)[:, :, None, None])
-    return (_silu(h) if silu else h).to(x.dtype)
+def concatenated(x: Tensor, skip: Tensor | None) -> Tensor:
+    """Return what is convolved; [N, C, H, W]."""
+    return x if skip is None else torch.cat([x, skip], dim=1)
 
 
 def convolved(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int, upsample: bool) -> Tensor:

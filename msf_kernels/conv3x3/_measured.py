@@ -1,8 +1,7 @@
 """The convolution's table of measurements.
 
-A row: `{"dtype": "bfloat16", "in_channels": 256, "out_channels": 256, "stride": 1, "upsample": false, "is_normalised":
-true, "n_pixels": 1024, "microseconds": {"triton": 41.0, "aten": 55.5}}`; `n_pixels` are those of the input, and a row
-that `is_normalised` includes the factor, the offset and SiLU before the convolution.
+A row: `{"dtype": "bfloat16", "in_channels": 256, "out_channels": 256, "stride": 1, "upsample": false, "n_pixels":
+1024, "microseconds": {"triton": 41.0, "aten": 55.5}}`; `n_pixels` are those of the input.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ TABLE = MeasuredTable(
         "out_channels": int,
         "stride": int,
         "upsample": bool,
-        "is_normalised": bool,
         "n_pixels": int,
     },
     "n_pixels",

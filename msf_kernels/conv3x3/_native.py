@@ -15,8 +15,7 @@ from msf_kernels import _ext
 from msf_kernels.conv3x3._autograd import differentiable
 from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._forms import TAPS, TILE_INPUTS, Form, choose_form
-from msf_kernels.conv3x3._formula import activated, summed_weight
-from msf_kernels.partial_moments import map_moments
+from msf_kernels.conv3x3._formula import concatenated, summed_weight
 
 PANEL = 32  # output channels that are next to each other in a transformed weight
 
@@ -91,12 +90,11 @@ def _convolved(
 _differentiable = differentiable(_convolved)
 
 
-def conv3x3_native(call: ConvCall) -> Tensor | tuple[Tensor, Tensor]:
+def conv3x3_native(call: ConvCall) -> Tensor:
     """Run the registered operators between the steps that they do not fuse; [N, C, H, W] -> [N, K, OH, OW]."""
-    h = activated(call.x, call.skip, call.norm_scale, call.norm_shift, call.silu)
+    h = concatenated(call.x, call.skip)
     bias = None if call.bias is None else call.bias.to(h.dtype)
-    out = _differentiable(h, call.weight, bias, call.residual, call.stride, call.upsample)
-    return out if call.bundle is None else (out, map_moments(out, call.bundle, upsample=call.upsample))
+    return _differentiable(h, call.weight, bias, call.residual, call.stride, call.upsample)
 
 
 def native_input_reasons(call: ConvCall) -> list[str]:

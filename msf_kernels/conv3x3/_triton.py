@@ -13,15 +13,14 @@ from torch import Tensor
 
 from msf_kernels._triton.aot_case import AotCase
 from msf_kernels._triton.implicit_gemm import launch_implicit_gemm
-from msf_kernels._triton.partial_moments import launch_norm_affine
 from msf_kernels._triton.recording import record_launches
 from msf_kernels.conv3x3._call import ConvCall
 
-__all__ = ["aot_cases", "launch_conv3x3", "launch_norm_affine"]
+__all__ = ["aot_cases", "launch_conv3x3"]
 
 
-def launch_conv3x3(*arguments) -> tuple[Tensor, Tensor]:
-    """Return out [N, K, OH, OW] and its moments; takes a `ConvCall`, with weight [phases, K, side, side, C]."""
+def launch_conv3x3(*arguments) -> Tensor:
+    """Return out [N, K, OH, OW]; takes a `ConvCall`, with weight [phases, K, side, side, C]."""
     call = ConvCall(*arguments)
     return launch_implicit_gemm(
         call.x,
@@ -29,42 +28,36 @@ def launch_conv3x3(*arguments) -> tuple[Tensor, Tensor]:
         call.bias,
         residual=call.residual,
         skip=call.skip,
-        scale=call.norm_scale,
-        shift=call.norm_shift,
-        silu=call.silu,
         stride=call.stride,
         upsample=call.upsample,
-        bundle=call.bundle,
     )
 
 
-# Channels, skip channels, output channels, height = width, stride, upsample, normalised, residual, bundle: the layers
-# of the latent network (128 and 256 channels) and of the pixel network (64 and 128), from 32x32 to 4x4.
+# Channels, skip channels, output channels, height = width, stride, upsample, residual: layers of the latent network
+# (128 and 256 channels) and of the pixel network (64 and 128), from 32x32 to 4x4.
 _LATENT = (
-    (8, 0, 128, 32, 1, False, False, False, 4),
-    (128, 0, 128, 32, 1, False, True, True, 4),
-    (128, 0, 128, 32, 1, False, False, True, 4),
-    (128, 0, 128, 32, 2, False, False, False, 4),
-    (128, 0, 256, 16, 1, False, True, False, 4),
-    (256, 0, 256, 16, 1, False, True, True, 4),
-    (256, 0, 256, 16, 1, False, False, True, 4),
-    (256, 0, 256, 8, 1, False, True, True, 4),
-    (256, 0, 256, 4, 1, False, True, True, 4),
-    (256, 256, 256, 4, 1, False, True, False, 4),
-    (256, 128, 256, 16, 1, False, True, False, 4),
-    (256, 0, 256, 16, 1, True, False, False, 4),
-    (128, 0, 8, 32, 1, False, True, False, 0),
+    (8, 0, 128, 32, 1, False, False),
+    (128, 0, 128, 32, 1, False, True),
+    (128, 0, 128, 32, 2, False, False),
+    (128, 0, 256, 16, 1, False, False),
+    (256, 0, 256, 16, 1, False, True),
+    (256, 0, 256, 8, 1, False, True),
+    (256, 0, 256, 4, 1, False, True),
+    (256, 256, 256, 4, 1, False, False),
+    (256, 128, 256, 16, 1, False, False),
+    (256, 0, 256, 16, 1, True, False),
+    (128, 0, 8, 32, 1, False, False),
 )
 _PIXEL = (
-    (6, 0, 64, 32, 1, False, False, False, 2),
-    (64, 0, 64, 32, 1, False, True, True, 2),
-    (128, 0, 128, 16, 1, False, True, True, 2),
-    (64, 0, 6, 32, 1, False, True, False, 0),
+    (6, 0, 64, 32, 1, False, False),
+    (64, 0, 64, 32, 1, False, True),
+    (128, 0, 128, 16, 1, False, True),
+    (64, 0, 6, 32, 1, False, False),
 )
 _AOT_CALLS = {
     torch.bfloat16: _LATENT + _PIXEL,
-    torch.float16: (_LATENT[5], _LATENT[11]),
-    torch.float32: (_LATENT[5], _LATENT[11]),
+    torch.float16: (_LATENT[4], _LATENT[9]),
+    torch.float32: (_LATENT[4], _LATENT[9]),
 }
 
 
@@ -84,9 +77,7 @@ def _record(
     side: int,
     stride: int,
     upsample: bool,
-    is_normalised: bool,
     has_residual: bool,
-    bundle: int,
 ) -> list[AotCase]:
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -96,25 +87,18 @@ def _record(
 
     total = channels + skip_channels
     out_side = 2 * side if upsample else side // stride
-    affine = meta(8, total) if is_normalised else None
     weight = meta(4, n_out, 2, 2, total, dtype=dtype) if upsample else meta(1, n_out, 3, 3, total, dtype=dtype)
-    options = (("normalised", is_normalised), ("residual", has_residual), ("upsample", upsample))
+    options = (("residual", has_residual), ("upsample", upsample))
     flags = " ".join(name for name, is_on in options if is_on)
     label = f"conv3x3 {dtype} {channels}+{skip_channels}->{n_out} {side}x{side}/{stride} {flags}".replace("torch.", "")
     with record_launches(label.strip(), arch) as cases:
-        _, moments = launch_conv3x3(
+        launch_conv3x3(
             feature_map(channels, side),
             weight,
             meta(n_out),
             feature_map(n_out, out_side) if has_residual else None,
             feature_map(skip_channels, side) if skip_channels else None,
-            affine,
-            affine,
             stride,
             upsample,
-            True,
-            bundle,
         )
-        if bundle:
-            launch_norm_affine(moments, 32, meta(n_out), meta(n_out), None, None, None, 1e-5)
     return cases

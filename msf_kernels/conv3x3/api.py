@@ -1,8 +1,6 @@
-"""The public 3x3 convolution and what goes with it: checks of the inputs, and which implementation serves a call."""
+"""The public 3x3 convolution: checks of the inputs, and which implementation serves a call."""
 
 from __future__ import annotations
-
-from typing import Annotated, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from msf_kernels.backend import Backend, Operator
 from msf_kernels.checks import (
     require_bool,
     require_int,
-    require_positive,
     require_same_device,
     require_same_dtype,
     require_shape,
@@ -26,17 +23,10 @@ from msf_kernels.conv3x3._choice import auto_order
 from msf_kernels.conv3x3._formula import summed_weight
 from msf_kernels.conv3x3._measured import TABLE
 from msf_kernels.conv3x3._native import conv3x3_native, native_input_reasons
-from msf_kernels.conv3x3._ops import (
-    conv3x3_input_reasons,
-    conv3x3_triton,
-    norm_affine_input_reasons,
-    norm_affine_triton,
-)
-from msf_kernels.conv3x3._reference import conv3x3_reference, norm_affine_reference
+from msf_kernels.conv3x3._ops import conv3x3_input_reasons, conv3x3_triton
+from msf_kernels.conv3x3._reference import conv3x3_reference
 from msf_kernels.memory_format import in_memory_format
 from msf_kernels.shapes import FeatureMap
-
-PartialMoments = Annotated[Tensor, "float32 [N, chunks, bundles, 3]; count, mean, squared deviation"]
 
 _conv = Operator(
     "conv3x3",
@@ -50,49 +40,6 @@ _conv = Operator(
     TABLE,
     record=ConvCall,
 )
-_affine = Operator(
-    "norm_affine",
-    [
-        triton_backend(norm_affine_triton, norm_affine_input_reasons),
-        Backend("reference", norm_affine_reference, derivatives=Derivatives.ALL),
-    ],
-)
-
-
-@overload
-def conv3x3(
-    x: FeatureMap,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    residual: FeatureMap | None = None,
-    stride: int = 1,
-    upsample: bool = False,
-    skip: FeatureMap | None = None,
-    norm_scale: Tensor | None = None,
-    norm_shift: Tensor | None = None,
-    silu: bool = True,
-    bundle: None = None,
-    backend: str = "auto",
-) -> FeatureMap: ...
-
-
-@overload
-def conv3x3(
-    x: FeatureMap,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    residual: FeatureMap | None = None,
-    stride: int = 1,
-    upsample: bool = False,
-    skip: FeatureMap | None = None,
-    norm_scale: Tensor | None = None,
-    norm_shift: Tensor | None = None,
-    silu: bool = True,
-    bundle: int,
-    backend: str = "auto",
-) -> tuple[FeatureMap, PartialMoments]: ...
 
 
 def conv3x3(
@@ -104,16 +51,12 @@ def conv3x3(
     stride: int = 1,
     upsample: bool = False,
     skip: FeatureMap | None = None,
-    norm_scale: Tensor | None = None,
-    norm_shift: Tensor | None = None,
-    silu: bool = True,
-    bundle: int | None = None,
     backend: str = "auto",
-) -> FeatureMap | tuple[FeatureMap, PartialMoments]:
+) -> FeatureMap:
     """Convolve with 3x3 taps and one ring of zeros, with the steps around it in the same pass where the device allows.
 
-        h = concatenate([x, skip], channels);   a = silu(h * norm_scale + norm_shift), or h without norm_scale
-        out = conv2d(a, weight, bias, stride, padding=1) + residual;   with upsample: of the map doubled by repetition
+        h = concatenate([x, skip], channels)
+        out = conv2d(h, weight, bias, stride, padding=1) + residual;   with upsample: of the map doubled by repetition
 
     Args:
         x: Feature map; [N, C, H, W] (without `skip`); float16, bfloat16, float32 or float64; any strides, channels-last
@@ -124,30 +67,23 @@ def conv3x3(
             here. None: no offset.
         residual: Added to the result; of its shape, in the dtype of `x`.
         stride: 1, or 2 for half the height and width, rounded up.
-        upsample: Whether the map is doubled by repeating every pixel, before the convolution and after the activation.
+        upsample: Whether the map is doubled by repeating every pixel, before the convolution.
             Computed on the small map, as four convolutions of 2x2 summed taps: 4/9 of the arithmetic.
         skip: Feature map whose channels follow those of `x`; [N, C_skip, H, W]; dtype of `x`. `triton` reads it where
             it is.
-        norm_scale: Factor before the convolution; [N, C] or [1, C]; any floating dtype. From `norm_affine`.
-        norm_shift: Offset that goes with it; [N, C] or [1, C].
-        silu: Whether SiLU follows the factor and offset; without those there is none.
-        bundle: Also return the moments of the result over bundles of so many neighbouring channels, for `norm_affine`;
-            divides K.
         backend: `"auto"`, or the name of one backend, which is then served or refused and never replaced.
 
     Returns:
-        [N, K, OH, OW] in the dtype and on the device of `x`, channels-last; with `bundle` also the moments of the
-        rounded result, [N, chunks, K / bundle, 3], float32, laid out as `msf_kernels.partial_moments` says.
+        [N, K, OH, OW] in the dtype and on the device of `x`, channels-last.
 
     Raises:
         TypeError: An argument of another Python type or dtype.
-        ValueError: Axes, sizes, devices that do not fit; one of `norm_scale` and `norm_shift` alone; `stride` 2 with
-            `upsample`.
+        ValueError: Axes, sizes, devices that do not fit; `stride` 2 with `upsample`.
         BackendUnavailableError: The named backend cannot serve this call; the text lists every backend's reasons.
 
     Numerics:
-        `triton` and `reference`: the activation in float32 (float64 when `x` is float64), rounded to the dtype of `x`
-        as an operand; products accumulated in float32, one rounding at the end. `aten` rounds before the residual is
+        `triton` and `reference`: products accumulated in float32 (float64 when `x` is float64), one rounding at the
+        end. `aten` rounds before the residual is
         added. `triton` multiplies float32 as float32; the other backends follow PyTorch's TF32 setting on a GPU. Summed
         taps are rounded to the dtype of the weight. No atomics: every run of `triton` and `native` gives the same bits.
         An item's result does not depend on the other items of the batch; the last bits of `aten` and `reference` can
@@ -168,7 +104,6 @@ def conv3x3(
     require_tensor("x", x, "[N, C, H, W]")
     require_int("stride", stride, minimum=1, below=3)
     require_bool("upsample", upsample)
-    require_bool("silu", silu)
     if upsample and stride != 1:
         raise ValueError(f"stride must be 1 with upsample; got {stride}")
     n, channels, height, width = x.shape
@@ -190,17 +125,7 @@ def conv3x3(
         require_same_device("residual", residual, "x", x)
         shape = (n, n_out, factor * -(-height // stride), factor * -(-width // stride))
         require_shape("residual", residual, "[N, K, OH, OW]", shape)
-    if (norm_scale is None) != (norm_shift is None):
-        missing = "norm_scale" if norm_scale is None else "norm_shift"
-        raise ValueError(f"norm_scale and norm_shift must come together; got no {missing}")
-    for name, rows in (("norm_scale", norm_scale), ("norm_shift", norm_shift)):
-        if rows is not None:
-            _check_rows(name, rows, n, channels, "x", x)
-    if bundle is not None:
-        require_int("bundle", bundle, minimum=1)
-        if n_out % bundle:
-            raise ValueError(f"bundle must divide the output channels, {n_out}; got {bundle}")
-    result: Tensor | tuple[Tensor, Tensor] = _conv(
+    result: Tensor = _conv(
         backend,
         x,
         weight,
@@ -209,10 +134,6 @@ def conv3x3(
         stride=stride,
         upsample=upsample,
         skip=skip,
-        norm_scale=norm_scale,
-        norm_shift=norm_shift,
-        silu=silu,
-        bundle=bundle,
     )
     return result
 
@@ -239,84 +160,6 @@ def pack_weight(weight: Tensor, *, upsample: bool = False) -> Tensor:
     return summed_weight(weight) if upsample else in_memory_format(weight, torch.channels_last)
 
 
-def norm_affine(
-    moments: PartialMoments,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    skip_moments: PartialMoments | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    eps: float = 1e-5,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Turn the moments of a map into the factor and offset by which its group norm is applied where it is read.
-
-        group_norm(h) * (1 + scale) + shift = h * norm_scale + norm_shift
-        norm_scale = weight rstd (1 + scale);   norm_shift = (bias - mean rstd weight) (1 + scale) + shift
-
-    with rstd = 1 / sqrt(var + eps), and mean and var combined from the moments of each group's parts.
-
-    Args:
-        moments: Of the map h, or of its first channels, from `conv3x3(..., bundle=...)`; [N, chunks, B, 3]; float32 or
-            float64.
-        num_groups: Number of groups; divides C, and groups are whole bundles.
-        weight: Factor per channel; [C]; any floating dtype. C is B times the width of a bundle.
-        bias: Offset per channel; [C]; any floating dtype.
-        skip_moments: Moments of the channels that follow, with bundles of the same width; [N, chunks', B_skip, 3].
-        scale: Factor minus one after the norm; [N, C] or [1, C]; any floating dtype.
-        shift: Offset after the norm; [N, C] or [1, C]; any floating dtype.
-        eps: Added to the variance; finite, > 0.
-        backend: `"auto"`, or the name of one backend, which is then served or refused and never replaced.
-
-    Returns:
-        `norm_scale` and `norm_shift`, [N, C], in the dtype of `moments`.
-
-    Raises:
-        TypeError: An argument of another Python type or dtype.
-        ValueError: Axes, sizes, devices that do not fit; groups that are not whole bundles.
-        BackendUnavailableError: The named backend cannot serve this call; the text lists every backend's reasons.
-
-    Numerics:
-        In float32 (float64 when the moments are), parts combined in a fixed order from centred values. Where a mean is
-        much larger than its deviation, h * norm_scale + norm_shift cancels: with mean / deviation = r it loses a factor
-        r of float32's accuracy, which stays below the rounding of half precision up to r of about 1000.
-
-    Source:
-        Combination of moments: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample
-        variances, 1979. Group norm: Wu and He, arXiv 1803.08494, section 3.
-    """
-    require_tensor("moments", moments, "[N, chunks, B, 3]", (torch.float32, torch.float64))
-    require_shape("moments", moments, "[N, chunks, B, 3]", (*moments.shape[:3], 3))
-    require_int("num_groups", num_groups, minimum=1)
-    n, _, n_bundles, _ = moments.shape
-    if skip_moments is not None:
-        require_tensor("skip_moments", skip_moments, "[N, chunks, B_skip, 3]", (torch.float32, torch.float64))
-        require_same_dtype("skip_moments", skip_moments, "moments", moments)
-        require_same_device("skip_moments", skip_moments, "moments", moments)
-        require_shape("skip_moments", skip_moments, "[N, chunks, B_skip, 3]", (n, *skip_moments.shape[1:3], 3))
-        n_bundles += skip_moments.shape[2]
-    if n_bundles == 0 or n_bundles % num_groups:
-        raise ValueError(f"num_groups must divide the bundles of all moments, {n_bundles}; got {num_groups}")
-    require_tensor("weight", weight, "[C]")
-    channels = weight.shape[0]
-    if channels == 0 or channels % n_bundles:
-        raise ValueError(f"weight must be [C], C a multiple of the bundles of all moments, {n_bundles}; got {channels}")
-    require_tensor("bias", bias, "[C]")
-    require_shape("bias", bias, "[C]", (channels,))
-    for name, vector in (("weight", weight), ("bias", bias)):
-        require_same_device(name, vector, "moments", moments)
-    for name, rows in (("scale", scale), ("shift", shift)):
-        if rows is not None:
-            _check_rows(name, rows, n, channels, "moments", moments)
-    require_positive("eps", eps)
-    result: tuple[Tensor, Tensor] = _affine(
-        backend, moments, num_groups, weight, bias, skip_moments=skip_moments, scale=scale, shift=shift, eps=eps
-    )
-    return result
-
-
 def _check_weight(weight: Tensor, x: Tensor, channels: int, upsample: bool) -> int:
     """Return the number of output channels."""
     is_summed = upsample and isinstance(weight, Tensor) and weight.dim() == 5
@@ -329,9 +172,3 @@ def _check_weight(weight: Tensor, x: Tensor, channels: int, upsample: bool) -> i
     require_same_dtype("weight", weight, "x", x)
     require_same_device("weight", weight, "x", x)
     return n_out
-
-
-def _check_rows(name: str, rows: Tensor, n: int, channels: int, other_name: str, other: Tensor) -> None:
-    require_tensor(name, rows, "[N or 1, C]")
-    require_shape(name, rows, "[N or 1, C]", (n, channels), (1, channels))
-    require_same_device(name, rows, other_name, other)

@@ -14,6 +14,7 @@ from msf_kernels._triton.offsets import offset_type
 from msf_kernels._triton.rows import dense, row_stride
 from msf_kernels.group_norm_silu._allocation import empty_gradients
 from msf_kernels.group_norm_silu._triton_tile import (
+    VALUES_PER_THREAD,
     input_arguments,
     launch_tiles,
     load_affine,
@@ -30,6 +31,8 @@ from msf_kernels.memory_format import output_memory_format
 
 # Two tiles (xhat and dy) and twice the vectors per channel: a quarter of what forward can hold, or registers spill.
 MAX_VALUES = 8192
+# With a skip a value has two more addresses: with 16 values a thread float32 spills 16 bytes in Triton 3.6 on sm_90.
+VALUES_PER_THREAD_OF_TWO_MAPS = 8
 
 
 @triton.jit
@@ -254,7 +257,10 @@ def launch_group_norm_silu_bwd(
     x = with_even_pixels(x, memory_format)
     skip = None if skip is None else with_even_pixels(skip, memory_format)
     grad_out = with_even_pixels(grad_out, memory_format)
-    plan = plan_tiles(height * width, n_channels, num_groups, x.element_size(), MAX_VALUES)
+    values_per_thread = VALUES_PER_THREAD if skip is None else VALUES_PER_THREAD_OF_TWO_MAPS
+    plan = plan_tiles(
+        height * width, n_channels, num_groups, x.element_size(), MAX_VALUES, values_per_thread=values_per_thread
+    )
     inputs = input_arguments(x, num_groups, weight, bias, skip, add, scale, shift, plan)
     inputs |= {"grad_out_ptr": grad_out, "mean_ptr": mean, "rstd_ptr": rstd, **strides_named("grad", grad_out)}
     inputs |= {"SILU": silu, "OFFSET_TYPE": offset_type(x, skip, grad_out, grad_x)}

@@ -43,6 +43,7 @@ def plan_tiles(
     itemsize: int,
     max_values: int,
     shared_warps: int = MAX_WARPS,
+    values_per_thread: int = VALUES_PER_THREAD,
 ) -> TilePlan:
     """Return tiles of all pixels where such a tile has at most `max_values`, else tiles of a chunk of the pixels.
 
@@ -59,7 +60,7 @@ def plan_tiles(
         block_pixels = max(1, CHUNK_VALUES // block_channels)
     groups = min(block_channels // channels_per_group, num_groups)
     is_shared = block_pixels * block_channels <= SHARED_VALUES
-    warps = triton.next_power_of_2(triton.cdiv(block_pixels * block_channels, 32 * VALUES_PER_THREAD))
+    warps = triton.next_power_of_2(triton.cdiv(block_pixels * block_channels, 32 * values_per_thread))
     blocks = {
         "CHANNELS_PER_GROUP": channels_per_group,
         "GROUPS": groups,

@@ -39,7 +39,7 @@ def launch_prepared_convolution(
     norm = None
     if norm_weight is not None:
         norm = OutputNorm(num_groups, norm_weight.contiguous(), norm_bias.contiguous(), eps, silu)
-    out, _ = launch_implicit_gemm(
+    return launch_implicit_gemm(
         x,
         weight,
         bias,
@@ -50,7 +50,6 @@ def launch_prepared_convolution(
         stride=stride,
         upsample=upsample,
     )
-    return out
 
 
 # Channels, output channels, height = width, taps per axis, stride, upsample, residual, channels of the shortcut's maps,

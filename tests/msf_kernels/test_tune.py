@@ -11,8 +11,7 @@ CPU = torch.device("cpu")
 SMALL = {
     "attention_block": {"dtype": "float32", "channels": 8, "num_heads": 2, "n_tokens": 4},
     "conv3x3": {
-        "dtype": "float32", "in_channels": 4, "out_channels": 8, "stride": 1, "upsample": True, "is_normalised": True,
-        "n_pixels": 4,
+        "dtype": "float32", "in_channels": 4, "out_channels": 8, "stride": 1, "upsample": True, "n_pixels": 4,
     },
     "spatial_attention": {"dtype": "float32", "head_dim": 4, "n_tokens": 4, "has_gradient": True},
 }  # fmt: skip

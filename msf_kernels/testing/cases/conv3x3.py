@@ -25,22 +25,15 @@ def _conv_case(
     stride: int = 1,
     upsample: bool = False,
     is_packed: bool = True,
-    affine: str = "",
-    silu: bool = True,
     has_residual: bool = False,
     has_bias: bool = True,
     layout: str = "channels_last",
     parameters: torch.dtype | None = torch.float32,
 ) -> OperatorCase:
-    """Return a case.
-
-    `affine`: none, `own` rows or one `shared` row of factors and offsets, or `mixed`: rows of a wider table and one
-    shared row of a strided vector.
-    """
     total = channels + skip_channels
     factor = 2 if upsample else 1
     out_shape = (n, n_out, factor * -(-height // stride), factor * -(-width // stride))
-    names = ["residual"] * has_residual + ["skip"] * bool(skip_channels) + ["norm_scale", "norm_shift"] * bool(affine)
+    names = ["residual"] * has_residual + ["skip"] * bool(skip_channels)
 
     def draw(inputs: InputDraw) -> tuple[Tensor, ...]:
         x = in_format(inputs.normal(n, channels, height, width), layout)
@@ -50,20 +43,13 @@ def _conv_case(
         tensors += [in_format(inputs.normal(*out_shape), layout)] * has_residual
         if skip_channels:
             tensors.append(in_format(inputs.normal(n, skip_channels, height, width), layout))
-        if affine:
-            rows = 1 if affine == "shared" else n
-            affines = [inputs.normal(rows, total, dtype=parameters, mean=mean, scale=0.5) for mean in (1.0, 0.0)]
-            if affine == "mixed":
-                affines[0] = torch.cat([affines[0], affines[0]], dim=1)[:, :total]
-                affines[1] = affines[1][:1].repeat_interleave(2, dim=1)[:, ::2]
-            tensors += affines
         return tuple(tensors)
 
     def call(function: Callable[..., Any], dtype: torch.dtype, *tensors: Tensor) -> Any:
         x, weight, *rest = tensors
         bias = rest.pop(0) if has_bias else None
         optional = dict(zip(names, rest, strict=True))
-        return function(x, weight, bias, stride=stride, upsample=upsample, silu=silu, **optional)
+        return function(x, weight, bias, stride=stride, upsample=upsample, **optional)
 
     return OperatorCase("conv3x3", label, draw, call)
 
@@ -73,20 +59,19 @@ def fixed() -> Iterator[OperatorCase]:
     case = _conv_case
     yield case("tiny", 1, 1, 1, 1, 1)
     yield case("prime", 3, 7, 5, 11, 13, has_residual=True)
-    yield case("square", 8, 8, 8, 8, 16, affine="own", has_residual=True)
-    yield case("small maps", 11, 24, 4, 4, 20, affine="own")
-    yield case("ragged skip", 2, 20, 9, 8, 12, skip_channels=9, affine="shared", has_residual=True)
-    yield case("channels-last", 2, 32, 12, 8, 64, affine="own", has_residual=True)
+    yield case("square", 8, 8, 8, 8, 16, has_residual=True)
+    yield case("small maps", 11, 24, 4, 4, 20)
+    yield case("ragged skip", 2, 20, 9, 8, 12, skip_channels=9, has_residual=True)
+    yield case("channels-last", 2, 32, 12, 8, 64, has_residual=True)
     yield case("stride", 2, 16, 7, 10, 16, stride=2)
-    yield case("stride residual", 2, 6, 8, 8, 8, stride=2, affine="own", has_residual=True)
+    yield case("stride residual", 2, 6, 8, 8, 8, stride=2, has_residual=True)
     yield case("upsample", 2, 16, 5, 7, 12, upsample=True)
-    yield case("upsample all", 2, 8, 4, 4, 8, upsample=True, affine="own", has_residual=True, skip_channels=4)
+    yield case("upsample all", 2, 8, 4, 4, 8, upsample=True, has_residual=True, skip_channels=4)
     yield case("contiguous", 2, 5, 6, 7, 6, layout="contiguous", is_packed=False, has_bias=False)
-    yield case("strided", 2, 6, 5, 4, 6, layout="strided", is_packed=False, affine="own", silu=False, skip_channels=3)
-    yield case("mixed rows", 3, 12, 5, 6, 10, affine="mixed", has_residual=True)
-    yield case("half parameters", 2, 8, 6, 6, 8, affine="own", parameters=None)
-    yield case("many channels", 1, 144, 3, 3, 136, affine="own")
-    yield case("empty batch", 0, 8, 4, 4, 8, affine="own", has_residual=True)
+    yield case("strided", 2, 6, 5, 4, 6, layout="strided", is_packed=False, skip_channels=3)
+    yield case("half parameters", 2, 8, 6, 6, 8, parameters=None)
+    yield case("many channels", 1, 144, 3, 3, 136)
+    yield case("empty batch", 0, 8, 4, 4, 8, has_residual=True)
     yield case("empty map", 2, 8, 0, 4, 8, upsample=True)
 
 
@@ -105,8 +90,6 @@ def randomised(rng: random.Random, label: str) -> OperatorCase:
         upsample=kind == "upsample",
         # Summed taps are rounded once more than the definition on the large map is.
         is_packed=kind == "upsample" or rng.random() < 0.5,
-        affine=rng.choice(["", "own", "shared"]),
-        silu=rng.random() < 0.8,
         has_residual=rng.random() < 0.5,
         has_bias=rng.random() < 0.8,
         layout=rng.choice(["channels_last", "channels_last", "contiguous", "strided"]),

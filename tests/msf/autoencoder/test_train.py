@@ -8,7 +8,7 @@ import torch
 from msf.autoencoder import KLAutoencoder
 from msf.autoencoder.kl import CONFIG_FILE, WEIGHTS_FILE
 from msf.autoencoder.train import AutoencoderTraining, train_autoencoder
-from msf.data import ImageDataset, Split, make_phantoms
+from msf.data import ImageDataset, Split, load_dataset, make_phantoms
 
 TINY = {
     "image_size": 16,
@@ -199,6 +199,29 @@ def test_the_command_writes_the_folder_a_picture_and_json(msf, archive, tmp_path
     assert figures["down_factor"] == 2
     assert len(figures["history"]) == 1
     assert (folder / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_takes_a_folder_of_pictures_and_hands_its_splits_on(msf, tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("MSF_CACHE", str(tmp_path / "cache"))
+    arrays = make_phantoms(0, {"train": 30, "val": 5, "test": 5})
+    for number, (image, label) in enumerate(zip(arrays["train_images"], arrays["train_labels"], strict=True)):
+        path = tmp_path / "cells" / f"kind {int(label)}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(path)
+    code, out, err = msf(
+        "train-autoencoder", "--dataset", tmp_path / "cells", "--out", tmp_path / "a", "--image-size", 16, "--val", 0.2,
+        "--test", 0.2, "--block-channels", "8,8", "--epochs", 1, "--batch-size", 8, "--colour-steps", 2, "--device",
+        "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    (packed,) = (tmp_path / "cache" / "packed").glob("cells-*.npz")
+    assert f"--dataset {packed} " in out
+    dataset = load_dataset(packed)
+    assert (dataset.image_size, dataset.n_classes) == (16, 5)
+    assert sum(len(dataset.split(name)) for name in ("train", "val", "test")) == 30
+    assert KLAutoencoder.from_pretrained(tmp_path / "a").down_factor == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from msf.data import load_dataset
+from msf.data import load_dataset, make_phantoms
 from msf.files.npy import read_npy_header
 from msf.pools.pool import read_pool
 
@@ -196,8 +196,82 @@ def test_features_may_come_from_a_torchscript_network(made, tmp_path):
     torch.testing.assert_close(network.of(images), images.float().mean((1, 2)).expand(-1, 3))
     assert network.name == "TorchScript network means.pt"
     (tmp_path / "none.pt").write_bytes(b"no network")
-    with pytest.raises(ValueError, match="no TorchScript network"):
+    with pytest.raises(ValueError, match="neither a TorchScript network nor a state dict"):
         feature_network(str(tmp_path / "none.pt"), None)
+
+
+def test_a_torchscript_network_that_returns_probabilities_is_asked_for_features(tmp_path):
+    from msf.pools.features import feature_network
+
+    class Classes(torch.nn.Module):
+        def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+            features = images.float().mean((2, 3))
+            return features if return_features else features.softmax(1)
+
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.script(Classes()).save(tmp_path / "classes.pt")
+    images = torch.randint(0, 256, (5, 4, 4, 3), dtype=torch.uint8)
+    torch.testing.assert_close(
+        feature_network(str(tmp_path / "classes.pt"), None).of(images), images.float().mean((1, 2))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_weights_of_inception_give_the_fid_of_torchmetrics(tmp_path, is_zip):
+    pytest.importorskip("torch_fidelity", reason="needs torch-fidelity")
+    from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+
+    from msf.pools.features import feature_network
+    from msf.pools.fidelity import frechet_and_kernel
+
+    path = tmp_path / "weights.pth"
+    torch.save({}, path)
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patch.setattr(NoTrainInceptionV3, "load_state_dict", lambda *_: None)  # the weights that it is made with
+        fresh = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+    torch.save(fresh.state_dict(), path, _use_new_zipfile_serialization=is_zip)
+    network = feature_network(str(path), None)
+    assert network.name == "Inception, 2048 features, weights of weights.pth"
+    real, made = (make_phantoms(seed, {"train": 8})["train_images"] for seed in (0, 1))
+    features = [network.of(images) for images in (real, made)]
+    torch.testing.assert_close(features[0], fresh(real.permute(0, 3, 1, 2)))
+    metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(path)).set_dtype(torch.float64)
+    for images, is_real in ((real, True), (made, False)):
+        metric.update(images.permute(0, 3, 1, 2), real=is_real)
+    assert frechet_and_kernel(*features, seed=0)["fid"] == pytest.approx(float(metric.compute()), rel=1e-4)
+
+
+def test_weights_that_are_not_inceptions_and_a_missing_library_are_told(tmp_path, monkeypatch):
+    from torchmetrics.image import fid
+
+    from msf.pools.features import feature_network
+
+    path = tmp_path / "weights.pth"
+    names = ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch1x1.conv.weight", "fc.weight")
+    for content, library, words in (
+        ({"fc.weight": torch.zeros(1)}, None, "must hold a TorchScript network, or the weights of Inception"),
+        ([1, 2], None, "must hold a TorchScript network, or the weights of Inception"),
+        ({name: torch.zeros(1) for name in names}, False, "comes with torch-fidelity: pip install torch-fidelity"),
+    ):
+        torch.save(content, path)
+        if library is not None:
+            monkeypatch.setattr(fid, "_TORCH_FIDELITY_AVAILABLE", library)
+        with pytest.raises(ValueError, match=words):
+            feature_network(str(path), None)
+
+
+def test_weights_that_could_run_code_are_refused_before_the_library_reads_them(tmp_path):
+    from msf.pools.features import feature_network
+
+    class Dangerous:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"fc.weight": Dangerous()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="neither a TorchScript network nor a state dict"):
+        feature_network(str(tmp_path / "weights.pth"), None)
 
 
 def test_a_network_trained_with_label_dropping_is_guided(msf, tiny_npz, tmp_path):

@@ -1,4 +1,4 @@
-"""The registered operators behind the convolution, its choice of backend; private names are used on purpose."""
+"""The registered operator behind the convolution, its choice of backend; private names are used on purpose."""
 
 import json
 from importlib import import_module
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from msf_kernels import conv3x3, norm_affine, pack_weight
+from msf_kernels import conv3x3, pack_weight
 from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._choice import UNMEASURED_HALF_ORDER, auto_order
 from msf_kernels.conv3x3._measured import TABLE
@@ -20,7 +20,7 @@ def seeded(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def conv_arguments(kind, dtype, bundle=4):
+def conv_arguments(kind, dtype):
     skip = seeded(2, 3, 6, 5, dtype=dtype) if kind == "plain" else None
     total = 5 if skip is None else 8
     phases, side = (4, 2) if kind == "upsample" else (1, 3)
@@ -30,47 +30,31 @@ def conv_arguments(kind, dtype, bundle=4):
         seeded(8),
         None,
         skip,
-        seeded(2, total),
-        seeded(2, total),
         2 if kind == "stride" else 1,
         kind == "upsample",
-        True,
-        bundle,
     )
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "bundle"),
-    [("plain", torch.float32, 0), ("stride", torch.float16, 4), ("upsample", torch.float32, 4)],
+    ("kind", "dtype"),
+    [("plain", torch.float32), ("stride", torch.float16), ("upsample", torch.float32)],
     ids=str,
 )
-def test_the_operators_pass_opcheck(monkeypatch, kind, dtype, bundle):
+def test_the_operator_passes_opcheck(monkeypatch, kind, dtype):
     monkeypatch.setenv("TRITON_INTERPRET", "0")  # the formula is registered in the same way, and faster here
-    arguments = conv_arguments(kind, dtype, bundle)
-    torch.library.opcheck(OPERATORS.conv3x3_fwd, arguments)
-
-
-def test_the_operator_of_the_factor_and_offset_passes_opcheck():
-    _, moments = OPERATORS.conv3x3_fwd(*conv_arguments("plain", torch.float32))
-    vector = seeded(8)
-    torch.library.opcheck(OPERATORS.norm_affine_fwd, (moments, 2, vector, vector, None, None, seeded(2, 8), 1e-5))
-    torch.library.opcheck(OPERATORS.norm_affine_fwd, (moments, 4, seeded(16), seeded(16), moments, None, None, 1e-5))
+    torch.library.opcheck(OPERATORS.conv3x3_fwd, conv_arguments(kind, dtype))
 
 
 @pytest.mark.parametrize("kind", ["plain", "stride", "upsample"])
-def test_without_a_gpu_and_an_interpreter_the_operators_compute_the_definition(monkeypatch, kind):
+def test_without_a_gpu_and_an_interpreter_the_operator_computes_the_definition(monkeypatch, kind):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    x, weight, bias, residual, skip, scale, shift, stride, upsample, _, bundle = conv_arguments(kind, torch.float64)
-    got = OPERATORS.conv3x3_fwd(x, weight, bias, residual, skip, scale, shift, stride, upsample, True, bundle)
+    x, weight, bias, residual, skip, stride, upsample = conv_arguments(kind, torch.float64)
+    got = OPERATORS.conv3x3_fwd(x, weight, bias, residual, skip, stride, upsample)
     by_phase = weight.permute(0, 1, 4, 2, 3)
-    options = {"skip": skip, "norm_scale": scale, "norm_shift": shift, "stride": stride, "upsample": upsample}
-    expected = conv3x3(x, by_phase if upsample else by_phase[0], bias, bundle=bundle, backend="reference", **options)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-        assert one.stride() == other.stride()
-    affine = OPERATORS.norm_affine_fwd(got[1], 2, bias, bias, None, None, None, 1e-5)
-    for one, other in zip(affine, norm_affine(got[1], 2, bias, bias, backend="reference"), strict=True):
-        assert torch.equal(one, other)
+    options = {"skip": skip, "stride": stride, "upsample": upsample}
+    expected = conv3x3(x, by_phase if upsample else by_phase[0], bias, backend="reference", **options)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert got.stride() == expected.stride()
 
 
 @pytest.mark.interpreter
@@ -97,7 +81,7 @@ def test_flops_of_the_library_with_summed_taps_are_four_ninths():
 @pytest.mark.interpreter
 def test_a_call_is_one_operator():
     with torch.profiler.profile() as profile:
-        conv3x3(seeded(1, 4, 4, 4), seeded(4, 4, 3, 3), None, bundle=2, backend="triton")
+        conv3x3(seeded(1, 4, 4, 4), seeded(4, 4, 3, 3), None, backend="triton")
     names = [event.name for event in profile.events() if event.name.startswith("msf_triton::")]
     assert names == ["msf_triton::conv3x3_fwd"]
 
@@ -105,9 +89,8 @@ def test_a_call_is_one_operator():
 @pytest.mark.parametrize("backend", ["aten", "reference", pytest.param("triton", marks=pytest.mark.interpreter)])
 def test_calls_are_traced_into_one_graph(backend):
     def branch(x, weight, vector, upsample):
-        h, moments = conv3x3(x, weight, vector, bundle=2, backend=backend)
-        scale, shift = norm_affine(moments, 2, vector, vector)
-        return conv3x3(h, weight, vector, norm_scale=scale, norm_shift=shift, upsample=upsample, backend=backend)
+        h = conv3x3(x, weight, vector, residual=x, backend=backend)
+        return conv3x3(h, weight, vector, upsample=upsample, backend=backend)
 
     compiled = torch.compile(branch, fullgraph=True, backend="aot_eager", dynamic=False)
     x, weight, vector = seeded(2, 8, 5, 4), seeded(8, 8, 3, 3, seed=1) / 8, seeded(8, seed=2)
@@ -125,7 +108,6 @@ ROW = {
     "out_channels": 256,
     "stride": 1,
     "upsample": False,
-    "is_normalised": True,
     "n_pixels": 256,
     "microseconds": {"triton": 41.0, "aten": 55.5},
 }
@@ -156,17 +138,15 @@ def test_the_shipped_tables_are_valid():
 
 def test_measurements_decide_and_the_batch_has_no_say(gpu_with):
     gpu_with()
-    norm = {"norm_scale": object()}
-    assert order_of(*on_gpu(), None, **norm) == UNMEASURED_HALF_ORDER
+    assert order_of(*on_gpu(), None) == UNMEASURED_HALF_ORDER
     gpu_with(ROW, ROW | {"n_pixels": 1024, "microseconds": {"aten": 3.0, "triton": 4.0}})
-    assert order_of(*on_gpu(), None, **norm) == ("triton", "aten", "reference")
-    assert order_of(*on_gpu(n=4096), None, **norm) == ("triton", "aten", "reference")
-    assert order_of(*on_gpu(side=32), None, **norm) == ("aten", "triton", "reference")
-    assert order_of(*on_gpu(side=4), None, **norm)[0] == "triton"
-    for other in (order_of(*on_gpu(), None), order_of(*on_gpu(channels=128), None, **norm)):
-        assert other == UNMEASURED_HALF_ORDER
+    assert order_of(*on_gpu(), None) == ("triton", "aten", "reference")
+    assert order_of(*on_gpu(n=4096), None) == ("triton", "aten", "reference")
+    assert order_of(*on_gpu(side=32), None) == ("aten", "triton", "reference")
+    assert order_of(*on_gpu(side=4), None)[0] == "triton"
+    assert order_of(*on_gpu(channels=128), None) == UNMEASURED_HALF_ORDER
     skip = SimpleNamespace(shape=(8, 128, 16, 16))
-    assert order_of(*on_gpu(channels=128), None, skip=skip, **norm)[0] == "triton"
+    assert order_of(*on_gpu(channels=128), None, skip=skip)[0] == "triton"
 
 
 def test_rows_of_one_gpu_are_replaced_and_others_kept():
@@ -186,8 +166,7 @@ def test_every_configuration_sums_a_value_in_one_order():
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for n_out in (6, 64, 128, 256):
             for n_pixels in (16, 64, 1024):
-                for has_affine in (False, True):
-                    for capability in (80, 90, 100, None):
-                        configs = _configs(dtype, n_out, 128, n_pixels, has_affine, 4, capability)
-                        assert 1 <= len(configs) <= 6
-                        assert len({config.blocks["BLOCK_K"] for config in configs}) == 1
+                for capability in (80, 90, 100, None):
+                    configs = _configs(dtype, n_out, 128, n_pixels, capability)
+                    assert 1 <= len(configs) <= 6
+                    assert len({config.blocks["BLOCK_K"] for config in configs}) == 1
