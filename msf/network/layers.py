@@ -15,6 +15,8 @@ from msf_kernels.shapes import FeatureMap
 Resample = Literal["down", "up"]
 Layer = TypeVar("Layer", bound=nn.Module)
 
+_LEARNING = (torch.float32, torch.bfloat16)  # dtypes whose convolutions on a CPU have kernels of ours, with gradients
+
 
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution that learns by the fastest kernels of the machine, and else is its parent.
@@ -30,9 +32,11 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        learns = torch.is_grad_enabled() and weight.requires_grad
-        if learns and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not _is_autocasting():
-            return conv3x3(x, weight, bias, stride=self.stride[0])
+        if torch.is_grad_enabled() and weight.requires_grad and x.device.type == "cpu":
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+            if dtype in _LEARNING and weight.dtype == torch.float32:
+                bias = None if bias is None else bias.to(dtype)
+                return conv3x3(x.to(dtype), weight.to(dtype), bias, stride=self.stride[0])
         return cast(Tensor, super()._conv_forward(x, weight, bias))
 
 
@@ -213,10 +217,6 @@ def _head_count(channels: int, config: UNetConfig) -> int:
     if channels % head_channels:
         raise ValueError(f"head_channels must divide the {channels} channels under attention; got {head_channels}")
     return channels // head_channels
-
-
-def _is_autocasting() -> bool:
-    return torch.is_autocast_enabled("cpu")
 
 
 def _resized(h: Tensor, resample: Resample) -> Tensor:

@@ -47,7 +47,7 @@ def auto_order(call: ConvCall) -> tuple[str, ...]:
         side, channels = call.weight.shape[-1], call.in_channels
         is_native_first = (
             x.device.type == "cpu"
-            and x.dtype == torch.float32
+            and x.dtype in FASTER_FORMS
             and n_items * height * width >= FEWEST_PIXELS_OF_A_CALL
             and call.weight.shape[-4] * channels <= LARGEST_WEIGHT_OF_A_CALL
             and not _ext.machine_reasons()
@@ -91,7 +91,20 @@ def is_native_measured_faster(
 ) -> bool:
     """Return what was measured, for a weight that is transformed already and has `side` taps per axis."""
     form = choose_form(side, in_channels, out_channels, height, width, stride, upsample, dtype)
-    return form in FASTER_FORMS[dtype] and in_channels >= FEWEST_NATIVE_CHANNELS and _ext.cpu_level() >= AVX2
+    return form in FASTER_FORMS[dtype] and in_channels >= FEWEST_NATIVE_CHANNELS and has_fast_instructions(dtype)
+
+
+def has_fast_instructions(dtype: torch.dtype) -> bool:
+    """Return whether the processor has the instructions that the native convolution was measured with.
+
+    In bfloat16 not where oneDNN multiplies whole tiles (AMX), sixteen times as many numbers at once.
+
+    Args:
+        dtype: float32 or bfloat16.
+    """
+    if dtype == torch.bfloat16:
+        return _ext.has_pair_dots() and not torch.cpu._is_amx_tile_supported()
+    return _ext.cpu_level() >= AVX2
 
 
 @constant_while_tracing

@@ -1,6 +1,6 @@
 """The convolution in the native extension, on the CPU: Winograd's forms, or direct where none fits.
 
-In float32; and in bfloat16, where the processor has dot products of its pairs, with weights that were transformed once.
+In float32; and in bfloat16, where the processor has dot products of its pairs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from msf_kernels.conv3x3._call import ConvCall
 from msf_kernels.conv3x3._forms import TAPS, TILE_INPUTS, Form, choose_form
 from msf_kernels.conv3x3._formula import concatenated, summed_weight
 
+DTYPES = (torch.float32, torch.bfloat16)
 PANEL = 32  # output channels that are next to each other in a transformed weight
 
 
@@ -99,12 +100,14 @@ def conv3x3_native(call: ConvCall) -> Tensor:
 
 def native_input_reasons(call: ConvCall) -> list[str]:
     """Return why the native operator cannot serve these inputs; empty when it can."""
-    reasons = device_reasons(call.x.device)
-    if call.x.dtype != torch.float32:
-        reasons.append(f"convolves float32 only; got {call.x.dtype}")
+    return map_reasons(call.x.device, call.x.dtype)
+
+
+def map_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Return why the native operator has no kernel for such maps; only when `machine_reasons()` is empty."""
+    reasons = [] if device.type == "cpu" else [f"has no kernel for tensors on {device.type}"]
+    if dtype not in DTYPES:
+        reasons.append(f"convolves float32 and bfloat16; got {dtype}")
+    elif dtype == torch.bfloat16 and not _ext.has_pair_dots():
+        reasons.append("has no dot products of pairs of bfloat16 on this processor (AVX-512 BF16)")
     return reasons
-
-
-def device_reasons(device: torch.device) -> list[str]:
-    """Return why the native operator has no kernel for maps there; empty when it has."""
-    return [] if device.type == "cpu" else [f"has no kernel for tensors on {device.type}"]

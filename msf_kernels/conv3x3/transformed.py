@@ -21,13 +21,11 @@ from msf_kernels.checks import (
     require_shape,
     require_tensor,
 )
-from msf_kernels.conv3x3._choice import AVX2, is_native_measured_faster
+from msf_kernels.conv3x3._choice import has_fast_instructions, is_native_measured_faster
 from msf_kernels.conv3x3._forms import Form, choose_form
 from msf_kernels.conv3x3._formula import summed_weight
-from msf_kernels.conv3x3._native import convolve, device_reasons, transform
+from msf_kernels.conv3x3._native import DTYPES, convolve, map_reasons, transform
 from msf_kernels.shapes import FeatureMap
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -57,29 +55,17 @@ class TransformedWeight:
 
 def native_convolution_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Return why the native convolution cannot serve such maps on this machine; empty when it can."""
-    reasons = _ext.machine_reasons()
-    if reasons:
-        return reasons
-    reasons = device_reasons(device)
-    if dtype not in DTYPES:
-        reasons.append(f"convolves float32 and bfloat16; got {dtype}")
-    elif dtype == torch.bfloat16 and not _ext.has_pair_dots():
-        reasons.append("has no dot products of pairs of bfloat16 on this processor (AVX-512 BF16)")
-    return reasons
+    return _ext.machine_reasons() or map_reasons(device, dtype)
 
 
 def is_native_convolution_fast(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether the native convolution serves such maps with the instructions that it was measured with.
 
-    In bfloat16 not where oneDNN multiplies whole tiles (AMX), sixteen times as many numbers at once.
-
     Args:
         device: Of the maps.
         dtype: Of the maps.
     """
-    if native_convolution_reasons(device, dtype):
-        return False
-    return not torch.cpu._is_amx_tile_supported() if dtype == torch.bfloat16 else _ext.cpu_level() >= AVX2
+    return not native_convolution_reasons(device, dtype) and has_fast_instructions(dtype)
 
 
 def is_native_convolution_faster(

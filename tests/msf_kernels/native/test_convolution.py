@@ -343,8 +343,8 @@ def test_the_rule_for_transformed_weights_reads_sizes_and_the_processor(monkeypa
 def test_what_it_does_not_take_is_refused_with_the_reason():
     x, weight = torch.zeros(1, 4, 4, 4), torch.zeros(6, 4, 3, 3)
     for inputs, reason in (
-        ((x.double(), weight.double()), "convolves float32 only; got torch.float64"),
-        ((x.bfloat16(), weight.bfloat16()), "convolves float32 only; got torch.bfloat16"),
+        ((x.double(), weight.double()), "convolves float32 and bfloat16; got torch.float64"),
+        ((x.half(), weight.half()), "convolves float32 and bfloat16; got torch.float16"),
     ):
         with pytest.raises(BackendUnavailableError, match=reason):
             conv3x3(*inputs, None, backend="native")
