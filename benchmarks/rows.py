@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from msf.precision.processor import this_processor
 from msf_kernels.environment import describe_machine, versions
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +76,7 @@ class RowWriter:
         self.suite = suite
         self._remark = remark
         machine = describe_machine(device)
-        self._machine = str(machine.get("gpu", machine["cpu"]))
+        self._machine = machine_name(device)
         self._device = device.type
         self._versions = versions() | peer_versions()
         if "driver" in machine:
@@ -157,10 +158,17 @@ def peer_versions() -> dict[str, str]:
     return found
 
 
+def machine_name(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with its family and model: `AMD EPYC` alone can be of any."""
+    machine, processor = describe_machine(device), this_processor()
+    return str(machine.get("gpu", f"{machine['cpu']} ({processor.family}/{processor.model})"))
+
+
 def machine_folder(device: torch.device) -> Path:
     """Return where results of this machine are kept: named after its GPU, or its processor and number of cores."""
-    machine = describe_machine(device)
-    name = str(machine.get("gpu", f"{machine['cpu']} {os.cpu_count()} cores"))
+    name = machine_name(device)
+    if device.type == "cpu":
+        name = f"{name} {os.cpu_count()} cores"
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -95,11 +95,18 @@ def on_processor(processor: Processor, base_channels: int) -> AutoPrecision:
     """Return what `auto` stands for on the CPU of a kind; see `auto_precision`."""
     if not processor.multiplies_bf16:
         return AutoPrecision("fp32", "the processor multiplies no bfloat16")
+    if not library_multiplies_bf16():
+        return AutoPrecision("fp32", "oneDNN multiplies no bfloat16 here (ONEDNN_MAX_CPU_ISA)")
     rows, where = _measurements(processor)
     if not rows:
         return _by(processor.has_fast_bf16, f"the products of {processor.key}")
     speed = speed_of_bf16(rows, base_channels)
     return _by(speed >= LEAST_SPEED_OF_BF16, f"measured {where}: bf16 {speed:.2f} times as fast")
+
+
+def library_multiplies_bf16() -> bool:
+    """Return whether oneDNN multiplies bfloat16: the environment variable ONEDNN_MAX_CPU_ISA may hold it back."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def fills_up_bf16() -> bool:

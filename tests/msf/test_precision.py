@@ -42,6 +42,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("MSF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rule, "shipped_table", dict)
     monkeypatch.setattr(rule, "is_native_convolution_fast", lambda device, dtype: False)
+    monkeypatch.setattr(rule, "library_multiplies_bf16", lambda: True)
 
     def be(kind):
         monkeypatch.setattr(rule, "this_processor", lambda: processor_of(kind))
@@ -72,6 +73,11 @@ def test_training_follows_the_processors_products(machine, kind, expected):
     assert training_precision("auto", CPU) == expected
     assert [training_precision(name, CPU) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert training_precision("auto", torch.device("meta")) == "fp32"
+
+
+def test_a_library_that_is_held_back_makes_it_float32(monkeypatch):
+    monkeypatch.setattr(rule, "library_multiplies_bf16", lambda: False)
+    assert auto_precision(CPU, 64).precision == "fp32"
 
 
 def test_few_draws_are_made_in_float32_where_bfloat16_would_be_filled_up(machine):
