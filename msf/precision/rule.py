@@ -88,7 +88,8 @@ def training_precision(precision: Literal["auto", "fp32", "bf16"], device: torch
         return precision
     if device.type == "cuda":
         return _on_cuda(device).precision
-    return "bf16" if device.type == "cpu" and this_processor().has_fast_bf16 else "fp32"
+    is_fast = device.type == "cpu" and this_processor().has_fast_bf16 and library_multiplies_bf16()
+    return "bf16" if is_fast else "fp32"
 
 
 def on_processor(processor: Processor, base_channels: int) -> AutoPrecision:
