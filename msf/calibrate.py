@@ -52,7 +52,8 @@ def calibrate(
 
     Raises:
         TypeError: A setting that does not exist.
-        ValueError: The data have other classes than the model, or classes of pixels; fewer than two pictures; an argument out of range.
+        ValueError: The data have other classes than the model, or classes of pixels; fewer than two pictures; an
+            argument out of range.
     """
     if dataset.n_classes != model.task.n_classes:
         raise ValueError(
