@@ -52,12 +52,15 @@ def calibrate(
 
     Raises:
         TypeError: A setting that does not exist.
-        ValueError: The data have other classes than the model; fewer than two pictures; an argument out of range.
+        ValueError: The data have other classes than the model, or classes of pixels; fewer than two pictures; an
+            argument out of range.
     """
     if dataset.n_classes != model.task.n_classes:
         raise ValueError(
             f"dataset must have the model's {model.task.n_classes} classes; {dataset.name!r} has {dataset.n_classes}"
         )
+    if model.task.is_per_pixel or dataset.is_per_pixel:
+        raise ValueError("calibration needs a class per picture; the model or the data have one per pixel")
     part = dataset.split(split)
     if len(part) < 2:
         raise ValueError(f"split {split!r} of {dataset.name!r} must hold at least two pictures; it has {len(part)}")

@@ -62,6 +62,7 @@ def evaluate(
 
     Settings that are not given are those the network was trained with. Choose settings on val; report test once.
     """
+    from msf.calibrate import made_with as made_for
     from msf.config import settings_for
     from msf.data import picture_groups
     from msf.evaluate import evaluate_split, working_labels
@@ -109,7 +110,9 @@ def evaluate(
     if not data.is_per_pixel:
         content |= metric_intervals(prediction, labels, resamples)
         _show_scores(content["score_intervals"])
-        content |= calibrated_decisions(folder, network, settings, prediction, labels)
+        content |= calibrated_decisions(
+            folder, made_for(network, settings), (data.fingerprint, split), prediction, labels
+        )
     if foreign is not None:
         content["ood"] = _detection(network, foreign, (split, settings), run.seed, prediction, resamples)
     for warning in metrics["warnings"]:
@@ -149,20 +152,30 @@ def _open_foreign(network: MedSymmFlow, name: str, split: str, packing: DatasetF
 
 
 def calibrated_decisions(
-    folder: str, network: MedSymmFlow, settings: ClassifySettings, prediction: Prediction, labels: Tensor
+    folder: str, made_with: dict[str, Any], on: tuple[str, str], prediction: Prediction, labels: Tensor
 ) -> dict[str, Any]:
-    """Return what the calibration beside the checkpoint comes to here, if there is one for these settings."""
-    from msf.calibrate import load_calibration, made_with
+    """Return what the calibration beside the checkpoint comes to here, if there is one for these settings.
+
+    Args:
+        folder: Of the checkpoint.
+        made_with: What `msf.calibrate.made_with` returns for the prediction.
+        on: Fingerprint of the data set, and the split.
+        prediction: Of its pictures.
+        labels: True classes; [N], int64.
+    """
+    from msf.calibrate import load_calibration
     from msf.judge.decisions import decision_outcomes
 
     try:
         calibration = load_calibration(folder)
-        calibration.require_same(made_with(network, settings))
+        calibration.require_same(made_with)
     except FileNotFoundError:
         return {}
     except ValueError as error:
         console.err.print(f"note: decisions are not judged: {console.printable(str(error))}")
         return {}
+    if on == (calibration.computed_on["dataset_sha256"], calibration.computed_on["split"]):
+        console.err.print("note: these pictures were calibrated on: what decisions come to here proves nothing")
     found = decision_outcomes(calibration, prediction, labels)
     rows = [["calibrated for", "comes to here"]]
     for entry in found["referral"]:

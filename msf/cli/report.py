@@ -72,6 +72,7 @@ def report(
     Accuracy, what referral brings by every score, calibration, confusions, the surest errors, the least sure pictures,
     generated pictures, cost and provenance. Choose settings on val; report test once. Not for clinical use.
     """
+    from msf.calibrate import made_with
     from msf.config import settings_for
     from msf.evaluate import evaluate_split
     from msf.judge.uncertainty import check_score
@@ -91,7 +92,8 @@ def report(
         generated = generated_pictures(network, data, n_generated, run.seed, fields["precision"], advance)
     settings = settings_for("evaluate", network.config.inference.classify, None, fields)
     labels = data.split(shown.split).labels
-    decided = calibrated_decisions(folder, network, settings, evaluation.prediction, labels)
+    made_on = data.fingerprint, shown.split
+    decided = calibrated_decisions(folder, made_with(network, settings), made_on, evaluation.prediction, labels)
     found = findings(
         network, data, evaluation, fields,
         ranked_by=shown.score, seed=run.seed, generated=generated, decisions=decided.get("decisions", {}),

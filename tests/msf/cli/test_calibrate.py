@@ -89,6 +89,10 @@ def test_val_is_told_to_have_chosen_the_epoch(msf, tiny_run, tmp_path):
     assert code == 0
     assert "the val split chose the kept epoch" in err
     assert load_calibration(run).computed_on["split"] == "val"
+    _, _, err = msf("evaluate", "--checkpoint", run, "--device", "cpu", "--split", "val")
+    assert "these pictures were calibrated on" in err
+    _, _, err = msf("evaluate", "--checkpoint", run, "--device", "cpu")
+    assert "these pictures were calibrated on" not in err
 
 
 def test_decisions_reach_rows_files_and_evaluation(msf, run, pictures, tmp_path):

@@ -19,7 +19,7 @@ from msf.judge.referral import fit_referral
 from msf.judge.reliability import calibration_error
 from msf.judge.selective import aurc
 from msf.judge.uncertainty import Draws, entropy, make_prediction
-from msf_kernels.solvers import EULER, MIDPOINT, integrate, uniform_grid
+from msf_kernels.solvers import EULER, MIDPOINT, cubic_grid, integrate, uniform_grid
 from msf_kernels.testing import GaussianMixtureFlow
 
 N_CLASSES, N_PIXELS, SIGMA, N_DIMENSIONS = 4, 1024, 0.12, 8
@@ -30,11 +30,6 @@ def exact(pixels=N_PIXELS):
     generator = torch.Generator().manual_seed(0)
     means = 0.57 * SIGMA * torch.randn(N_CLASSES, N_DIMENSIONS, generator=generator, dtype=torch.float64)
     return GaussianMixtureFlow(means, math.sqrt(pixels) * simplex_vertices(N_CLASSES), SIGMA)
-
-
-def cubic_grid(n_steps):
-    """Times from 1 to 0 that are dense at 1, where the class of a large map is decided."""
-    return tuple(1 - (step / n_steps) ** 3 for step in range(n_steps + 1))
 
 
 @functools.cache
@@ -78,7 +73,7 @@ def test_a_map_of_1024_pixels_is_followed_in_its_mean():
     noise = torch.randn(N_CLASSES, 3, 32, 32, generator=generator, dtype=torch.float64)
     small = torch.cat([image.sum((2, 3)) / 32, noise.sum((2, 3)) / 32], 1)
     torch.testing.assert_close(flow.posterior(small[:, :N_DIMENSIONS]), whole.posterior(image))
-    grid = cubic_grid(8)
+    grid = cubic_grid(8, 1.0, 0.0)
     followed = integrate(whole.held_image_field, torch.cat([image, noise], 1), grid, EULER).state
     expected = integrate(flow.held_image_field, small, grid, EULER).state
     torch.testing.assert_close(
@@ -90,11 +85,11 @@ def test_a_map_of_1024_pixels_is_followed_in_its_mean():
 @pytest.mark.parametrize("flow_name", ["joint", "conditional"])
 def test_sixteen_uniform_steps_make_votes_over_confident_and_a_dense_grid_does_not(flow_name):
     uniform = over_confidence(votes(flow_name, uniform_grid(16, 1.0, 0.0)))
-    dense = over_confidence(votes(flow_name, cubic_grid(16)))
+    dense = over_confidence(votes(flow_name, cubic_grid(16, 1.0, 0.0)))
     assert 0.12 < uniform.mean() < 0.25
     # Votes of 64 draws: the standard error of the mean over pictures is below 0.006.
     assert dense.mean().abs() < 0.04
-    fine = over_confidence(votes(flow_name, cubic_grid(64)))
+    fine = over_confidence(votes(flow_name, cubic_grid(64, 1.0, 0.0)))
     assert fine.mean().abs() < 0.02
 
 
@@ -138,7 +133,7 @@ def test_probabilities_of_fine_conditional_votes_are_calibrated():
     errors = {}
     for name, shares in {
         "truth": posterior,
-        "fine": votes("conditional", cubic_grid(64)),
+        "fine": votes("conditional", cubic_grid(64, 1.0, 0.0)),
         "uniform": votes("conditional", uniform_grid(16, 1.0, 0.0)),
     }.items():
         confidence, guess = shares.max(1)
