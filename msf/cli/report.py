@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from msf.data import ImageDataset
     from msf.evaluate import Evaluation
     from msf.medsymmflow import MedSymmFlow
+    from msf.report.findings import Findings
 
 N_GENERATED = 6
 _MOST_CLASSES = 16  # more are shown without generated pictures unless they are asked for
@@ -95,6 +96,7 @@ def report(
     found = findings(
         network, data, evaluation, fields,
         ranked_by=shown.score, seed=run.seed, generated=generated, decisions=decided.get("decisions", {}),
+        is_foreign=shown.data not in (None, network.config.data.dataset),
     )  # fmt: skip
     write_result(out, report_page(found))
     for warning in evaluation.metrics["warnings"]:
@@ -117,8 +119,8 @@ def report(
 
 def findings(
     network: MedSymmFlow, data: ImageDataset, evaluation: Evaluation, fields: dict[str, Any], **others: Any
-) -> Any:
-    """Return the `msf.report.findings.Findings` of an evaluation, with what it was made with.
+) -> Findings:
+    """Return what the page shows of an evaluation, with what it was made with.
 
     Args:
         network: The network.

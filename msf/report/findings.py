@@ -29,6 +29,7 @@ class Findings:
         prediction: Of the split's pictures.
         metrics: What `msf.evaluate.evaluate` returned on them.
         made_with: What `msf.provenance.provenance` returned.
+        is_foreign: Whether these are other data than those that the network was trained with.
         source: Where the pictures come from, and what else a reader should know: name to value.
         decisions: What `msf.judge.decisions.decision_outcomes` returned, where the network is calibrated; else empty.
         generated: Class to pictures that the network made of it, float [n, C, H, W] in [0, 1]; empty where none are
@@ -46,6 +47,7 @@ class Findings:
     prediction: Prediction
     metrics: Mapping[str, Any]
     made_with: Mapping[str, Any]
+    is_foreign: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
     decisions: Mapping[str, Any] = field(default_factory=dict)
     generated: Mapping[str, Tensor] = field(default_factory=dict)

@@ -135,6 +135,13 @@ def test_sentences_say_what_the_figures_do(findings):
     assert "no part in the training" in sentences
 
 
+def test_splits_are_called_what_they_are_to_the_network(dataset):
+    assert "no part in the training" in next(summary(find(dataset, 2.0)))
+    foreign = next(summary(find(dataset, 2.0, is_foreign=True)))
+    assert "other data than those that the network was trained with" in foreign
+    assert "no part in the training" not in foreign
+
+
 def test_a_curve_that_rises_again_is_said_to(dataset):
     findings = find(dataset, 2.0)
     wrong = (findings.prediction.label != findings.labels).double()
