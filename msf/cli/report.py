@@ -41,7 +41,13 @@ class Shown:
         ),
     ] = None
     split: Annotated[Split, typer.Option(help="Split to report on; the page says which.")] = "test"
-    score: Annotated[str, typer.Option(help="Uncertainty score that ranks the pictures shown.")] = "nearest_distance"
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="Uncertainty score that ranks the pictures shown. Default: least_confidence where the code gives "
+            "probabilities, else margin."
+        ),
+    ] = None
     generated: Annotated[
         int | None,
         typer.Option(
@@ -78,7 +84,8 @@ def report(
     from msf.judge.uncertainty import check_score
     from msf.report.page import report_page
 
-    check_score(shown.score)
+    if shown.score is not None:
+        check_score(shown.score)
     check_target(out)
     folder = named_checkpoint(checkpoint)
     network = load_flow(folder, run.device)

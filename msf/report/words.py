@@ -46,7 +46,7 @@ def summary(findings: Findings) -> Iterator[str]:
 
 
 def _about_referral(findings: Findings) -> Iterator[str]:
-    error, name = findings.error_rate, findings.ranked_by
+    error, name = findings.error_rate, findings.score
     if error == 0:
         yield "There is no error, so nothing tells which uncertainty score would find one."
         return
