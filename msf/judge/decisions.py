@@ -15,7 +15,7 @@ from msf.judge.conformal import PredictionSets, fit_sets, pictures_needed
 from msf.judge.referral import ReferralRule, fit_referral
 from msf.judge.resampling import Array
 from msf.judge.scaling import Scaling, fit_scaling
-from msf.judge.uncertainty import Prediction
+from msf.judge.uncertainty import Prediction, check_score
 from msf.plain_values import told_apart
 
 _SAME = 1e-12
