@@ -1,7 +1,9 @@
 """Classes of pixels on the command line: packed, trained, judged; commands about whole pictures refuse."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ from PIL import Image
 from msf.data.phantoms import make_phantom_masks
 from tests.msf.cli.conftest import TINY
 
+SCHEMA = Path(__file__).parents[3] / "docs" / "schemas" / "evaluate-pixels.schema.json"
 NAMES = "background,cytoplasm,nucleus"
 
 
@@ -43,7 +46,7 @@ def test_masks_are_packed_trained_on_and_judged(msf, trained, folders, tmp_path)
     code, out, err = msf("evaluate", "--checkpoint", trained, "--json", file, "--device", "cpu")
     assert code == 0, err
     figures = json.loads(file.read_text())
-    assert figures["format"] == "msf-evaluate-pixels/1"
+    jsonschema.validate(figures, json.loads(SCHEMA.read_text()))
     assert set(figures["iou"]) == set(NAMES.split(","))
     n = figures["n_images"]
     assert figures["n_pixels"] == n * 8 * 8 == np.sum(figures["confusion_matrix"]["counts"])
