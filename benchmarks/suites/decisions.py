@@ -169,7 +169,7 @@ def _experiment(data: ImageDataset, seed: int, *, quick: bool) -> ExperimentConf
 
 
 def _with_epochs(experiment: ExperimentConfig, epochs: int) -> ExperimentConfig:
-    return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, epochs=epochs))
+    return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, epochs=epochs, steps=None))
 
 
 def _peers(data: ImageDataset, minutes: float, seed: int) -> dict[str, Candidate]:

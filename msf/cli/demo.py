@@ -110,7 +110,7 @@ def _write_report(
         out / "certainty.png", certainty_grid(pictures, prediction, test.labels, dataset.class_names, RANKED_BY)
     )
     write_figure(out / "risk_coverage.png", risk_coverage_figure(metrics["scores"], metrics["accuracy"]))
-    found = findings(flow, dataset, evaluation, {"precision": precision}, ranked_by=RANKED_BY, generated=generated)
+    found = findings(flow, dataset, evaluation, {"precision": precision}, generated=generated)
     write_result(out / "report.html", report_page(found))
     facts = {
         "data": f"phantoms (synthetic), {len(dataset.train)} pictures to train on",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from msf.data import ImageDataset
     from msf.evaluate import Evaluation
     from msf.medsymmflow import MedSymmFlow
+    from msf.report.findings import Findings
 
 N_GENERATED = 6
 _MOST_CLASSES = 16  # more are shown without generated pictures unless they are asked for
@@ -40,7 +41,13 @@ class Shown:
         ),
     ] = None
     split: Annotated[Split, typer.Option(help="Split to report on; the page says which.")] = "test"
-    score: Annotated[str, typer.Option(help="Uncertainty score that ranks the pictures shown.")] = "nearest_distance"
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="Uncertainty score that ranks the pictures shown. Default: least_confidence where the code gives "
+            "probabilities, else margin."
+        ),
+    ] = None
     generated: Annotated[
         int | None,
         typer.Option(
@@ -78,7 +85,8 @@ def report(
     from msf.judge.uncertainty import check_score
     from msf.report.page import report_page
 
-    check_score(shown.score)
+    if shown.score is not None:
+        check_score(shown.score)
     check_target(out)
     folder = named_checkpoint(checkpoint)
     network = load_flow(folder, run.device)
@@ -97,6 +105,7 @@ def report(
     found = findings(
         network, data, evaluation, fields,
         ranked_by=shown.score, seed=run.seed, generated=generated, decisions=decided.get("decisions", {}),
+        is_foreign=shown.data not in (None, network.config.data.dataset),
     )  # fmt: skip
     write_result(out, report_page(found))
     for warning in evaluation.metrics["warnings"]:
@@ -119,8 +128,8 @@ def report(
 
 def findings(
     network: MedSymmFlow, data: ImageDataset, evaluation: Evaluation, fields: dict[str, Any], **others: Any
-) -> Any:
-    """Return the `msf.report.findings.Findings` of an evaluation, with what it was made with.
+) -> Findings:
+    """Return what the page shows of an evaluation, with what it was made with.
 
     Args:
         network: The network.

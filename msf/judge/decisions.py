@@ -15,7 +15,7 @@ from msf.judge.conformal import PredictionSets, fit_sets, pictures_needed
 from msf.judge.referral import ReferralRule, fit_referral
 from msf.judge.resampling import Array
 from msf.judge.scaling import Scaling, fit_scaling
-from msf.judge.uncertainty import UNCERTAINTY_SCORES, Prediction
+from msf.judge.uncertainty import Prediction, check_score
 from msf.plain_values import told_apart
 
 _SAME = 1e-12
@@ -26,8 +26,7 @@ class Wishes:
     """What calibration shall give.
 
     Args:
-        score: Uncertainty score of the referral; None: `least_confidence` where probabilities come from the code, else
-            `margin`.
+        score: Uncertainty score of the referral; None: `recommended_score`.
         risks: Accepted error rates among kept pictures, one threshold each.
         delta: Accepted probability that such a rate is exceeded.
         levels: Coverages of prediction sets.
@@ -51,8 +50,8 @@ class Wishes:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a prediction."""
-        if self.score is not None and self.score not in UNCERTAINTY_SCORES:
-            raise ValueError(f"score must be one of {', '.join(UNCERTAINTY_SCORES)}; got {self.score!r}")
+        if self.score is not None:
+            check_score(self.score)
         for name, values in (("risk", self.risks), ("delta", (self.delta,)), ("level", self.levels)):
             for value in values:
                 if not 0 < value < 1:
@@ -224,6 +223,14 @@ class PictureDecisions:
         return records
 
 
+def recommended_score(prediction: Prediction) -> str:
+    """Return the uncertainty score to refer by where none is asked for.
+
+    `least_confidence` where probabilities come from the code, else `margin`.
+    """
+    return "least_confidence" if prediction.probability_source == "mean_code" else "margin"
+
+
 def fit_calibration(
     prediction: Prediction,
     labels: Tensor,
@@ -249,7 +256,7 @@ def fit_calibration(
         ValueError: Fewer than two pictures.
     """
     is_code = prediction.probability_source == "mean_code"
-    score = wishes.score or ("least_confidence" if is_code else "margin")
+    score = wishes.score or recommended_score(prediction)
     set_method: SetMethod = wishes.set_method or ("split" if is_code else "distance")
     is_error = (prediction.label != labels.to(prediction.label.device)).cpu().numpy()
     values = prediction.scores()[score].double().cpu().numpy()

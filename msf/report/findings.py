@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from msf.data import ImageDataset
+from msf.judge.decisions import recommended_score
 from msf.judge.intervals import metric_intervals
 from msf.judge.per_class import per_class_metrics
 from msf.judge.resampling import LEVEL, Array, Resamples
@@ -29,11 +30,12 @@ class Findings:
         prediction: Of the split's pictures.
         metrics: What `msf.evaluate.evaluate` returned on them.
         made_with: What `msf.provenance.provenance` returned.
+        is_foreign: Whether these are other data than those that the network was trained with.
         source: Where the pictures come from, and what else a reader should know: name to value.
         decisions: What `msf.judge.decisions.decision_outcomes` returned, where the network is calibrated; else empty.
         generated: Class to pictures that the network made of it, float [n, C, H, W] in [0, 1]; empty where none are
             shown.
-        ranked_by: Uncertainty score that ranks the pictures shown.
+        ranked_by: Uncertainty score that ranks the pictures shown; None becomes the recommended one.
         groups: What pictures share, such as the patient; whole numbers [N]. None: nothing is known of it.
         seed: Of the resamples.
 
@@ -46,16 +48,24 @@ class Findings:
     prediction: Prediction
     metrics: Mapping[str, Any]
     made_with: Mapping[str, Any]
+    is_foreign: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
     decisions: Mapping[str, Any] = field(default_factory=dict)
     generated: Mapping[str, Tensor] = field(default_factory=dict)
-    ranked_by: str = "nearest_distance"
+    ranked_by: str | None = None
     groups: Array | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the score."""
-        check_score(self.ranked_by)
+        """Check the score, or choose it."""
+        if self.ranked_by is None:
+            object.__setattr__(self, "ranked_by", recommended_score(self.prediction))
+        check_score(self.score)
+
+    @property
+    def score(self) -> str:
+        """Name of the score that ranks the pictures shown."""
+        return str(self.ranked_by)
 
     @property
     def labels(self) -> Tensor:
@@ -74,8 +84,8 @@ class Findings:
 
     @functools.cached_property
     def order(self) -> list[int]:
-        """Pictures from the surest to the least sure, by `ranked_by`."""
-        return self.prediction.scores()[self.ranked_by].cpu().sort(stable=True).indices.tolist()
+        """Pictures from the surest to the least sure, by `score`."""
+        return self.prediction.scores()[self.score].cpu().sort(stable=True).indices.tolist()
 
     @functools.cached_property
     def resamples(self) -> Resamples:

@@ -125,7 +125,7 @@ def _card(findings: Findings, row: int) -> dict[str, Any]:
         "label": names[label],
         "true": names[true],
         "is_right": label == true,
-        "score": float(prediction.scores()[findings.ranked_by][row]),
+        "score": float(prediction.scores()[findings.score][row]),
         "n_draws": int(torch.as_tensor(prediction.n_samples).expand(len(prediction))[row]),
         "bars": [(names[k], votes[k], probability[k]) for k in shown],
         "n_more": len(names) - len(shown),

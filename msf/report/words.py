@@ -13,6 +13,7 @@ _OF_SPLIT = {
     "val": "Training chose its best epoch on these pictures: the figures are somewhat too good.",
     "test": "These pictures took no part in the training.",
 }
+_FOREIGN = "These are other data than those that the network was trained with."
 _REFERRED = (0.1, 0.3, 0.5)
 _HALF, _TENTH = 0.5, 0.1
 _FEW_ERRORS = 10
@@ -27,7 +28,7 @@ def summary(findings: Findings) -> Iterator[str]:
     name, share = findings.most_frequent
     yield (
         f"{n} pictures of {findings.dataset.name} (split {findings.split}) were put into {findings.dataset.n_classes} "
-        f"classes. {_OF_SPLIT[findings.split]}"
+        f"classes. {_FOREIGN if findings.is_foreign else _OF_SPLIT[findings.split]}"
     )
     yield (
         f"The class is right for {percent(1 - error)} of them{_between(overall['low'], overall['high'])}. "
@@ -45,7 +46,7 @@ def summary(findings: Findings) -> Iterator[str]:
 
 
 def _about_referral(findings: Findings) -> Iterator[str]:
-    error, name = findings.error_rate, findings.ranked_by
+    error, name = findings.error_rate, findings.score
     if error == 0:
         yield "There is no error, so nothing tells which uncertainty score would find one."
         return

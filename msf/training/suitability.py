@@ -18,8 +18,8 @@ def require_suitable(dataset: ImageDataset, settings: TrainConfig) -> None:
     """Check that a training on these data can begin and can choose its epoch.
 
     Raises:
-        ValueError: An empty split, a class without training pictures, or a figure to select by that the validation
-            split does not have.
+        ValueError: An empty split, a class without training pictures, a figure to select by that the validation split
+            does not have, or classes of pixels that shall be shown equally often.
     """
     for name in ("train", "val"):
         if not len(dataset.split(name)):
@@ -37,6 +37,8 @@ def require_suitable(dataset: ImageDataset, settings: TrainConfig) -> None:
             "selection must be accuracy, balanced_accuracy, nll or brier where the val split holds a single class; "
             "got 'auc_macro_ovr'"
         )
+    if settings.class_balanced and dataset.is_per_pixel:
+        raise ValueError("class_balanced must be false where pixels have classes, of which a picture holds several")
     if settings.batch_size > len(dataset.train):
         _log.warning(
             "batch_size is %d, but there are %d pictures to train on: every step sees them all",

@@ -217,7 +217,7 @@ def test_pictures_of_any_mode_and_shape_are_read(msf, tiny_run, tmp_path, mode):
 
 
 def test_help_of_the_whole_and_of_every_command_ends_well(msf):
-    commands = ["demo", "train", "evaluate", "classify", "generate", "import-official", "info"]
+    commands = ["demo", "train", "evaluate", "report", "classify", "generate", "import-official", "info"]
     code, out, _ = msf("--help")
     assert code == 0
     assert all(command in out for command in commands)

@@ -44,6 +44,14 @@ def test_the_page_says_that_val_chose_the_epoch(run):
     assert "Generated picture" not in page
 
 
+def test_other_data_are_called_so(run, tiny_npz, tmp_path):
+    other = tmp_path / "other.npz"
+    other.write_bytes(tiny_npz.read_bytes())
+    code, _, err, out = run("--data", other, "--split", "train", "--generated", 0, "--n-samples", 1)
+    assert code == 0, err
+    assert "other data than those that the network was trained with" in out.read_text()
+
+
 def test_a_calibrated_run_shows_what_its_decisions_come_to(msf, tiny_run, tiny_npz, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     code, _, err = msf("calibrate", folder, "--split", "val", "--device", "cpu")

@@ -159,7 +159,7 @@ def test_a_run_on_masks_is_saved_loaded_and_judged(masks, tmp_path):
         RECIPES["demo"],
         data=DataConfig(dataset=str(masks), image_size=28),
         network=TINY_NETWORK,
-        train=dataclasses.replace(RECIPES["demo"].train, epochs=1, batch_size=8, precision="fp32"),
+        train=dataclasses.replace(RECIPES["demo"].train, epochs=1, steps=None, batch_size=8, precision="fp32"),
     )
     data = load_dataset(masks)
     train(experiment, data, tmp_path / "run", device="cpu")
@@ -171,6 +171,16 @@ def test_a_run_on_masks_is_saved_loaded_and_judged(masks, tmp_path):
     assert 0 <= metrics["mean_iou"] <= 1
     with pytest.raises(ValueError, match="dataset must have a class per pixel, as the model"):
         evaluate_split(flow, dataclasses.replace(_of_pictures(), class_names=("0", "1", "2")))
+
+
+def test_pictures_of_several_classes_cannot_be_balanced(masks, tmp_path):
+    experiment = dataclasses.replace(
+        RECIPES["demo"],
+        data=DataConfig(dataset=str(masks), image_size=28),
+        train=dataclasses.replace(RECIPES["demo"].train, class_balanced=True),
+    )
+    with pytest.raises(ValueError, match="class_balanced must be false where pixels have classes"):
+        train(experiment, load_dataset(masks), tmp_path / "run", device="cpu")
 
 
 def _of_pictures():
@@ -203,7 +213,7 @@ def test_phantoms_are_segmented_and_doubt_sits_at_true_boundaries(tmp_path):
         ),
         path=dataclasses.replace(RECIPES["demo"].path, end_share=0.5, image_weight=0.3),
         train=dataclasses.replace(
-            RECIPES["demo"].train, epochs=10, batch_size=16, learning_rate=2e-3, precision="fp32"
+            RECIPES["demo"].train, steps=380, batch_size=16, learning_rate=2e-3, precision="fp32"
         ),
     )  # fmt: skip
     train(experiment, data, tmp_path / "run", device="cpu")

@@ -116,7 +116,7 @@ def test_names_of_classes_are_text_and_no_markup(text):
 
 
 def test_the_surest_errors_and_the_least_sure_pictures_are_those(findings):
-    score = findings.prediction.scores()[findings.ranked_by]
+    score = findings.prediction.scores()[findings.score]
     wrong = findings.prediction.label != findings.labels
     assert wrong[findings.certain_errors].all()
     assert len(findings.certain_errors) == int(wrong.sum()) > N_ERRORS
@@ -135,13 +135,19 @@ def test_sentences_say_what_the_figures_do(findings):
     assert "no part in the training" in sentences
 
 
+def test_splits_are_called_what_they_are_to_the_network(dataset):
+    assert "no part in the training" in next(summary(find(dataset, 2.0)))
+    foreign = next(summary(find(dataset, 2.0, is_foreign=True)))
+    assert "other data than those that the network was trained with" in foreign
+    assert "no part in the training" not in foreign
+
+
 def test_a_curve_that_rises_again_is_said_to(dataset):
-    findings = find(dataset, 2.0)
+    findings = find(dataset, 2.0, ranked_by="nearest_distance")
     wrong = (findings.prediction.label != findings.labels).double()
     object.__setattr__(findings.prediction, "nearest_distance", 1 - wrong)
     assert "It does not keep falling beyond half" in " ".join(summary(findings))
-    object.__setattr__(findings.prediction, "nearest_distance", wrong)
-    again = find(dataset, 2.0)
+    again = find(dataset, 2.0, ranked_by="nearest_distance")
     object.__setattr__(again.prediction, "nearest_distance", wrong)
     assert "It keeps falling beyond half" in " ".join(summary(again))
 
@@ -198,6 +204,13 @@ def test_names_are_parted_behind_underscores_and_stay_text():
 def test_nested_figures_are_named_by_their_path():
     nested = {"a": 1, "b": {"c": {"d": 2.0}, "curve": [1, 2]}, "e": None}
     assert list(flat(nested)) == [("a", 1), ("b c d", 2.0), ("e", None)]
+
+
+def test_the_recommended_score_ranks_where_none_is_asked_for(dataset):
+    findings = find(dataset, 2.0)
+    assert findings.score == "margin"
+    assert "most uncertain by margin" in " ".join(summary(findings))
+    assert find(dataset, 2.0, ranked_by="disagreement").score == "disagreement"
 
 
 def test_an_unknown_score_is_refused(dataset):
