@@ -142,6 +142,31 @@ def test_a_matrix_product_is_seen_on_tensor_cores_and_spills_are_seen(tmp_path):
     assert "power of 2" in broken
 
 
+ONCE_SPILLED = """
+from importlib import import_module
+from msf_kernels._aot.triton_kernels import _compile
+
+for operator, words in (
+    ("spatial_attention", ("float32", "D=32", "bwd_kv")),
+    ("group_norm_silu", ("float32", "256+128", "bwd_kernel")),
+):
+    for case in import_module(f"msf_kernels.{operator}._triton").aot_cases(90):
+        if all(word in case.label for word in words):
+            print(operator, _compile(case, operator, "sm_90").problems)
+"""
+
+
+@needs_triton
+def test_what_spilled_in_an_older_triton_does_not_spill():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    folders = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", ONCE_SPILLED], capture_output=True, text=True, env=environment | {"PYTHONPATH": folders}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["spatial_attention []", "group_norm_silu []"]
+
+
 @needs_triton
 def test_the_command_compiles_although_the_interpreter_is_switched_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
