@@ -97,7 +97,7 @@ def resumable(command: str | None = None) -> Iterator[Kept]:
         is_signal = isinstance(error, Interrupted | KeyboardInterrupt) or requested() is not None
         has_failed = isinstance(error, OSError | MemoryError | RuntimeError) and _exit_code(error) == 1
         if is_signal or has_failed:
-            if not getattr(error, "__notes__", None):
+            if is_main() and not getattr(error, "__notes__", None):
                 error.add_note(kept.what)
             note_command(error, command)
         raise
@@ -292,7 +292,7 @@ def _stop(error: BaseException, code: int) -> NoReturn:
     notes = getattr(error, "__notes__", [])
     if code != 128 + _SIGPIPE or notes:  # a command whose reader went away is silent, as others are
         what = "interrupted by SIGINT" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        if isinstance(error, Interrupted | KeyboardInterrupt) and not notes:
+        if is_main() and isinstance(error, Interrupted | KeyboardInterrupt) and not notes:
             notes = ["nothing new is kept; the same command starts again"]
         text = " ".join(line.strip() for line in "; ".join([what, *notes]).splitlines())
         rank, n = place()

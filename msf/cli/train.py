@@ -110,7 +110,7 @@ def train(
         console.print_figures(f"Trained on {dataset.name}", shown)
         console.out.print(f"Next: {shlex.join(['msf', 'evaluate', '--checkpoint', str(folder), '--split', 'test'])}")
         if json_file is not None and is_main():
-            made_with = _provenance(result, experiment, dataset, recipe)
+            made_with = _provenance(result, dataset, recipe)
             content = {"format": FORMAT, **figures, "history": result.history, "provenance": made_with}
             console.write_json(json_file, content)
 
@@ -165,20 +165,18 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
 
 
-def _provenance(
-    result: TrainingResult, experiment: ExperimentConfig, dataset: ImageDataset, recipe: str
-) -> dict[str, Any]:
+def _provenance(result: TrainingResult, dataset: ImageDataset, recipe: str) -> dict[str, Any]:
     from msf.medsymmflow import MedSymmFlow
     from msf.provenance import of_network
 
+    flow = MedSymmFlow.from_pretrained(result.folder)
     made_with = {
         "recipe": recipe,
         "dataset": dataset.name,
         "dataset_sha256": dataset.fingerprint,
-        "experiment": experiment.to_dict(),
         "precision": result.precision,
         "n_processes": result.n_processes,
         "taken_over": result.taken_over,
+        "experiment": flow.config.to_dict(),
     }
-    flow = MedSymmFlow.from_pretrained(result.folder)
-    return of_network(flow, made_with, seed=experiment.train.seed, device=result.device)
+    return of_network(flow, made_with, seed=flow.config.train.seed, device=result.device)

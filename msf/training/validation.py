@@ -113,7 +113,7 @@ def write_preview(flow: MedSymmFlow, metrics: dict[str, Any], folder: Path, name
 
     Args:
         flow: With the averaged weights.
-        metrics: What `validate` returned.
+        metrics: What `Validation.metrics` returned.
         folder: Of the run; `previews` inside is made.
         name: Of the epoch, with which the files begin.
         seed: Seed of the noise; the same in every epoch, so that pictures can be compared.
