@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="f
 
 def test_twenty_kills_lose_not_a_bit(tmp_path):
     archive = tmp_path / "tiny.npz"
-    arrays = make_phantoms(0, {"train": 40, "val": 10, "test": 5})
+    arrays = make_phantoms(0, {"train": 24, "val": 10, "test": 5})
     np.savez(archive, **{name: values.numpy() for name, values in arrays.items()})
     script = Path(__file__).with_name("killed.py")
     finished = subprocess.run(
