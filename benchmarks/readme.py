@@ -26,6 +26,7 @@ JOBS = {
     "decode-sd-vae-256": "decoding one 256 x 256 picture",
     "train-step-latent-256-batch-4": "training step on 256 x 256 pictures from cached latents, batch 4",
     "latent-train-step-b4": "training step, latent network, batch 4",
+    "pixel-train-loop-b16": "training step of the loop, from pictures, 28 x 28 network, batch 16",
     "pixel-train-step-b16": "training step, 28 x 28 network, batch 16",
     "solver-heun25-linear": "25 Heun steps beyond the network",
     "solver-dopri5-linear": "adaptive solve, Dormand-Prince",

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a part imports itself and parts before it.
 ORDER = {
     "msf": (
-        "interruption", "plain_values", "versions", "config", "device", "files", "precision", "data", "autoencoder",
-        "codes", "network", "judge", "flow", "checkpoints", "medsymmflow", "provenance", "evaluate", "calibrate",
-        "training", "report", "pools", "_moved", "__init__", "cli", "__main__",
+        "interruption", "ranks", "plain_values", "versions", "config", "device", "files", "precision", "data",
+        "autoencoder", "codes", "network", "judge", "flow", "checkpoints", "medsymmflow", "provenance", "evaluate",
+        "calibrate", "report", "training", "pools", "_moved", "__init__", "cli", "__main__",
     ),
     "msf_kernels": (
         "errors", "shapes", "distinct", "fixed_order", "_schemas", "_tracing", "_derivatives", "_overlap",

@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from msf.medsymmflow import MedSymmFlow
 
 RUNS = Path("runs")
-_CHECKPOINT_FILES = ("config.json", "model.safetensors", "training_state.pt", "history.json", "calibration.json")
+_CHECKPOINT_FILES = (
+    "config.json",
+    "model.safetensors",
+    "training_state.pt",
+    "history.json",
+    "metrics.csv",
+    "calibration.json",
+)
 
 
 def load_flow(checkpoint: str | None, device: str | None, *, of_pixels: bool = False) -> MedSymmFlow:

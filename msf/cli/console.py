@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from msf.cli.targets import write_result
 from msf.interruption import Interrupted, raise_if_requested, requested
+from msf.ranks import ProcessLostError, is_main, place
 
 LINE_SECONDS = 30.0
 # The disk's fault, or its owner's, and no bad input; what was saved stays, and the run can go on once there is room.
@@ -38,9 +39,9 @@ class _Console(Console):
         raise _reader_is_gone(sys.stderr if self.stderr else sys.stdout)
 
 
-# What is printed holds names of files and classes, which are no markup.
-out = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+# What is printed holds names of files and classes, which are no markup. Of several processes the main one speaks.
+out = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=not is_main())
+err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=not is_main())
 
 Advance = Callable[..., None]
 
@@ -96,7 +97,7 @@ def resumable(command: str | None = None) -> Iterator[Kept]:
         is_signal = isinstance(error, Interrupted | KeyboardInterrupt) or requested() is not None
         has_failed = isinstance(error, OSError | MemoryError | RuntimeError) and _exit_code(error) == 1
         if is_signal or has_failed:
-            if not getattr(error, "__notes__", None):
+            if is_main() and not getattr(error, "__notes__", None):
                 error.add_note(kept.what)
             note_command(error, command)
         raise
@@ -107,7 +108,11 @@ def note_command(error: BaseException, command: str | None = None) -> None:
     arguments = ["msf", *sys.argv[1:]]
     if "--resume" not in arguments:
         arguments.append("--resume")
-    error.add_note(f"go on with: {command or shlex.join(arguments)}")
+    if not is_main():
+        return
+    n = place()[1]
+    launcher = f", launched with any number of processes, as now with {n}" if n > 1 else ""
+    error.add_note(f"go on with: {command or shlex.join(arguments)}{launcher}")
 
 
 @contextmanager
@@ -132,7 +137,9 @@ def progress_bar(description: str, *, lines: bool = False) -> Iterator[Advance]:
 
 @contextmanager
 def _shown(description: str, lines: bool) -> Iterator[Advance]:
-    if sys.stderr is not None and sys.stderr.isatty() and not err.is_dumb_terminal:
+    if not is_main():
+        yield lambda *_, **__: None
+    elif sys.stderr is not None and sys.stderr.isatty() and not err.is_dumb_terminal:
         with _bar(description) as advance:
             yield advance
     elif lines and sys.stderr is not None:  # None where it is closed (2>&-)
@@ -248,14 +255,15 @@ def printable(text: str) -> str:
 
 
 def write_json(path: Path | None, content: Any) -> None:
-    """Write a result as JSON, as a whole or not at all; nothing where no path was given."""
-    if path is not None:
+    """Write a result as JSON, as a whole or not at all; nothing where no path was given, or by other processes."""
+    if path is not None and is_main():
         write_result(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _exit_code(error: Exception) -> int | None:
     """Return 2 for bad input, 1 for a run that failed, None for a fault of the program."""
-    if isinstance(error, MemoryError | FloatingPointError):  # the second: a diverged training
+    # A diverged training is the second.
+    if isinstance(error, MemoryError | FloatingPointError | ProcessLostError):
         return 1
     if isinstance(error, OSError):
         return 1 if error.errno in _DISK_ERRORS else 2
@@ -284,9 +292,11 @@ def _stop(error: BaseException, code: int) -> NoReturn:
     notes = getattr(error, "__notes__", [])
     if code != 128 + _SIGPIPE or notes:  # a command whose reader went away is silent, as others are
         what = "interrupted by SIGINT" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        if isinstance(error, Interrupted | KeyboardInterrupt) and not notes:
+        if is_main() and isinstance(error, Interrupted | KeyboardInterrupt) and not notes:
             notes = ["nothing new is kept; the same command starts again"]
         text = " ".join(line.strip() for line in "; ".join([what, *notes]).splitlines())
+        rank, n = place()
+        who = f"msf: process {rank} of {n}:" if n > 1 else "msf:"
         with suppress(OSError):  # nobody is left to read it
-            print("msf:", printable(text), file=sys.stderr, flush=True)
+            print(who, printable(text), file=sys.stderr, flush=True)
     sys.exit(code)

@@ -20,6 +20,7 @@ from msf.plain_values import told_apart
 if TYPE_CHECKING:
     from torch import Tensor
 
+FORMAT = "msf-generate/1"
 MAX_SIZE = 8192
 _MAX_BYTES = 1 << 34  # of all pictures of a call, which exist at once
 
@@ -93,6 +94,7 @@ def generate(
     from msf.config import settings_for
     from msf.network.inference import precision_of
     from msf.pools.plan import plan_pool
+    from msf.provenance import provenance
 
     network = load_flow(checkpoint, run.device)
     names = network.task.class_names or tuple(str(label) for label in range(network.task.n_classes))
@@ -123,8 +125,8 @@ def generate(
             _require_finite(pictures, labels, names, n)
             files = report.write_pictures(pictures, folder.files)
             shown = told_apart(names)
-            rows = {shown[label]: pictures[i * n : (i + 1) * n] for i, label in enumerate(labels)}
-            report.write_figure(folder.grid, report.class_grid(rows))
+            of_classes = {shown[label]: pictures[i * n : (i + 1) * n] for i, label in enumerate(labels)}
+            report.write_figure(folder.grid, report.class_grid(of_classes))
     except (Interrupted, KeyboardInterrupt, OSError) as error:
         error.add_note(f"{folder.n_written} of {len(folder.files)} pictures are in {str(out)!r}")
         error.add_note("the same command makes the others too")
@@ -132,20 +134,18 @@ def generate(
     console.out.print(
         f"{len(files)} pictures ({precision}) in {console.printable(str(out))}, an overview in {GRID_FILE} there"
     )
-    listed = [(file, labels[i // n]) for i, file in enumerate(files)]
-    console.write_json(
-        run.json_file,
-        [
-            {
-                "file": str(file),
-                "label": label,
-                "label_name": names[label],
-                "precision": precision,
-                "convolution": velocity.convolution,
-            }
-            for file, label in listed
-        ],
-    )
+    rows = [
+        {
+            "file": str(file),
+            "label": labels[i // n],
+            "label_name": names[labels[i // n]],
+            "precision": precision,
+            "convolution": velocity.convolution,
+        }
+        for i, file in enumerate(files)
+    ]
+    made = {**provenance(network, settings, seed=run.seed, micro_batch=settings.micro_batch), "size": pixels}
+    console.write_json(run.json_file, {"format": FORMAT, "provenance": made, "pictures": rows})
 
 
 def label_numbers(text: str | None, names: tuple[str, ...]) -> list[int]:

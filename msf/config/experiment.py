@@ -164,9 +164,21 @@ class DataConfig(Checked):
     calibration_share: float = described(
         0.0, "share of the training pictures that neither train nor choose, but are kept for 'msf calibrate'"
     )
+    shift: float = described(
+        0.0, "largest random shift in training, as a share of the side; what moves in mirrors the picture at its edge"
+    )
+    rotation: float = described(
+        0.0, "largest random rotation in training, in degrees to either side; corners mirror the picture at its edge"
+    )
+    brightness: float = described(
+        0.0, "largest random change of brightness in training, as a share of the range from black to white, and clipped"
+    )
 
     def _check(self) -> None:
         require(0 <= self.calibration_share < 1, "calibration_share", "in [0, 1)", self.calibration_share)
+        require(0 <= self.shift <= 0.5, "shift", "in [0, 0.5]", self.shift)
+        require(0 <= self.rotation <= 180, "rotation", "in [0, 180]", self.rotation)
+        require(0 <= self.brightness <= 1, "brightness", "in [0, 1]", self.brightness)
         require(self.image_size > 0, "image_size", "positive", self.image_size)
         require(self.image_size <= MOST_PIXELS, "image_size", f"<= {MOST_PIXELS}", self.image_size)
 
@@ -177,7 +189,21 @@ class TrainConfig(Checked):
 
     epochs: int | None = described(1000, "passes over the training split; instead of steps")
     steps: int | None = described(None, "optimiser steps, rounded up to whole epochs; instead of epochs")
-    batch_size: int = described(64, "pictures per step")
+    extensions: tuple[int, ...] = described(
+        (),
+        "epochs to go on for after the run in the folder has ended, each number with a rise and fall of the rate of "
+        "its own: 20, and later 20,10",
+        "extend",
+    )
+    init: str | None = described(
+        None,
+        "folder or hub id of a network to start from; what is not of the same shape and meaning starts afresh, and is "
+        "named",
+    )
+    batch_size: int = described(64, "pictures per step, of all processes together")
+    accumulate: int = described(
+        1, "parts of a batch that are worked on one after the other, for batches that memory does not hold at once"
+    )
     learning_rate: float = described(4e-4, "largest learning rate of the one-cycle cosine schedule")
     min_learning_rate: float = described(1e-6, "first and last learning rate of the schedule")
     warmup_share: float = described(0.1, "share of the steps in which the rate rises")
@@ -201,6 +227,25 @@ class TrainConfig(Checked):
     )
     selection: Selection = described("auc_macro_ovr", "validation figure that chooses the kept checkpoint")
     validation_samples: int = described(2, "noise draws per picture in validation")
+    validate_every: int | None = described(
+        None,
+        "epochs between validations; default: so many that they cost at most a tenth of the network's evaluations; the "
+        "last epoch is always validated",
+    )
+    keep_last: int = described(
+        0, "last epochs whose networks are kept too, in the folder epochs of the run", is_stored=False
+    )
+    preview_every: int = described(
+        0,
+        "epochs between pictures of samples and curves of selective prediction, in the folder previews; 0: none",
+        is_stored=False,
+    )
+    track: str | None = described(
+        None,
+        "where metrics go besides history.json and metrics.csv: tensorboard, wandb, trackio, several separated by "
+        "commas, or none; default: tensorboard if it is installed",
+        is_stored=False,
+    )
     checkpoint_seconds: float = described(60.0, "longest time between two saved training states")
     seed: int = described(0, "seed of weights, order, times and noise")
 
@@ -208,7 +253,12 @@ class TrainConfig(Checked):
         _require_one(self, "epochs", "steps")
         require(self.epochs is None or self.epochs >= 1, "epochs", ">= 1", self.epochs)
         require(self.steps is None or self.steps >= 1, "steps", ">= 1", self.steps)
+        require(all(n >= 1 for n in self.extensions), "extend", "numbers of epochs >= 1", self.extensions)
         require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
+        require(
+            1 <= self.accumulate <= self.batch_size,
+            "accumulate", f"in [1, batch_size = {self.batch_size}]", self.accumulate,
+        )  # fmt: skip
         require(
             0 < self.min_learning_rate <= self.learning_rate,
             "min_learning_rate", f"in (0, learning_rate = {self.learning_rate}]",
@@ -224,6 +274,10 @@ class TrainConfig(Checked):
         require(0 <= self.label_drop < 1, "label_drop", "in [0, 1)", self.label_drop)
         samples = self.validation_samples
         require(1 <= samples < 2**32, "validation_samples", "in [1, 2^32)", samples)
+        interval = self.validate_every
+        require(interval is None or interval >= 1, "validate_every", ">= 1", interval)
+        for name in ("keep_last", "preview_every"):
+            require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
         require(self.checkpoint_seconds >= 0, "checkpoint_seconds", ">= 0", self.checkpoint_seconds)
         require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
 

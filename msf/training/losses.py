@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ class SymmetricLoss:
 
     Args:
         total: `image_weight * image + (1 - image_weight) * semantic`.
-        image: Mean squared error of the image channels, without weight.
-        semantic: Mean squared error of the semantic channels, without weight.
+        image: Mean squared error of the image channels, without weight; of a part of a batch: its share of that.
+        semantic: The same of the semantic channels.
     """
 
     total: Tensor
@@ -25,8 +26,44 @@ class SymmetricLoss:
     semantic: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class ItemShares:
+    """What each item adds to the two means; over a whole batch both sum to 1, or to 0 where no item counts.
+
+    A batch that is worked on in parts, by several processes or one after the other, gives each part the shares that
+    its items have in the whole: losses and gradients of the parts then add up to those of the batch.
+
+    Args:
+        image: Shares in the image term; float [N], >= 0.
+        semantic: Shares in the semantic term; float [N], >= 0.
+    """
+
+    image: Tensor
+    semantic: Tensor
+
+    @classmethod
+    def of_batch(cls, n: int, is_labelled: Tensor | None = None) -> Self:
+        """Return equal shares for a whole batch.
+
+        Args:
+            n: Items, >= 1.
+            is_labelled: Items whose semantic part counts, bool [n]; None: all.
+        """
+        image = torch.full((n,), 1 / n)
+        return cls(image, image if is_labelled is None else is_labelled / is_labelled.sum().clamp(min=1))
+
+    def of(self, items: Tensor) -> ItemShares:
+        """Return the shares of some items; int64 [M]."""
+        return ItemShares(self.image[items], self.semantic[items])
+
+    def to(self, device: torch.device) -> ItemShares:
+        """Return them on a device."""
+        image, semantic = (share.to(device, non_blocking=True) for share in (self.image, self.semantic))
+        return ItemShares(image, semantic)
+
+
 def symmetric_loss(
-    v: JointState, dz_t: JointState, image_channels: int, image_weight: float, is_labelled: Tensor | None = None
+    v: JointState, dz_t: JointState, image_channels: int, image_weight: float, shares: ItemShares | None = None
 ) -> SymmetricLoss:
     """Return the weighted squared error between a velocity and its target.
 
@@ -38,7 +75,7 @@ def symmetric_loss(
         dz_t: Target velocity, like `v`.
         image_channels: C, in [1, C + K).
         image_weight: lambda, in [0, 1].
-        is_labelled: Items whose semantic part counts, bool [N]; None: all. Without any the semantic term is 0.
+        shares: What each item adds to the means; None: all the same, `ItemShares.of_batch(N)`.
 
     Returns:
         Total and unweighted terms.
@@ -60,9 +97,8 @@ def symmetric_loss(
         raise ValueError(f"image_weight must be in [0, 1]; got {image_weight}")
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     squared = (v.to(dtype) - dz_t.to(dtype)).square()
-    image = squared[:, :image_channels].mean()
-    semantic = squared[:, image_channels:].mean()
-    if is_labelled is not None:
-        per_item = squared[:, image_channels:].mean(dim=(1, 2, 3))
-        semantic = (per_item * is_labelled).sum() / is_labelled.sum().clamp(min=1)
+    if shares is None:
+        shares = ItemShares.of_batch(len(v)).to(v.device)
+    image = (squared[:, :image_channels].mean(dim=(1, 2, 3)) * shares.image).sum()
+    semantic = (squared[:, image_channels:].mean(dim=(1, 2, 3)) * shares.semantic).sum()
     return SymmetricLoss(image_weight * image + (1 - image_weight) * semantic, image, semantic)

@@ -20,9 +20,12 @@ class TrainingProgress:
         epoch: Current epoch, from 0.
         n_epochs: Epochs of the whole run.
         loss: Mean training loss of this epoch so far.
-        validation: Figures of the last validation, None before the first.
+        validation: The history's row of the last epoch that was validated, None before the first.
         validated: Share of the current validation that is done, in [0, 1]; None while the network is trained. 1: the
-            epoch has ended, and `validation` is its own.
+            epoch has ended, and `validation` is its own if it was validated.
+        image_loss: Mean image term of this epoch so far, without weight.
+        semantic_loss: Mean semantic term of this epoch so far, without weight.
+        images_per_second: Pictures that were trained on per second since the last report; None where none were.
     """
 
     step: int
@@ -32,6 +35,9 @@ class TrainingProgress:
     loss: float
     validation: dict[str, Any] | None
     validated: float | None = None
+    image_loss: float | None = None
+    semantic_loss: float | None = None
+    images_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,10 @@ class TrainingResult:
         best_value: Its value of the selection figure, on the validation split.
         history: One dictionary per epoch.
         seconds: Training time of all parts of the run, validation included.
+        device: What it was trained on.
+        precision: Arithmetic of the network in training: `fp32` or `bf16`.
+        n_processes: Processes that shared the batches.
+        taken_over: What this call took from another network (`init`), in words; None: nothing.
     """
 
     folder: Path
@@ -51,6 +61,10 @@ class TrainingResult:
     best_value: float
     history: list[dict[str, Any]]
     seconds: float
+    device: str
+    precision: str
+    n_processes: int = 1
+    taken_over: str | None = None
 
 
 def is_better(value: float, best: float, selection: Selection) -> bool:
@@ -69,7 +83,9 @@ class Position:
     """
 
     step: int = 0
-    epoch_loss: float = 0.0  # sum over the steps of the unfinished epoch
+    epoch_loss: float = 0.0  # sum over the steps of the unfinished epoch, as are its terms
+    epoch_image_loss: float = 0.0
+    epoch_semantic_loss: float = 0.0
     best_epoch: int = -1
     best_value: float = -math.inf
     seconds: float = 0.0

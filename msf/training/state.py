@@ -20,7 +20,6 @@ _FIELDS = {
     "optimizer": dict,
     "position": dict,
 }
-_POSITION = ("step", "epoch_loss", "best_epoch", "best_value", "seconds")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _FIGURES = (int, float, str, type(None))
 
@@ -117,6 +116,8 @@ def _require_position(position: Mapping[str, Any], n_steps: int, where: str) -> 
     wanted = {
         "step": int,
         "epoch_loss": float,
+        "epoch_image_loss": float,
+        "epoch_semantic_loss": float,
         "best_epoch": int,
         "best_value": float,
         "seconds": float,

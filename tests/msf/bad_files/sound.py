@@ -82,7 +82,10 @@ def run_parts():
 @functools.cache
 def training_state():
     network, average, optimizer = run_parts()
-    position = {"step": 7, "epoch_loss": 1.5, "best_epoch": 0, "best_value": 0.5, "seconds": 3.0}
+    position = {
+        "step": 7, "epoch_loss": 1.5, "epoch_image_loss": 1.0, "epoch_semantic_loss": 2.0, "best_epoch": 0,
+        "best_value": 0.5, "seconds": 3.0,
+    }  # fmt: skip
     return {
         "experiment": EXPERIMENT.to_dict(),
         "data_fingerprint": "ab",

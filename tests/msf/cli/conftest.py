@@ -17,6 +17,7 @@ TINY = {
     "epochs": 1,
     "batch-size": 16,
     "validation-samples": 1,
+    "validate-every": 1,
     "precision": "fp32",
     "n-samples": 2,
     "device": "cpu",

@@ -63,7 +63,8 @@ def test_labels_that_are_none_or_mean_two_or_come_twice_are_refused(text, words)
 def test_every_listed_file_is_there_once(run, tmp_path):
     code, _, _ = run("--labels", "3,0", "--n", 2, "--json", "list.json")
     assert code == 0
-    listed = json.loads((tmp_path / "list.json").read_text())
+    content = json.loads((tmp_path / "list.json").read_text())
+    listed = content["pictures"]
     assert [(row["file"], row["label"]) for row in listed] == [
         ("generated/03-0000.png", 3), ("generated/03-0001.png", 3), ("generated/00-0000.png", 0),
         ("generated/00-0001.png", 0),

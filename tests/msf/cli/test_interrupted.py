@@ -18,7 +18,8 @@ MSF = [sys.executable, "-c", "from msf.cli import main; main()"]
 TALKATIVE = [sys.executable, "-c", "import msf.cli as m; m.console.LINE_SECONDS = 0.2; m.main()"]  # lines come early
 NETWORK = {
     "image-size": 8, "code": "simplex", "base-channels": 32, "channel-multipliers": 1, "n-res-blocks": 1,
-    "attention-down-rates": 1, "head-channels": 32, "batch-size": 16, "validation-samples": 1, "precision": "fp32",
+    "attention-down-rates": 1, "head-channels": 32, "batch-size": 16, "validation-samples": 1, "validate-every": 1,
+    "precision": "fp32",
 }  # fmt: skip
 AUTOENCODER = {"image-size": 8, "block-channels": "8,8", "batch-size": 8, "colour-steps": 2}
 
@@ -194,7 +195,7 @@ def test_no_stage_is_silent(tiny_npz, tmp_path):
         " original = getattr(module, name)\n"
         " setattr(module, name, lambda *a, **k: (time.sleep(1), original(*a, **k))[1])\n"
         "hold_up(msf.data, 'load_dataset')\n"
-        "hold_up(msf.training.train, 'symmetric_path')\nhold_up(msf.training.train, 'evaluate')\n"
+        "hold_up(msf.training.step, 'symmetric_path')\nhold_up(msf.training.validation.Validation, 'metrics')\n"
         "msf.cli.main()"
     )
     process = start(command("train", tiny_npz, tmp_path / "a", 1), [sys.executable, "-c", script])

@@ -10,7 +10,7 @@ from msf.config import CodeConfig, ExperimentConfig, GenerateSettings, Inference
 from msf.flow.guidance import Guidance, GuidedVelocity
 from msf.network.velocity import PlainVelocity
 from msf.training.dropping import LabelDrop
-from msf.training.losses import symmetric_loss
+from msf.training.losses import ItemShares, symmetric_loss
 
 
 def toy(z, t):
@@ -90,13 +90,13 @@ def test_hidden_labels_count_in_the_image_part_of_the_loss_only():
     v, target = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
     is_labelled = torch.tensor([True, False, True, True])
     loss, seen = (
-        symmetric_loss(v, target, 1, 0.7, is_labelled),
+        symmetric_loss(v, target, 1, 0.7, ItemShares.of_batch(4, is_labelled)),
         symmetric_loss(v[is_labelled], target[is_labelled], 1, 0.7),
     )
     torch.testing.assert_close(loss.image, symmetric_loss(v, target, 1, 0.7).image)
     torch.testing.assert_close(loss.semantic, seen.semantic)
     torch.testing.assert_close(loss.total, 0.7 * loss.image + 0.3 * seen.semantic)
-    assert symmetric_loss(v, target, 1, 0.7, torch.zeros(4, dtype=torch.bool)).semantic == 0
+    assert symmetric_loss(v, target, 1, 0.7, ItemShares.of_batch(4, torch.zeros(4, dtype=torch.bool))).semantic == 0
 
 
 def test_a_configuration_cannot_ask_for_guidance_without_label_dropping():

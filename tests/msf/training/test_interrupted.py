@@ -16,7 +16,9 @@ from msf.config import CodeConfig, DataConfig, ExperimentConfig, PathConfig, Tra
 from msf.data import ImageDataset, Split, make_phantoms
 from msf.interruption import Interrupted, interruptible
 from msf.medsymmflow import MedSymmFlow
+from msf.training import step as step_module
 from msf.training import train as train_module
+from msf.training.schedule import Schedule
 from msf.training.train import STATE_FILE, train
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX sends them")
@@ -32,7 +34,7 @@ EXPERIMENT = ExperimentConfig(
         base_channels=32, channel_multipliers=(1,), n_res_blocks=1, attention_down_rates=(), head_channels=32,
         dropout=0.1,
     ),
-    train=TrainConfig(epochs=EPOCHS, batch_size=16, validation_samples=1, precision="fp32"),
+    train=TrainConfig(epochs=EPOCHS, batch_size=16, validation_samples=1, validate_every=1, precision="fp32"),
 )  # fmt: skip
 
 
@@ -83,11 +85,11 @@ def train_interrupted(dataset, folder):
 MOMENTS = {
     "building the network": (train_module, "weight_average", 1, None),
     "preparing pictures": (train_module.TrainingImages, "batch", 2, 1),
-    "in the forward pass": (train_module, "symmetric_path", 3, 2),
-    "after the gradients": (train_module.TrainingRun, "_learning_rate", 2, 1),
+    "in the forward pass": (step_module, "symmetric_path", 3, 2),
+    "after the gradients": (Schedule, "learning_rate", 2, 1),
     "in the optimiser": (torch.optim.AdamW, "step", 2, 2),
     "in the average": (torch.optim.swa_utils.AveragedModel, "update_parameters", 4, 4),
-    "reading the loss": (train_module.TrainingRun, "_finite_loss", 1, 3),
+    "reading the loss": (train_module.TrainingRun, "_mean_terms", 1, 3),
     "before validation": (train_module.TrainingRun, "_finish_epoch", 1, 3),
     "in validation": (MedSymmFlow, "classify", 1, 3),
     "saving the checkpoint": (MedSymmFlow, "save_pretrained", 1, 3),
@@ -121,7 +123,7 @@ def test_a_signal_at_any_moment_saves_and_the_run_goes_on_with_the_same_bits(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_signals_that_come_twice_while_saving_corrupt_nothing(dataset, uninterrupted, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
-        interrupt_call(patch, train_module, "symmetric_path", 2)
+        interrupt_call(patch, step_module, "symmetric_path", 2)
         interrupt_call(patch, os, "fsync", 1, number, n_signals=2)
         interrupt_call(patch, os, "replace", 1, number, n_signals=2)
         error = train_interrupted(dataset, tmp_path)
@@ -133,7 +135,7 @@ def test_signals_that_come_twice_while_saving_corrupt_nothing(dataset, uninterru
 def test_ctrl_c_in_a_library_saves_where_weights_and_position_belong_together(
     dataset, uninterrupted, tmp_path, monkeypatch
 ):
-    for target, name, step in ((train_module, "symmetric_path", 1), (torch.optim.AdamW, "step", 1)):
+    for target, name, step in ((step_module, "symmetric_path", 1), (torch.optim.AdamW, "step", 1)):
         with monkeypatch.context() as patch:
             interrupt_call(patch, target, name, 2 if step else 1, signal.SIGINT)
             with pytest.raises(KeyboardInterrupt) as caught:
@@ -144,7 +146,6 @@ def test_ctrl_c_in_a_library_saves_where_weights_and_position_belong_together(
     assert same_as(uninterrupted, train(EXPERIMENT, dataset, tmp_path, device="cpu", resume=True))
 
 
-@pytest.mark.slow
 def run_with_signal(dataset, folder, at_call):
     """Train, and get a signal at that call of a Python function; return the number of calls, -1 if interrupted."""
     calls = itertools.count()
@@ -164,6 +165,7 @@ def run_with_signal(dataset, folder, at_call):
     return next(calls)
 
 
+@pytest.mark.slow
 def test_signals_at_random_moments(dataset, uninterrupted, tmp_path):
     n_calls = run_with_signal(dataset, tmp_path / "whole", at_call=-1)
     moments = random.Random(0)
@@ -213,7 +215,7 @@ def test_a_full_disk_tells_what_is_kept_and_the_run_goes_on(
 
 def test_a_full_disk_while_an_interrupted_run_is_saved(dataset, uninterrupted, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt_call(patch, train_module, "symmetric_path", 5)
+        interrupt_call(patch, step_module, "symmetric_path", 5)
         full_disk(patch, Path, "write_bytes", 3)
         error = train_interrupted(dataset, tmp_path)
     assert error.exit_code == 143

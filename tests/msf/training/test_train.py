@@ -9,64 +9,21 @@ import pytest
 import torch
 
 from msf.checkpoints.folder import load_checkpoint
-from msf.config import CodeConfig, DataConfig, ExperimentConfig, PathConfig, TrainConfig, UNetConfig
-from msf.data import ImageDataset, Split, make_phantoms
+from msf.config import PathConfig
+from msf.data import Split
+from msf.training import processes
 from msf.training import train as train_module
+from msf.training.schedule import Schedule
 from msf.training.train import HISTORY_FILE, STATE_FILE, train
-
-N_TRAIN = 40
-EPOCHS = 3
-STEPS_PER_EPOCH = 3
-
-
-def tiny_experiment(*, code="simplex", path=None, **changes):
-    return ExperimentConfig(
-        data=DataConfig(image_size=8),
-        code=CodeConfig(name=code),
-        path=path or PathConfig(end_share=0.5),
-        network=UNetConfig(
-            base_channels=32,
-            channel_multipliers=(1,),
-            n_res_blocks=1,
-            attention_down_rates=(),
-            head_channels=32,
-            dropout=0.1,
-        ),
-        train=TrainConfig(
-            **{"epochs": EPOCHS, "batch_size": 16, "validation_samples": 1, "precision": "fp32", **changes}
-        ),
-    )
-
-
-def tiny_dataset(seed=0):
-    arrays = make_phantoms(seed, {"train": N_TRAIN, "val": 20})
-    splits = {
-        name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"].flatten().long()) for name in ("train", "val")
-    }
-    # No test split at all: training that touched it would fail.
-    return ImageDataset(
-        name="tiny",
-        test=None,
-        class_names=("a", "b", "c", "d", "e"),
-        flips=True,
-        is_ordinal=False,
-        licence="",
-        citation="",
-        fingerprint=f"tiny-{seed}",
-        **splits,
-    )
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_at(step):
-    def callback(progress):
-        if progress.step >= step:
-            raise Interrupted
-
-    return callback
+from tests.msf.training.tiny import (
+    EPOCHS,
+    N_TRAIN,
+    STEPS_PER_EPOCH,
+    Interrupted,
+    interrupt_at,
+    tiny_dataset,
+    tiny_experiment,
+)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +140,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_state(tmp_path):
     script = f"""
         import os, pathlib, signal, sys
         sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
-        from test_train import tiny_dataset, tiny_experiment
+        from tiny import tiny_dataset, tiny_experiment
         from msf.training.train import train
 
         write_bytes, n_saves = pathlib.Path.write_bytes, [0]
@@ -318,13 +275,9 @@ def test_a_validation_split_with_one_class_cannot_select_by_auc(tmp_path):
     assert result.history[0]["auc_macro_ovr"] is None
 
 
-def test_the_learning_rate_is_that_of_the_one_cycle_schedule(tmp_path):
-    from accelerate import Accelerator
-
-    experiment = tiny_experiment(warmup_share=0.25)
-    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, epochs=8))
-    run = train_module.TrainingRun(experiment, tiny_dataset(), tmp_path, Accelerator(cpu=True), False)
-    settings = experiment.train
+def test_the_learning_rate_is_that_of_the_one_cycle_schedule():
+    settings = dataclasses.replace(tiny_experiment(warmup_share=0.25).train, epochs=8)
+    run = Schedule(settings, N_TRAIN)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -337,7 +290,7 @@ def test_the_learning_rate_is_that_of_the_one_cycle_schedule(tmp_path):
         cycle_momentum=False,
     )
     for step in range(run.n_steps):
-        assert run._learning_rate(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
+        assert run.learning_rate(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
         optimizer.step()
         if step < run.n_steps - 1:
             schedule.step()
@@ -357,4 +310,4 @@ def test_the_callers_random_state_is_left_alone(tmp_path):
 )  # fmt: skip
 def test_a_device_with_an_index_is_the_process_s_own(monkeypatch, wanted, given, expected):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert train_module._is_given(torch.device(wanted), torch.device(given)) == expected
+    assert processes._is_given(torch.device(wanted), torch.device(given)) == expected

@@ -55,7 +55,7 @@ def experiment(source, *, code="rgb", posterior="mode", **changes):
             base_channels=32, channel_multipliers=(1,), n_res_blocks=1, attention_down_rates=(), head_channels=32
         ),
         autoencoder=AutoencoderConfig(name="kl", source=str(source), posterior=posterior),
-        train=TrainConfig(epochs=2, batch_size=5, validation_samples=1, precision="fp32", **changes),
+        train=TrainConfig(epochs=2, batch_size=5, validation_samples=1, validate_every=1, precision="fp32", **changes),
     )
 
 
