@@ -19,6 +19,7 @@ JOBS = {
     "latent-uncertainty-s32-1step": "uncertainty of one picture, 224 x 224 latent model, 32 samples, with encoding",
     "pixel-uncertainty-s64-1step": "uncertainty of one picture, 28 x 28 model, 64 samples",
     "pixel-classify-1-picture-s1": "one picture, one sample, 28 x 28 model",
+    "classify-64-files-s64-process": "`msf classify` of 64 files at 64 samples, 28 x 28 model, whole process",
     "latent-generate-64-25step": "64 pictures at 25 steps, latent model, with decoding",
     "pixel-generate-64-25step": "64 pictures at 25 steps, 28 x 28 model",
     "latent-evaluation-mb16": "evaluation of the latent network, micro-batch 16",

@@ -74,7 +74,8 @@ def transform(weight: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:
         return values
     even = torch.nn.functional.pad(values, (0, 0, 0, values.shape[3] % 2)).to(dtype)
-    return even.unflatten(3, (-1, 2)).transpose(-1, -2).contiguous()
+    pairs = even.reshape(*even.shape[:3], -1, 2, PANEL)
+    return pairs.transpose(-1, -2).contiguous()
 
 
 def _convolved(

@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msf_kernels.conv3x3 import (
-    convolve_transformed,
-    is_native_convolution_faster,
-    native_convolution_reasons,
-    transform_weight,
-)
+from msf_kernels.conv3x3 import is_native_convolution_faster, native_convolution_reasons, transform_weight
+from msf_kernels.conv3x3._native import convolve
 from msf_kernels.prepared._fixed import FixedConvolution
 
 
@@ -31,7 +27,9 @@ class NativeForm:
 
     def __call__(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, _consume_residual: bool) -> Tensor:
         """Return the convolution; [N, C, H, W] -> [N, K, H', W']."""
-        return convolve_transformed(x, self._weight, bias, residual=residual)
+        weight = self._weight  # what is called is the bare operator: the prepared convolution has checked everything
+        out: Tensor = convolve(x, weight.values, bias, residual, weight.out_channels, weight.form, weight.stride)
+        return out
 
 
 def native_input_reasons(convolution: FixedConvolution, x: Tensor) -> list[str]:
