@@ -70,7 +70,7 @@ class Processes:
 
     def rows(self, n: int) -> Tensor:
         """Return which of n rows are this process's: every n-th, int64; perhaps none."""
-        return torch.arange(self.index, n, self.n)
+        return torch.arange(n)[self.index :: self.n]
 
     def padded_rows(self, n: int) -> tuple[Tensor, Tensor]:
         """Return the same, filled up to as many as every process has, and which of them count.

@@ -144,8 +144,10 @@ def test_training_mirrors_maps_with_pictures(masks):
     data = load_dataset(masks)
     flow = flow_of(size=28)
     assert isinstance(flow.space, JointSpace)
-    images = TrainingImages(data, flow.space, flips=True, use_cache=False, device=torch.device("cpu"))
-    image, labels = images.batch(torch.arange(24), seeded_generator(0, 1), slice(0, None))
+    settings = dataclasses.replace(flow.config.data, flips=True, shift=0.1, rotation=20.0)
+    images = TrainingImages(data, flow.space, settings, use_cache=False, device=torch.device("cpu"))
+    draws = images.draw(24, seeded_generator(0, 1))
+    image, labels = images.batch(torch.arange(24), draws), images.labels(torch.arange(24), draws)
     assert labels.dtype == torch.int64
     assert not torch.equal(labels, data.train.labels.long())
     # Dark pixels are those of the nucleus in every mirrored pair.
