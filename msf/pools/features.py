@@ -134,10 +134,10 @@ def _inception(path: Path) -> Callable[[Tensor], Any]:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         return NoTrainInceptionV3("inception-v3-compat", [str(_INCEPTION_FEATURES)], str(path))
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ValueError(
             f"{where} holds weights of Inception, whose network comes with torch-fidelity: pip install torch-fidelity "
             f"({first_line(error)})"
         ) from error
-    except RuntimeError as error:
-        raise ValueError(f"{where} must hold all weights of Inception for FID: {first_line(error)}") from error
+    except RuntimeError as error:  # other shapes; or torchvision, which torch-fidelity needs, is for another torch
+        raise ValueError(f"{where} cannot be made the network of Inception for FID: {first_line(error)}") from error
