@@ -118,11 +118,16 @@ def _load(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 def _look_at(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> _Member:
     if info.compress_type not in _COMPRESSIONS or info.flag_bits & 1:
         raise ValueError(f"{name} is encrypted, or compressed in another way than NumPy does")
-    with archive.open(info) as file:
-        try:
-            return _Member(info, read_npy_header(cast(Any, file), info.file_size, is_text=name == CLASS_NAMES))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    # Labels that are text are read too, so that the message can say what they are.
+    kinds = [True] if name == CLASS_NAMES else [False, True] if name.endswith("_labels") else [False]
+    wrong: ValueError | None = None
+    for is_text in kinds:
+        with archive.open(info) as file:
+            try:
+                return _Member(info, read_npy_header(cast(Any, file), info.file_size, is_text=is_text))
+            except ValueError as error:
+                wrong = wrong or error
+    raise ValueError(f"{name}: {wrong}") from wrong
 
 
 def _check_budget(n_bytes: int, file_bytes: int) -> None:
