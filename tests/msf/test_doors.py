@@ -189,10 +189,11 @@ def test_results_say_what_auto_came_to(folder, dataset, picture, tmp_path, monke
     classified, evaluated, generated, note = (
         json.loads((tmp_path / name).read_text()) for name in ("c.json", "e.json", "g.json", "made/generated.json")
     )
-    row = classified["rows"][0]
-    for result in (row, classified["provenance"], evaluated, evaluated["provenance"], generated[0], note):
+    row, picture = classified["rows"][0], generated["pictures"][0]
+    provenances = [result["provenance"] for result in (classified, evaluated, generated)]
+    for result in (row, evaluated, picture, note, *provenances):
         assert result["precision"] == "fp32"
-    for result in (row, evaluated, generated[0]):
+    for result in (row, evaluated, picture):
         assert result["convolution"]
     for result in (row, evaluated):
         assert result["micro_batch"] >= 1
