@@ -34,8 +34,8 @@ class ItemShares:
     its items have in the whole: losses and gradients of the parts then add up to those of the batch.
 
     Args:
-        image: Shares in the image term; float [N], >= 0.
-        semantic: Shares in the semantic term; float [N], >= 0.
+        image: Shares in the image term; float64 [N], >= 0.
+        semantic: Shares in the semantic term; float64 [N], >= 0.
     """
 
     image: Tensor
@@ -49,8 +49,8 @@ class ItemShares:
             n: Items, >= 1.
             is_labelled: Items whose semantic part counts, bool [n]; None: all.
         """
-        image = torch.full((n,), 1 / n)
-        return cls(image, image if is_labelled is None else is_labelled / is_labelled.sum().clamp(min=1))
+        image = torch.full((n,), 1 / n, dtype=torch.float64)
+        return cls(image, image if is_labelled is None else is_labelled.double() / is_labelled.sum().clamp(min=1))
 
     def of(self, items: Tensor) -> ItemShares:
         """Return the shares of some items; int64 [M]."""
@@ -99,6 +99,6 @@ def symmetric_loss(
     squared = (v.to(dtype) - dz_t.to(dtype)).square()
     if shares is None:
         shares = ItemShares.of_batch(len(v)).to(v.device)
-    image = (squared[:, :image_channels].mean(dim=(1, 2, 3)) * shares.image).sum()
-    semantic = (squared[:, image_channels:].mean(dim=(1, 2, 3)) * shares.semantic).sum()
+    image = (squared[:, :image_channels].mean(dim=(1, 2, 3)) * shares.image.to(dtype)).sum()
+    semantic = (squared[:, image_channels:].mean(dim=(1, 2, 3)) * shares.semantic.to(dtype)).sum()
     return SymmetricLoss(image_weight * image + (1 - image_weight) * semantic, image, semantic)
