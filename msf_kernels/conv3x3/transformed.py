@@ -52,6 +52,11 @@ class TransformedWeight:
         """Whether maps are doubled by repetition before the convolution."""
         return self.values.shape[0] == 4
 
+    def applied(self, x: FeatureMap, bias: Tensor | None, residual: FeatureMap | None) -> FeatureMap:
+        """Return what `convolve_transformed` returns, without its checks: for a caller that has made them."""
+        out: Tensor = convolve(x, self.values, bias, residual, self.out_channels, self.form, self.stride)
+        return out
+
 
 def native_convolution_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Return why the native convolution cannot serve such maps on this machine; empty when it can."""
@@ -191,5 +196,4 @@ def convolve_transformed(
             'the native convolution has no gradient and no derivative: use conv3x3 with backend="reference", or '
             "torch.no_grad()"
         )
-    out: Tensor = convolve(x, weight.values, bias, residual, weight.out_channels, weight.form, weight.stride)
-    return out
+    return weight.applied(x, bias, residual)

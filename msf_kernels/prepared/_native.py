@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from msf_kernels.conv3x3 import is_native_convolution_faster, native_convolution_reasons, transform_weight
-from msf_kernels.conv3x3._native import convolve
 from msf_kernels.prepared._fixed import FixedConvolution
 
 
@@ -27,9 +26,7 @@ class NativeForm:
 
     def __call__(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, _consume_residual: bool) -> Tensor:
         """Return the convolution; [N, C, H, W] -> [N, K, H', W']."""
-        weight = self._weight  # what is called is the bare operator: the prepared convolution has checked everything
-        out: Tensor = convolve(x, weight.values, bias, residual, weight.out_channels, weight.form, weight.stride)
-        return out
+        return self._weight.applied(x, bias, residual)  # the prepared convolution has checked everything
 
 
 def native_input_reasons(convolution: FixedConvolution, x: Tensor) -> list[str]:
