@@ -211,11 +211,12 @@ def launch_implicit_gemm(
     shortcut: Sequence[Tensor] = (),
     shortcut_weight: Tensor | None = None,
     norm: OutputNorm | None = None,
+    is_plain: bool = False,
 ) -> Tensor:
     """Return out [N, K, OH, OW], channels-last; weight is [phases, K, side, side, C], contiguous.
 
     The shortcut is one map or two, [N, Cs, OH, OW], with a contiguous weight [K, all of their channels]. A norm must be
-    one of those of `can_normalise`.
+    one of those of `can_normalise`. `is_plain`: only in tiles that leave registers for a skip and a bias in float32.
     """
     bias = dense(bias)
     n, channels_x, height, width = x.shape
@@ -248,10 +249,11 @@ def launch_implicit_gemm(
             min(channels_x, channels_skip or channels_x),
             n_pixels,
             compute_capability(x.device),
+            is_plain,
         ),
         grid,
         configuration_key=(
-            (x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride),
+            (x.dtype, n_pixels, channels_x, channels_skip, n_out, side, stride, is_plain),
             (tuple(each.shape[1] for each in shortcut), norm is None),
         ),
         is_matmul=x.dtype != torch.float32,
@@ -312,6 +314,7 @@ def _configs(
     n_channels: int,
     n_pixels: int,
     capability: int | None,
+    is_plain: bool = False,
 ) -> tuple[KernelConfig, ...]:
     def config(m: int, n: int, warps: int, stages: int) -> KernelConfig:
         # Triton's products need 16 in every direction.
@@ -324,12 +327,14 @@ def _configs(
         return (config(64, 64, 4, 1),)
     if block_n < 128:
         return (config(128, block_n, 4, 3), config(64, block_n, 4, 3))
-    large = (config(128, 128, 8, 3), config(128, 128, 8, 4), config(64, 128, 4, 3))
+    # Compiled for sm_100 with a bias in float32 the deeper one spills 8 bytes.
+    deeper = () if is_plain else (config(128, 128, 8, 4),)
+    large = (config(128, 128, 8, 3), *deeper, config(64, 128, 4, 3))
     if n_pixels <= MAX_NORMALISED_PIXELS:
         # Small tiles where large ones would leave most of the multiprocessors without one.
         small = (config(64, 64, 4, 4), config(64, 128, 4, 4))
         return (*(small if n_pixels <= FEW_PIXELS else reversed(small)), *large[:2])
-    if n_pixels < MAX_BLOCK_M:
+    if is_plain or n_pixels < MAX_BLOCK_M:
         return large
     wide = (*large, config(128, 64, 8, 3))
     if capability is None or capability // 10 != HOPPER:

@@ -30,6 +30,7 @@ def launch_conv3x3(*arguments) -> Tensor:
         skip=call.skip,
         stride=call.stride,
         upsample=call.upsample,
+        is_plain=True,
     )
 
 
