@@ -32,10 +32,10 @@ TAPS = {Form.TWO: 9, Form.FOUR: 9, Form.DOUBLING: 4, Form.DOUBLING_TWO: 4}
 # F(2, 3) loses less than the plain sum at any size. In bfloat16 the transformed inputs are rounded: what tiles of four
 # outputs lose by that is seven times the rounding of a plain sum's weights, what those of two lose 2.5 times (128
 # channels).
-# At the ends of a network, with few channels, there is nothing to gain for it.
-FEWEST_CHANNELS_OF_PAIRS = 32
 FEWEST_CHANNELS = {Form.FOUR: 64, Form.DOUBLING: 32}
 SHORTEST_SIDE = 4
+# In bfloat16, at the ends of a network, there is nothing to gain for that loss.
+FEWEST_CHANNELS_OF_PAIRS = 32
 
 
 def choose_form(

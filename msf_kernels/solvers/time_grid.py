@@ -40,10 +40,7 @@ def uniform_grid(n_steps: int, start: float = 0.0, end: float = 1.0) -> tuple[fl
         TypeError: `n_steps` is not an integer, or an end is not a number.
         ValueError: `n_steps` < 1, or the ends are equal or not finite.
     """
-    n_steps = as_int("n_steps", n_steps)
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be >= 1; got {n_steps}")
-    start, end = _check_ends(start, end)
+    n_steps, start, end = _check_steps(n_steps), *_check_ends(start, end)
     inner = (start + (end - start) * (i / n_steps) for i in range(1, n_steps))
     return (start, *inner, end)
 
@@ -78,10 +75,7 @@ def cubic_grid(n_steps: int, start: float = 0.0, end: float = 1.0) -> tuple[floa
         The exact field of Gaussian-mixture data (`msf_kernels.testing.GaussianMixtureFlow`), on which uniform and cubic
         steps were compared: docs/decisions/0032-recipes.md.
     """
-    n_steps = as_int("n_steps", n_steps)
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be >= 1; got {n_steps}")
-    start, end = _check_ends(start, end)
+    n_steps, start, end = _check_steps(n_steps), *_check_ends(start, end)
     first, last = math.cbrt(1 - start), math.cbrt(1 - end)
     inner = (1 - (first + (last - first) * (i / n_steps)) ** 3 for i in range(1, n_steps))
     grid = (start, *inner, end)
@@ -198,6 +192,13 @@ def has_readable_values(tensor: Tensor) -> bool:
     """Say whether reading a tensor's values costs no wait for a device and breaks no trace."""
     is_plain = type(tensor) in (Tensor, torch.nn.Parameter) and not any_transformed((tensor,))
     return is_plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_steps(n_steps: int) -> int:
+    n_steps = as_int("n_steps", n_steps)
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be >= 1; got {n_steps}")
+    return n_steps
 
 
 def _check_ends(start: float, end: float) -> tuple[float, float]:

@@ -48,8 +48,12 @@ def tiny_npz(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_npz):
-    folder = tmp_path_factory.mktemp("run")
-    flags = {"dataset": tiny_npz, "out": folder, **TINY}
+    return trained(tmp_path_factory.mktemp("run"), tiny_npz)
+
+
+def trained(folder, dataset, **more):
+    """Run `msf train` with the tiny settings and return the folder."""
+    flags = {"dataset": dataset, "out": folder, **TINY, **more}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["msf", "train", *(f"--{name}={value}" for name, value in flags.items())])
         with pytest.raises(SystemExit) as ended:

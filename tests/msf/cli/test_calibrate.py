@@ -3,31 +3,22 @@
 import csv
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from msf.calibrate import load_calibration
-from msf.cli import main
 from msf.data import hold_out_calibration, load_dataset
 from msf.judge.decisions import Wishes
 from msf.judge.referral import ReferralRule
-from tests.msf.cli.conftest import TINY
+from tests.msf.cli.conftest import trained
 
 
 @pytest.fixture(scope="module")
 def kept_run(tmp_path_factory, tiny_npz):
     """A run that kept a third part."""
-    folder = tmp_path_factory.mktemp("kept")
-    flags = {"dataset": tiny_npz, "out": folder, **TINY, "calibration-share": 0.3}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["msf", "train", *(f"--{name}={value}" for name, value in flags.items())])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    assert not ended.value.code
-    return folder
+    return trained(tmp_path_factory.mktemp("kept"), tiny_npz, **{"calibration-share": 0.3})
 
 
 @pytest.fixture
