@@ -74,13 +74,7 @@ def calibrate(
         ),
     ] = None,
     *,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Data set name, path of an .npz, or a folder or table of pictures. Default: the one the network was "
-            "trained on."
-        ),
-    ] = None,
+    dataset: flags.Pictures = None,
     split: Annotated[
         str | None,
         typer.Option(

@@ -34,13 +34,7 @@ Split = Literal["train", "val", "test"]
 def evaluate(
     *,
     checkpoint: flags.Checkpoint = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Data set name, path of an .npz, or a folder or table of pictures. Default: the one the network was "
-            "trained on."
-        ),
-    ] = None,
+    dataset: flags.Pictures = None,
     split: Annotated[Split, typer.Option(help="Split to judge on.")] = "test",
     ood: Annotated[
         str | None,

@@ -42,6 +42,13 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Where named data sets lie. Default: MSF_DATA, else they are downloaded."),
 ]
+Pictures = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set name, path of an .npz, or a folder or table of pictures. Default: the one the network was "
+        "trained on."
+    ),
+]
 Checkpoint = Annotated[
     str | None,
     typer.Option(

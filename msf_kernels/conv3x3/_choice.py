@@ -9,7 +9,7 @@ from msf_kernels import _ext
 from msf_kernels._derivatives import any_requires_grad
 from msf_kernels._tracing import constant_while_tracing
 from msf_kernels.conv3x3._call import ConvCall
-from msf_kernels.conv3x3._forms import Form, choose_form
+from msf_kernels.conv3x3._forms import ConvSizes, Form, choose_form
 from msf_kernels.conv3x3._measured import TABLE
 
 # On a GPU without measurements. In half precision the kernel that adds bias, residual and shortcut where the products
@@ -52,7 +52,7 @@ def auto_order(call: ConvCall) -> tuple[str, ...]:
             and call.weight.shape[-4] * channels <= LARGEST_WEIGHT_OF_A_CALL
             and not _ext.machine_reasons()
             and is_native_measured_faster(
-                side, channels, call.weight.shape[-4], height, width, call.stride, call.upsample, x.dtype
+                ConvSizes(side, channels, call.weight.shape[-4], height, width, call.stride, call.upsample, x.dtype)
             )
         )
         return ("native", *UNMEASURED_ORDER) if is_native_first else UNMEASURED_ORDER
@@ -79,19 +79,10 @@ def library_order(x: Tensor, out_channels: int, *, stride: int = 1, upsample: bo
     return _cuda_order(x.device.index, x.dtype, x.shape[1], out_channels, stride, upsample, x.shape[2] * x.shape[3])
 
 
-def is_native_measured_faster(
-    side: int,
-    in_channels: int,
-    out_channels: int,
-    height: int,
-    width: int,
-    stride: int,
-    upsample: bool,
-    dtype: torch.dtype,
-) -> bool:
-    """Return what was measured, for a weight that is transformed already and has `side` taps per axis."""
-    form = choose_form(side, in_channels, out_channels, height, width, stride, upsample, dtype)
-    return form in FASTER_FORMS[dtype] and in_channels >= FEWEST_NATIVE_CHANNELS and has_fast_instructions(dtype)
+def is_native_measured_faster(sizes: ConvSizes) -> bool:
+    """Return what was measured, for a weight that is transformed already."""
+    is_faster = choose_form(sizes) in FASTER_FORMS[sizes.dtype] and sizes.in_channels >= FEWEST_NATIVE_CHANNELS
+    return is_faster and has_fast_instructions(sizes.dtype)
 
 
 def has_fast_instructions(dtype: torch.dtype) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 
@@ -38,17 +39,8 @@ SHORTEST_SIDE = 4
 FEWEST_CHANNELS_OF_PAIRS = 32
 
 
-def choose_form(
-    side: int,
-    in_channels: int,
-    out_channels: int,
-    height: int,
-    width: int,
-    stride: int,
-    upsample: bool,
-    dtype: torch.dtype,
-) -> Form:
-    """Return the form with the fewest products per item, the more accurate one where two have as many.
+class ConvSizes(NamedTuple):
+    """What decides on the form of a convolution; the number of items plays no part.
 
     Args:
         side: Taps per axis of the weight, 1 or 3 (2 when summed for doubled maps).
@@ -60,6 +52,20 @@ def choose_form(
         upsample: Whether the map is doubled.
         dtype: Of the maps, float32 or bfloat16.
     """
+
+    side: int
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    stride: int
+    upsample: bool
+    dtype: torch.dtype
+
+
+def choose_form(sizes: ConvSizes) -> Form:
+    """Return the form with the fewest products per item, the more accurate one where two have as many."""
+    side, in_channels, out_channels, height, width, stride, upsample, dtype = sizes
     tiles_of_four = Form.DOUBLING if upsample else Form.FOUR
     is_four_accurate = (
         dtype == torch.float32 and in_channels >= FEWEST_CHANNELS[tiles_of_four] and min(height, width) >= SHORTEST_SIDE

@@ -14,7 +14,7 @@ from torch import Tensor
 from msf_kernels import _ext
 from msf_kernels.conv3x3._autograd import differentiable
 from msf_kernels.conv3x3._call import ConvCall
-from msf_kernels.conv3x3._forms import TAPS, TILE_INPUTS, Form, choose_form
+from msf_kernels.conv3x3._forms import TAPS, TILE_INPUTS, ConvSizes, Form, choose_form
 from msf_kernels.conv3x3._formula import concatenated, summed_weight
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -82,7 +82,7 @@ def _convolved(
     h: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, upsample: bool
 ) -> Tensor:
     """Transform the weight and convolve."""
-    form = choose_form(3, h.shape[1], weight.shape[-4], h.shape[2], h.shape[3], stride, upsample, h.dtype)
+    form = choose_form(ConvSizes(3, h.shape[1], weight.shape[-4], h.shape[2], h.shape[3], stride, upsample, h.dtype))
     if upsample and weight.dim() == 4:
         weight = summed_weight(weight)
     out: Tensor = convolve(h, transform(weight, form, h.dtype), bias, residual, weight.shape[-4], form, stride)

@@ -22,7 +22,7 @@ from msf_kernels.checks import (
     require_tensor,
 )
 from msf_kernels.conv3x3._choice import has_fast_instructions, is_native_measured_faster
-from msf_kernels.conv3x3._forms import Form, choose_form
+from msf_kernels.conv3x3._forms import ConvSizes, Form, choose_form
 from msf_kernels.conv3x3._formula import summed_weight
 from msf_kernels.conv3x3._native import DTYPES, convolve, map_reasons, transform
 from msf_kernels.shapes import FeatureMap
@@ -90,7 +90,7 @@ def is_native_convolution_faster(
     if not is_native_convolution_fast(weight.device, weight.dtype):
         return False
     return is_native_measured_faster(
-        weight.shape[-1], weight.shape[-3], weight.shape[-4], height, width, stride, upsample, weight.dtype
+        ConvSizes(weight.shape[-1], weight.shape[-3], weight.shape[-4], height, width, stride, upsample, weight.dtype)
     )
 
 
@@ -142,7 +142,7 @@ def transform_weight(
     reasons = native_convolution_reasons(weight.device, dtype)
     if reasons:
         raise RuntimeError(f"the native convolution cannot serve: {'; '.join(reasons)}")
-    form = choose_form(weight.shape[-1], n_in, n_out, height, width, stride, upsample, dtype)
+    form = choose_form(ConvSizes(weight.shape[-1], n_in, n_out, height, width, stride, upsample, dtype))
     if upsample and not is_summed:
         weight = summed_weight(weight)
     return TransformedWeight(transform(weight.detach(), form, dtype), n_in, n_out, form, stride)

@@ -12,7 +12,7 @@ from msf_kernels.conv3x3 import (
     native_convolution_reasons,
     transform_weight,
 )
-from msf_kernels.conv3x3._forms import Form, choose_form
+from msf_kernels.conv3x3._forms import ConvSizes, Form, choose_form
 from msf_kernels.testing import assert_within_budget, poison_empty
 from msf_kernels.testing.cases import fixed_cases, random_case
 from msf_kernels.testing.conformance import PASS, check, expectations
@@ -137,7 +137,7 @@ def test_every_form_is_right_on_maps_that_would_choose_another():
 
 def test_the_form_with_the_fewest_products_serves():
     for height, width, form in ((1, 1, Form.DIRECT), (2, 2, Form.TWO), (4, 4, Form.FOUR), (6, 6, Form.TWO)):
-        assert choose_form(3, 64, 8, height, width, 1, False, torch.float32) == form
+        assert choose_form(ConvSizes(3, 64, 8, height, width, 1, False, torch.float32)) == form
     for side, channels, height, width, stride, upsample, form in (
         (3, 63, 32, 32, 1, False, Form.TWO),
         (3, 256, 3, 32, 1, False, Form.TWO),
@@ -149,16 +149,16 @@ def test_the_form_with_the_fewest_products_serves():
         (3, 32, 3, 9, 1, True, Form.DOUBLING_TWO),
         (3, 32, 1, 1, 1, True, Form.DIRECT),
     ):
-        assert choose_form(side, channels, 8, height, width, stride, upsample, torch.float32) == form
+        assert choose_form(ConvSizes(side, channels, 8, height, width, stride, upsample, torch.float32)) == form
     for height, width, upsample, form in (
         (32, 32, False, Form.TWO),
         (1, 1, False, Form.DIRECT),
         (16, 16, True, Form.DOUBLING_TWO),
         (1, 1, True, Form.DIRECT),
     ):
-        assert choose_form(3, 256, 32, height, width, 1, upsample, torch.bfloat16) == form
-        assert choose_form(3, 256, 31, height, width, 1, upsample, torch.bfloat16) == Form.DIRECT
-        assert choose_form(3, 31, 256, height, width, 1, upsample, torch.bfloat16) == Form.DIRECT
+        assert choose_form(ConvSizes(3, 256, 32, height, width, 1, upsample, torch.bfloat16)) == form
+        assert choose_form(ConvSizes(3, 256, 31, height, width, 1, upsample, torch.bfloat16)) == Form.DIRECT
+        assert choose_form(ConvSizes(3, 31, 256, height, width, 1, upsample, torch.bfloat16)) == Form.DIRECT
 
 
 @pytest.fixture
